@@ -1,0 +1,227 @@
+from eddy.v1 import contract_pb2 as _contract_pb2
+from eddy.v1 import errors_pb2 as _errors_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Tensor(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "data")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: _contract_pb2.DataType
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[_contract_pb2.DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class StreamRequest(_message.Message):
+    __slots__ = ("tag", "step", "open", "attach", "close", "reset")
+    TAG_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    ATTACH_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    RESET_FIELD_NUMBER: _ClassVar[int]
+    tag: int
+    step: StepChunk
+    open: OpenSessions
+    attach: AttachSession
+    close: CloseSessions
+    reset: ResetSessions
+    def __init__(self, tag: _Optional[int] = ..., step: _Optional[_Union[StepChunk, _Mapping]] = ..., open: _Optional[_Union[OpenSessions, _Mapping]] = ..., attach: _Optional[_Union[AttachSession, _Mapping]] = ..., close: _Optional[_Union[CloseSessions, _Mapping]] = ..., reset: _Optional[_Union[ResetSessions, _Mapping]] = ...) -> None: ...
+
+class StreamResponse(_message.Message):
+    __slots__ = ("tag", "step", "opened", "attached", "closed", "reset", "error", "ended", "draining")
+    TAG_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    ATTACHED_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    RESET_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    tag: int
+    step: StepResult
+    opened: SessionsOpened
+    attached: SessionAttached
+    closed: SessionsClosed
+    reset: SessionsReset
+    error: _errors_pb2.ErrorDetail
+    ended: SessionsEnded
+    draining: Draining
+    def __init__(self, tag: _Optional[int] = ..., step: _Optional[_Union[StepResult, _Mapping]] = ..., opened: _Optional[_Union[SessionsOpened, _Mapping]] = ..., attached: _Optional[_Union[SessionAttached, _Mapping]] = ..., closed: _Optional[_Union[SessionsClosed, _Mapping]] = ..., reset: _Optional[_Union[SessionsReset, _Mapping]] = ..., error: _Optional[_Union[_errors_pb2.ErrorDetail, _Mapping]] = ..., ended: _Optional[_Union[SessionsEnded, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ...) -> None: ...
+
+class StepChunk(_message.Message):
+    __slots__ = ("handles", "positions", "num_steps", "inputs", "timeout_milliseconds")
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
+    handles: bytes
+    positions: bytes
+    num_steps: int
+    inputs: _containers.RepeatedCompositeFieldContainer[Tensor]
+    timeout_milliseconds: int
+    def __init__(self, handles: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., num_steps: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., timeout_milliseconds: _Optional[int] = ...) -> None: ...
+
+class StepResult(_message.Message):
+    __slots__ = ("outputs", "errors", "replayed_rows", "emitted")
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    REPLAYED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    EMITTED_FIELD_NUMBER: _ClassVar[int]
+    outputs: _containers.RepeatedCompositeFieldContainer[Tensor]
+    errors: _containers.RepeatedCompositeFieldContainer[RowError]
+    replayed_rows: bytes
+    emitted: bytes
+    def __init__(self, outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., replayed_rows: _Optional[bytes] = ..., emitted: _Optional[bytes] = ...) -> None: ...
+
+class RowError(_message.Message):
+    __slots__ = ("row", "error")
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    row: int
+    error: _errors_pb2.ErrorDetail
+    def __init__(self, row: _Optional[int] = ..., error: _Optional[_Union[_errors_pb2.ErrorDetail, _Mapping]] = ...) -> None: ...
+
+class OpenSessions(_message.Message):
+    __slots__ = ("model", "version", "count", "max_in_flight", "idle_timeout_seconds")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    IDLE_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    count: int
+    max_in_flight: int
+    idle_timeout_seconds: float
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., count: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., idle_timeout_seconds: _Optional[float] = ...) -> None: ...
+
+class SessionsOpened(_message.Message):
+    __slots__ = ("session_ids", "handles", "epochs", "model", "version", "max_in_flight", "idle_timeout_seconds", "limits")
+    SESSION_IDS_FIELD_NUMBER: _ClassVar[int]
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    IDLE_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    session_ids: _containers.RepeatedScalarFieldContainer[bytes]
+    handles: bytes
+    epochs: bytes
+    model: str
+    version: str
+    max_in_flight: int
+    idle_timeout_seconds: float
+    limits: Limits
+    def __init__(self, session_ids: _Optional[_Iterable[bytes]] = ..., handles: _Optional[bytes] = ..., epochs: _Optional[bytes] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., max_in_flight: _Optional[int] = ..., idle_timeout_seconds: _Optional[float] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("max_rows", "max_steps", "max_message_bytes")
+    MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    max_rows: int
+    max_steps: int
+    max_message_bytes: int
+    def __init__(self, max_rows: _Optional[int] = ..., max_steps: _Optional[int] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
+
+class AttachSession(_message.Message):
+    __slots__ = ("session_id",)
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    def __init__(self, session_id: _Optional[bytes] = ...) -> None: ...
+
+class SessionAttached(_message.Message):
+    __slots__ = ("handle", "epoch", "next_position", "model", "version", "max_in_flight", "limits")
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NEXT_POSITION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    handle: int
+    epoch: int
+    next_position: int
+    model: str
+    version: str
+    max_in_flight: int
+    limits: Limits
+    def __init__(self, handle: _Optional[int] = ..., epoch: _Optional[int] = ..., next_position: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., max_in_flight: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+
+class CloseSessions(_message.Message):
+    __slots__ = ("handles",)
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    handles: bytes
+    def __init__(self, handles: _Optional[bytes] = ...) -> None: ...
+
+class SessionsClosed(_message.Message):
+    __slots__ = ("errors",)
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    errors: _containers.RepeatedCompositeFieldContainer[RowError]
+    def __init__(self, errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ...) -> None: ...
+
+class ResetSessions(_message.Message):
+    __slots__ = ("handles",)
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    handles: bytes
+    def __init__(self, handles: _Optional[bytes] = ...) -> None: ...
+
+class SessionsReset(_message.Message):
+    __slots__ = ("handles", "errors")
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    handles: bytes
+    errors: _containers.RepeatedCompositeFieldContainer[RowError]
+    def __init__(self, handles: _Optional[bytes] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ...) -> None: ...
+
+class SessionsEnded(_message.Message):
+    __slots__ = ("handles", "error")
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    handles: bytes
+    error: _errors_pb2.ErrorDetail
+    def __init__(self, handles: _Optional[bytes] = ..., error: _Optional[_Union[_errors_pb2.ErrorDetail, _Mapping]] = ...) -> None: ...
+
+class Draining(_message.Message):
+    __slots__ = ("grace_seconds",)
+    GRACE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    grace_seconds: float
+    def __init__(self, grace_seconds: _Optional[float] = ...) -> None: ...
+
+class StepRequest(_message.Message):
+    __slots__ = ("session_id", "epoch", "position", "num_steps", "inputs")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    epoch: int
+    position: int
+    num_steps: int
+    inputs: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, session_id: _Optional[bytes] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., num_steps: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+
+class StepResponse(_message.Message):
+    __slots__ = ("outputs", "next_position", "replayed", "emitted")
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_POSITION_FIELD_NUMBER: _ClassVar[int]
+    REPLAYED_FIELD_NUMBER: _ClassVar[int]
+    EMITTED_FIELD_NUMBER: _ClassVar[int]
+    outputs: _containers.RepeatedCompositeFieldContainer[Tensor]
+    next_position: int
+    replayed: bool
+    emitted: bytes
+    def __init__(self, outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., next_position: _Optional[int] = ..., replayed: _Optional[bool] = ..., emitted: _Optional[bytes] = ...) -> None: ...

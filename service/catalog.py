@@ -1,0 +1,188 @@
+"""The catalog: the models of a repository folder, loaded or refused.
+
+Owns finding models/<name>/<version>/model.onnx, loading them one by one, and looking them up. A model that does not
+load is listed with its reason and never stops the others. Must not know the wire.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+
+from eddy.service.config import Config
+from eddy.service.contract import read_contract
+from eddy.service.digest import InputDigest
+from eddy.service.engine import available_providers
+from eddy.service.errors import ClientError, Detail, EddyError, ModelError, Reason
+from eddy.service.model import ModelFile, ServedModel
+from eddy.service.sessions import SessionTable
+
+_LOG = logging.getLogger(__name__)
+
+STEP_GRAPH = "model.onnx"
+
+
+class RepositoryError(Exception):
+    """The repository folder itself is not there or not readable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One version of one model: served, or refused with the reason.
+
+    Attributes:
+        load_seconds: time to load and test it.
+    """
+
+    file: ModelFile
+    model: ServedModel | None
+    error: EddyError | None
+    load_seconds: float
+
+
+class Catalog:
+    """The models of one server.
+
+    Args:
+        config: everything; table: the server's sessions.
+        generator: for input digests.
+        on_ended: see `ServedModel`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        table: SessionTable,
+        generator: np.random.Generator,
+        on_ended: Callable[[int, np.ndarray, EddyError], None],
+    ) -> None:
+        self._config = config
+        self._table = table
+        self._digest = InputDigest(generator)
+        self._on_ended = on_ended
+        # Changed only by `load`. Versions by number, the latest last.
+        self._entries: dict[str, dict[str, Entry]] = {}
+        self._served: list[ServedModel] = []
+
+    def load(self) -> None:
+        """Loads every model of the repository.
+
+        Raises:
+            RepositoryError: the folder is not there.
+        """
+        root = Path(self._config.server.model_repository)
+        try:
+            names = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+            for folder in names:
+                versions = sorted((path for path in folder.iterdir() if path.is_dir()), key=_version_key)
+                for version in versions:
+                    entry = self._load(folder.name, version)
+                    self._entries.setdefault(folder.name, {})[version.name] = entry
+        except OSError as error:
+            raise RepositoryError(f"model repository {str(root)!r}: {error.strerror or error}") from error
+
+    def __iter__(self) -> Iterator[Entry]:
+        for versions in self._entries.values():
+            yield from versions.values()
+
+    @property
+    def served(self) -> list[ServedModel]:
+        """Models that are ready; the position is the model's index in the session table."""
+        return self._served
+
+    def find(self, name: str, version: str) -> Entry:
+        """The entry of a model; an empty version means the latest that is ready, else the latest.
+
+        Raises:
+            ClientError: UNKNOWN_MODEL or UNKNOWN_VERSION.
+        """
+        versions = self._entries.get(name)
+        if not versions:
+            known = ", ".join(sorted(self._entries)) or "none"
+            raise ClientError(
+                Reason.UNKNOWN_MODEL, f"model: got {name!r}, this server has {known}", Detail("model", name, known)
+            )
+        if not version:
+            return next((entry for entry in reversed(versions.values()) if entry.model), [*versions.values()][-1])
+        if version not in versions:
+            known = ", ".join(versions)
+            raise ClientError(
+                Reason.UNKNOWN_VERSION,
+                f"version: got {version!r}, model {name!r} has {known}",
+                Detail("version", version, known),
+            )
+        return versions[version]
+
+    def ready(self, name: str, version: str) -> ServedModel:
+        """The model to serve.
+
+        Raises:
+            ClientError: unknown; ModelError: known, but not ready.
+        """
+        entry = self.find(name, version)
+        if entry.model is None:
+            assert entry.error is not None
+            raise entry.error
+        return entry.model
+
+    def _load(self, name: str, folder: Path) -> Entry:
+        start = time.monotonic()
+        path = folder / STEP_GRAPH
+        digest = ""
+        try:
+            raw = path.read_bytes()
+            digest = hashlib.sha256(raw).hexdigest()
+            file = ModelFile(name, folder.name, digest)
+            graph = onnx.load_from_string(raw)
+            served = self._serve(file, graph)
+        except (OSError, DecodeError, ModelError) as error:
+            file = ModelFile(name, folder.name, digest)
+            _LOG.error("model %s version %s is not served: %s", name, folder.name, _why(path, error))
+            refusal = ModelError(Reason.MODEL_NOT_READY, f"model {name!r} version {folder.name!r}: {_why(path, error)}")
+            return Entry(file, None, refusal, time.monotonic() - start)
+        self._served.append(served)
+        seconds = time.monotonic() - start
+        _LOG.info("model %s version %s is ready after %.3f s", name, folder.name, seconds)
+        return Entry(file, served, None, seconds)
+
+    def _serve(self, file: ModelFile, graph: onnx.ModelProto) -> ServedModel:
+        wanted = self._config.server.providers
+        available = available_providers()
+        provider = next((name for name in wanted or available if name in available), None)
+        if provider is None:
+            raise ModelError(
+                Reason.MODEL_NOT_READY,
+                f"none of the execution providers {', '.join(wanted)} is available, only {', '.join(available)}",
+            )
+        return ServedModel(
+            file,
+            len(self._served),
+            graph,
+            read_contract(graph),
+            self._table,
+            self._config.model,
+            provider,
+            self._digest,
+            self._on_ended,
+        )
+
+
+def _why(path: Path, error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{path.name} cannot be read: {error.strerror or error}"
+    if isinstance(error, DecodeError):
+        return f"{path.name} is not an ONNX file (truncated or corrupt): {error}"
+    return error.message if isinstance(error, EddyError) else str(error)
+
+
+def _version_key(folder: Path) -> tuple[int, int, str]:
+    is_number = folder.name.isdecimal()
+    return (int(is_number), int(folder.name) if is_number else 0, folder.name)

@@ -1,0 +1,127 @@
+"""A chunk: some sessions of one model, each stepped by the same number of time steps, on its way through the server.
+
+Owns what is known of one chunk between its arrival and its one result. Must not know the wire or how ticks are formed.
+
+Dimension key: B rows of the chunk, T steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from eddy.service.contract import Contract
+from eddy.service.errors import EddyError
+
+NO_DEADLINE = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkResult:
+    """What became of a chunk.
+
+    Attributes:
+        outputs: raw bytes an output port, [B, T, ...]; rows in `errors` are zero.
+        errors: row -> why it was refused or failed.
+        replayed: rows answered from their kept reply.
+        failure: set when the whole chunk was refused; then nothing else is.
+    """
+
+    outputs: Sequence[bytes] = ()
+    errors: dict[int, EddyError] = field(default_factory=dict)
+    replayed: Sequence[int] = ()
+    failure: EddyError | None = None
+
+
+class Source(Protocol):
+    """Where chunks come from and their results go."""
+
+    # Its client is gone: chunks that have not begun are dropped.
+    is_gone: bool
+
+    def deliver(self, chunk: Chunk, result: ChunkResult) -> None:
+        """Takes the one result of `chunk`."""
+
+
+class Chunk:
+    """B sessions of one model, T steps each.
+
+    Args:
+        handles: uint64 [B] raw little-endian bytes; positions: the same.
+        inputs: raw bytes an input port of the contract, [B, T, ...].
+        route: the owner column's value that every row must have (`sessions.route`).
+        source: given the result exactly once, unless its client is gone before the chunk begins.
+        tag: the source's own; contract: the model's.
+        arrival: monotonic seconds; deadline: begin before this time or fail.
+    """
+
+    __slots__ = (
+        "arrival",
+        "contract",
+        "deadline",
+        "digests",
+        "done_steps",
+        "errors",
+        "handles",
+        "index",
+        "inputs",
+        "num_rows",
+        "num_steps",
+        "outputs",
+        "positions",
+        "replays",
+        "route",
+        "rows",
+        "source",
+        "tag",
+        "work_slots",
+    )
+
+    def __init__(
+        self,
+        handles: bytes,
+        positions: bytes,
+        num_steps: int,
+        inputs: Sequence[bytes],
+        route: int,
+        source: Source,
+        tag: int,
+        contract: Contract,
+        arrival: float,
+        deadline: float = NO_DEADLINE,
+    ) -> None:
+        self.handles = handles
+        self.positions = positions
+        self.num_rows = len(handles) // 8
+        self.num_steps = num_steps
+        self.inputs = inputs
+        self.route = route
+        self.source = source
+        self.tag = tag
+        self.contract = contract
+        self.arrival = arrival
+        self.deadline = deadline
+        # Changed only by the scheduler. Steps already run, when the chunk is time-sliced.
+        self.done_steps = 0
+        # For chunks that are not on the fast path: table rows int64 [B]; of these the ones that run, as indices
+        # int64 [n]; their input digests uint64 [n]; their working slots int64 [n] between slices; the outputs
+        # gathered so far, [n, T, ...] each; refused rows; kept replies to send instead.
+        self.rows: np.ndarray | None = None
+        self.index: np.ndarray | None = None
+        self.digests: np.ndarray | None = None
+        self.work_slots: np.ndarray | None = None
+        self.outputs: list[np.ndarray] | None = None
+        self.errors: dict[int, EddyError] = {}
+        self.replays: dict[int, tuple[bytes, ...]] = {}
+
+    def reply(self, result: ChunkResult) -> None:
+        """Delivers the chunk's one result."""
+        self.source.deliver(self, result)
+
+    @property
+    def is_begun(self) -> bool:
+        """A slice of it is running or has run: it is now finished whatever happens to its client."""
+        return self.index is not None

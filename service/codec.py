@@ -1,0 +1,266 @@
+"""The codec: between wire messages and chunks.
+
+Owns the checks of a message that need no session state (sizes, dtypes, shapes, byte lengths), the building of
+responses, and the table from reasons to gRPC status codes. Must not know gRPC itself, connections or queues.
+
+Nothing here is done per row: a message of a thousand rows costs what a message of one does, but for copying bytes.
+
+Dimension key: B rows of a message, T steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from eddy.service.chunk import ChunkResult
+from eddy.service.contract import Contract
+from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
+from eddy.v1 import contract_pb2, errors_pb2, inference_pb2
+
+# gRPC status code numbers, https://grpc.github.io/grpc/core/md_doc_statuscodes.html
+_CANCELLED, _INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _NOT_FOUND = 1, 3, 4, 5
+_RESOURCE_EXHAUSTED, _FAILED_PRECONDITION, _ABORTED, _INTERNAL, _UNAVAILABLE = 8, 9, 10, 13, 14
+
+GRPC_CODES: dict[Reason, int] = {
+    Reason.MALFORMED_MESSAGE: _INVALID_ARGUMENT,
+    Reason.MISSING_FIELD: _INVALID_ARGUMENT,
+    Reason.INVALID_DTYPE: _INVALID_ARGUMENT,
+    Reason.INVALID_SHAPE: _INVALID_ARGUMENT,
+    Reason.INVALID_BYTE_LENGTH: _INVALID_ARGUMENT,
+    Reason.NON_FINITE: _INVALID_ARGUMENT,
+    Reason.OUT_OF_RANGE: _INVALID_ARGUMENT,
+    Reason.EMPTY_BATCH: _INVALID_ARGUMENT,
+    Reason.ZERO_STEPS: _INVALID_ARGUMENT,
+    Reason.TOO_MANY_STEPS: _INVALID_ARGUMENT,
+    Reason.TOO_MANY_ROWS: _INVALID_ARGUMENT,
+    Reason.DUPLICATE_HANDLE: _INVALID_ARGUMENT,
+    Reason.MIXED_MODELS: _INVALID_ARGUMENT,
+    Reason.UNKNOWN_INPUT: _INVALID_ARGUMENT,
+    Reason.UNKNOWN_MODEL: _NOT_FOUND,
+    Reason.UNKNOWN_VERSION: _NOT_FOUND,
+    Reason.UNKNOWN_SESSION: _NOT_FOUND,
+    Reason.SESSION_EXPIRED: _NOT_FOUND,
+    Reason.SESSION_CLOSED: _NOT_FOUND,
+    Reason.POSITION_AHEAD: _FAILED_PRECONDITION,
+    Reason.POSITION_BEHIND: _FAILED_PRECONDITION,
+    Reason.REPEAT_MISMATCH: _FAILED_PRECONDITION,
+    Reason.REPLY_NOT_KEPT: _FAILED_PRECONDITION,
+    Reason.FENCED: _ABORTED,
+    Reason.SESSION_BUSY: _FAILED_PRECONDITION,
+    Reason.TOO_MANY_SESSIONS: _RESOURCE_EXHAUSTED,
+    Reason.QUEUE_FULL: _RESOURCE_EXHAUSTED,
+    Reason.MESSAGE_TOO_LARGE: _RESOURCE_EXHAUSTED,
+    Reason.DRAINING: _UNAVAILABLE,
+    Reason.DEADLINE_EXCEEDED: _DEADLINE_EXCEEDED,
+    Reason.CANCELLED: _CANCELLED,
+    Reason.MODEL_NOT_READY: _UNAVAILABLE,
+    Reason.MODEL_FAILED: _INTERNAL,
+    Reason.INTERNAL: _INTERNAL,
+}
+
+_ERROR_DOMAIN = "eddy.v1"
+
+
+# Errors
+
+
+def error_detail(error: EddyError) -> errors_pb2.ErrorDetail:
+    """The wire form of an error."""
+    detail = error.detail
+    return errors_pb2.ErrorDetail(
+        reason=int(error.reason),  # type: ignore[arg-type]  # the stub wants its own enum type
+        message=error.message,
+        field=detail.field,
+        received=detail.received,
+        expected=detail.expected,
+        next_position=detail.next_position,
+        epoch=detail.epoch,
+        grpc_code=GRPC_CODES[error.reason],
+    )
+
+
+def error_status(error: EddyError) -> status_pb2.Status:
+    """The error as `google.rpc.Status`, with an `eddy.v1.ErrorDetail` and a `google.rpc.ErrorInfo` in its details."""
+    details = [any_pb2.Any(), any_pb2.Any()]
+    details[0].Pack(error_detail(error))
+    details[1].Pack(error_details_pb2.ErrorInfo(reason=error.reason.name, domain=_ERROR_DOMAIN))
+    return status_pb2.Status(code=GRPC_CODES[error.reason], message=error.message, details=details)
+
+
+def row_errors(errors: dict[int, EddyError]) -> list[inference_pb2.RowError]:
+    """The wire form of refused rows."""
+    return [inference_pb2.RowError(row=row, error=error_detail(error)) for row, error in sorted(errors.items())]
+
+
+# Requests
+
+
+def check_columns(handles: bytes, positions: bytes, num_steps: int, max_rows: int, max_steps: int) -> int:
+    """B of a step message.
+
+    Raises:
+        ClientError: the columns disagree, or B or T is not allowed.
+    """
+    if not handles:
+        raise invalid(Reason.EMPTY_BATCH, "step.handles", "no rows", "at least one")
+    num_rows, rest = divmod(len(handles), 8)
+    if rest:
+        raise invalid(Reason.INVALID_BYTE_LENGTH, "step.handles", f"{len(handles)} bytes", "8 bytes a row (uint64)")
+    if num_rows > max_rows:
+        raise invalid(Reason.TOO_MANY_ROWS, "step.handles", f"{num_rows} rows", f"at most {max_rows}")
+    if len(positions) != len(handles):
+        raise invalid(
+            Reason.INVALID_BYTE_LENGTH,
+            "step.positions",
+            f"{len(positions)} bytes",
+            f"{len(handles)} bytes (uint64 [{num_rows}])",
+        )
+    check_steps(num_steps, max_steps, "step.num_steps")
+    return num_rows
+
+
+def check_steps(num_steps: int, max_steps: int, where: str) -> None:
+    """T is allowed.
+
+    Raises:
+        ClientError: ZERO_STEPS or TOO_MANY_STEPS.
+    """
+    if num_steps < 1:
+        raise invalid(Reason.ZERO_STEPS, where, num_steps, "at least 1")
+    if num_steps > max_steps:
+        raise invalid(Reason.TOO_MANY_STEPS, where, num_steps, f"at most {max_steps}")
+
+
+def read_inputs(
+    contract: Contract, tensors: Sequence[inference_pb2.Tensor], num_rows: int, num_steps: int
+) -> list[bytes]:
+    """Raw bytes an input port of the contract, [B, T, ...].
+
+    Raises:
+        ClientError: an input is missing, unknown, twice there, or has the wrong dtype, shape or byte length.
+    """
+    ports = contract.inputs
+    if len(tensors) != len(ports) or any(
+        tensor.name != port.name for tensor, port in zip(tensors, ports, strict=True)
+    ):
+        tensors = _in_order(contract, tensors)
+    raw = []
+    for port, tensor in zip(ports, tensors, strict=True):
+        data = tensor.data
+        if (
+            tensor.dtype != port.wire_dtype
+            or tuple(tensor.shape) != (num_rows, num_steps, *port.shape)
+            or len(data) != num_rows * num_steps * port.step_bytes
+        ):
+            raise _bad_tensor(tensor, port.name, port.wire_dtype, (num_rows, num_steps, *port.shape), port.step_bytes)
+        raw.append(data)
+    return raw
+
+
+def _in_order(contract: Contract, tensors: Iterable[inference_pb2.Tensor]) -> list[inference_pb2.Tensor]:
+    expected = ", ".join(port.name for port in contract.inputs)
+    by_name: dict[str, inference_pb2.Tensor] = {}
+    for tensor in tensors:
+        if tensor.name in by_name or all(tensor.name != port.name for port in contract.inputs):
+            raise invalid(Reason.UNKNOWN_INPUT, "inputs", repr(tensor.name), f"each once: {expected}")
+        by_name[tensor.name] = tensor
+    for port in contract.inputs:
+        if port.name not in by_name:
+            raise invalid(Reason.MISSING_FIELD, "inputs", f"no {port.name!r}", f"each once: {expected}")
+    return [by_name[port.name] for port in contract.inputs]
+
+
+def _bad_tensor(
+    tensor: inference_pb2.Tensor, name: str, wire_dtype: int, shape: tuple[int, ...], step_bytes: int
+) -> ClientError:
+    where = f"inputs[{name}]"
+    if tensor.dtype != wire_dtype:
+        return invalid(Reason.INVALID_DTYPE, f"{where}.dtype", _dtype_name(tensor.dtype), _dtype_name(wire_dtype))
+    if tuple(tensor.shape) != shape:
+        return invalid(Reason.INVALID_SHAPE, f"{where}.shape", list(tensor.shape), list(shape))
+    expected = shape[0] * shape[1] * step_bytes
+    return invalid(Reason.INVALID_BYTE_LENGTH, f"{where}.data", f"{len(tensor.data)} bytes", f"{expected} bytes")
+
+
+def _dtype_name(number: int) -> str:
+    if number in contract_pb2.DataType.values():
+        return contract_pb2.DataType.Name(number).removeprefix("DATA_TYPE_")  # type: ignore[arg-type]
+    return str(number)
+
+
+def read_handles(raw: bytes, where: str) -> np.ndarray:
+    """A column of handles, uint64 [n].
+
+    Raises:
+        ClientError: EMPTY_BATCH, INVALID_BYTE_LENGTH or DUPLICATE_HANDLE.
+    """
+    if not raw:
+        raise invalid(Reason.EMPTY_BATCH, where, "no rows", "at least one")
+    if len(raw) % 8:
+        raise invalid(Reason.INVALID_BYTE_LENGTH, where, f"{len(raw)} bytes", "8 bytes a row (uint64)")
+    handles = np.frombuffer(raw, "<u8")
+    if len(np.unique(handles)) != len(handles):
+        raise invalid(Reason.DUPLICATE_HANDLE, where, "a handle twice", "each session at most once in a message")
+    return handles
+
+
+# Responses
+
+
+def step_response(
+    contract: Contract, tag: int, num_rows: int, num_steps: int, result: ChunkResult
+) -> inference_pb2.StreamResponse:
+    """The answer to a step message on a stream."""
+    response = inference_pb2.StreamResponse(tag=tag)
+    if result.failure is not None:
+        response.error.CopyFrom(error_detail(result.failure))
+        return response
+    step = response.step
+    _write_outputs(contract, step.outputs, num_rows, num_steps, result.outputs)
+    if result.errors:
+        step.errors.extend(row_errors(result.errors))
+    if result.replayed:
+        step.replayed_rows = np.array(result.replayed, "<u4").tobytes()
+    return response
+
+
+def _write_outputs(contract: Contract, outputs, num_rows, num_steps, blocks) -> None:  # type: ignore[no-untyped-def]
+    # `outputs` is a repeated field of Tensor, for which the stubs have no public name.
+    for port, block in zip(contract.outputs, blocks, strict=True):
+        tensor = outputs.add()
+        tensor.name = port.name
+        tensor.dtype = port.wire_dtype
+        tensor.shape.extend((num_rows, num_steps, *port.shape))
+        tensor.data = block
+
+
+def unary_step_response(
+    contract: Contract, request: inference_pb2.StepRequest, result: ChunkResult
+) -> inference_pb2.StepResponse:
+    """The answer to a unary step.
+
+    Raises:
+        EddyError: the step was refused.
+    """
+    if result.failure is not None:
+        raise result.failure
+    if result.errors:
+        raise result.errors[0]
+    response = inference_pb2.StepResponse(
+        next_position=request.position + request.num_steps, replayed=bool(result.replayed)
+    )
+    _write_outputs(contract, response.outputs, 1, request.num_steps, result.outputs)
+    return response
+
+
+def malformed(error: Exception, what: str) -> ClientError:
+    """The error for bytes that are not a message."""
+    return ClientError(
+        Reason.MALFORMED_MESSAGE,
+        f"the bytes received are not a {what}: {error}",
+        Detail(received="bytes that do not parse", expected=what),
+    )

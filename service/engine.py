@@ -1,0 +1,349 @@
+"""The engine: one model's step graph, wrapped around its state arena, on one execution provider.
+
+Owns the ONNX Runtime session, the arena buffers and the input and output buffers, all on the provider's device. Must
+not know sessions, positions or the wire: it sees rows of slots. One caller at a time (the scheduler's dispatcher
+guarantees it): the arena is updated in place.
+
+Ordering rules: slot 0 holds the initial state and slot 1 is scratch; neither is ever handed out. A tick never has
+fewer than two rows, because ONNX Runtime's kernels for one row take another path and other bits.
+
+Dimension key: B rows of a tick, T steps, S slots.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from eddy.service.contract import Contract, Port, State
+from eddy.service.errors import ModelError, Reason
+from eddy.service.graph import LIVE, READ_SLOTS, WRITE_SLOTS, ArenaPort, wrap_step_graph
+
+# ONNX Runtime's wheels report usage over the network unless told otherwise before the first import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort  # noqa: E402  (after the environment variable)
+
+INITIAL_SLOT = 0
+SCRATCH_SLOT = 1
+NUM_RESERVED_SLOTS = 2
+MIN_ROWS = 2
+
+# Bindings are kept for reuse, because binding costs 25 us of a 45 us tick; bounded in number and in bytes.
+_MAX_BINDINGS = 256
+_MAX_BINDING_BYTES = 64 << 20
+
+_DEVICES = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
+
+
+def available_providers() -> tuple[str, ...]:
+    """Execution providers that this build of ONNX Runtime has and Eddy supports, best first."""
+    have = ort.get_available_providers()
+    return tuple(name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in have)
+
+
+def runtime_version() -> str:
+    """ONNX Runtime's version: bits hold for one version only."""
+    return str(ort.__version__)
+
+
+@dataclass(slots=True)
+class _Binding:
+    """Buffers of one (B, T), bound once: filling them and running is all that a tick does."""
+
+    io: Any
+    inputs: list[np.ndarray]
+    read_slots: np.ndarray
+    write_slots: np.ndarray
+    outputs: list[np.ndarray]
+    device_inputs: list[tuple[Any, np.ndarray]]
+    device_outputs: list[Any]
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TickCost:
+    """What a tick takes: `fixed_seconds + B * T * row_step_seconds`."""
+
+    fixed_seconds: float
+    row_step_seconds: float
+
+    def seconds(self, row_steps: int) -> float:
+        """Expected seconds of a tick of B x T = `row_steps`."""
+        return self.fixed_seconds + row_steps * self.row_step_seconds
+
+
+class Engine:
+    """One model, loaded and ready to tick.
+
+    Args:
+        model: the step graph; contract: its contract.
+        num_slots: S, slots to hand out (the reserved ones come on top).
+        provider: an ONNX Runtime execution provider name from `available_providers`.
+        num_threads: threads within one operator.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the graph, or the self-test finds a wrong result.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        contract: Contract,
+        *,
+        num_slots: int,
+        provider: str = "CPUExecutionProvider",
+        num_threads: int = 1,
+    ) -> None:
+        if provider not in available_providers():
+            raise ModelError(
+                Reason.MODEL_NOT_READY, f"provider {provider!r} is not available, got {available_providers()}"
+            )
+        self.contract = contract
+        self.provider = provider
+        self.num_slots = num_slots
+        self._device = _DEVICES[provider]
+        wrapped = wrap_step_graph(model, contract)
+        self.guarded_states = wrapped.guarded
+        self._ports = wrapped.arenas
+        self._session = _create_session(wrapped.model, provider, num_threads)
+        self._run_options = ort.RunOptions()
+        # Changed only by `run` and the arena accessors, on the caller's thread.
+        self._arenas = {port.state.name: self._create_arena(port.state) for port in self._ports}
+        self._bindings: OrderedDict[tuple[int, int], _Binding] = OrderedDict()
+        self._binding_bytes = 0
+        self.write_states(np.array([INITIAL_SLOT]), [port.state.initial[None] for port in self._ports])
+        self._self_test(model, num_threads)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of all arenas on the device."""
+        return self.contract.state_bytes * (self.num_slots + NUM_RESERVED_SLOTS)
+
+    def run(
+        self, inputs: Sequence[np.ndarray], read_slots: np.ndarray, write_slots: np.ndarray, num_steps: int
+    ) -> list[bytes]:
+        """Steps B rows by T steps: state of row b comes from `read_slots[b]` and goes to `write_slots[b]`.
+
+        Args:
+            inputs: one array a port of the contract, [B, T, ...], any memory layout that numpy can copy.
+            read_slots, write_slots: int64 [B]; write slots are distinct.
+            num_steps: T.
+
+        Returns:
+            One block of raw bytes an output port, [B, T, ...] in C order.
+
+        Raises:
+            ModelError: the graph failed; the rows' states are undefined.
+        """
+        rows = len(read_slots)
+        binding = self._binding(max(rows, MIN_ROWS), num_steps)
+        for buffer, values in zip(binding.inputs, inputs, strict=True):
+            buffer[:rows] = values
+        binding.read_slots[:rows] = read_slots
+        binding.write_slots[:rows, 0] = write_slots
+        if rows < MIN_ROWS:  # Padding reads the initial state and writes scratch.
+            for buffer in binding.inputs:
+                buffer[rows:] = buffer[0]
+            binding.read_slots[rows:] = INITIAL_SLOT
+            binding.write_slots[rows:] = SCRATCH_SLOT
+        for value, host in binding.device_inputs:
+            value.update_inplace(host)
+        try:
+            self._session.run_with_iobinding(binding.io, self._run_options)
+        except Exception as error:  # ONNX Runtime raises bare exceptions of several kinds.
+            raise ModelError(Reason.MODEL_FAILED, f"the graph of {self.contract.name!r} failed: {error}") from error
+        if binding.device_outputs:
+            return [value.numpy()[:rows].tobytes() for value in binding.device_outputs]
+        return [buffer[:rows].tobytes() for buffer in binding.outputs]
+
+    def read_states(self, slots: np.ndarray) -> list[np.ndarray]:
+        """Copies of the states in `slots` int64 [B]: one array a state, [B, ...]. Not for the hot path."""
+        return [self._host_arena(port)[slots].copy() for port in self._ports]
+
+    def write_states(self, slots: np.ndarray, states: Sequence[np.ndarray]) -> None:
+        """Overwrites the states in `slots` int64 [B] with `states`, one [B, ...] a state. Not for the hot path."""
+        for port, rows in zip(self._ports, states, strict=True):
+            arena = self._host_arena(port)
+            arena[slots] = rows
+            if self._device != "cpu":
+                self._arenas[port.state.name].update_inplace(arena)
+
+    def measure_cost(self, repeats: int = 5) -> TickCost:
+        """Measures what a tick costs, on working slots; median of `repeats` ticks of 2 and of 32 rows."""
+        small, large = 2, 32
+        few, many = self._median_seconds(small, repeats), self._median_seconds(large, repeats)
+        per_row_step = max((many - few) / (large - small), 1e-8)
+        return TickCost(max(few - small * per_row_step, 0.0), per_row_step)
+
+    def _median_seconds(self, rows: int, repeats: int) -> float:
+        inputs = [_example(port, rows, 1) for port in self.contract.inputs]
+        read = np.full(rows, INITIAL_SLOT)
+        write = np.arange(rows) % self.num_slots + NUM_RESERVED_SLOTS
+        durations = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            self.run(inputs, read, write, 1)
+            durations.append(time.perf_counter() - start)
+        return float(np.median(durations))
+
+    # Buffers
+
+    def _create_arena(self, state: State) -> Any:
+        shape = [self.num_slots + NUM_RESERVED_SLOTS, *state.shape]
+        if self._device == "cpu":
+            # Zero pages are not resident until a slot is used.
+            return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, state.dtype))
+        return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, state.dtype), self._device, 0)
+
+    def _host_arena(self, port: ArenaPort) -> np.ndarray:
+        """On the CPU a view of the arena itself, elsewhere a copy."""
+        value: np.ndarray = self._arenas[port.state.name].numpy()
+        return value
+
+    def _binding(self, rows: int, num_steps: int) -> _Binding:
+        key = (rows, num_steps)
+        binding = self._bindings.get(key)
+        if binding is not None:
+            self._bindings.move_to_end(key)
+            return binding
+        binding = self._create_binding(rows, num_steps)
+        self._bindings[key] = binding
+        self._binding_bytes += binding.num_bytes
+        while len(self._bindings) > _MAX_BINDINGS or (
+            self._binding_bytes > _MAX_BINDING_BYTES and len(self._bindings) > 1
+        ):
+            _, oldest = self._bindings.popitem(last=False)
+            self._binding_bytes -= oldest.num_bytes
+        return binding
+
+    def _create_binding(self, rows: int, num_steps: int) -> _Binding:
+        io = self._session.io_binding()
+        binding = _Binding(
+            io,
+            [np.zeros((rows, num_steps, *port.shape), port.dtype) for port in self.contract.inputs],
+            np.zeros(rows, np.int64),
+            np.zeros((rows, 1), np.int64),
+            [],
+            [],
+            [],
+            0,
+        )
+        hosts = [(port.name, array) for port, array in zip(self.contract.inputs, binding.inputs, strict=True)]
+        hosts += [(READ_SLOTS, binding.read_slots), (WRITE_SLOTS, binding.write_slots)]
+        for name, array in hosts:
+            value = self._value(array)
+            if self._device != "cpu":
+                binding.device_inputs.append((value, array))
+            io.bind_ortvalue_input(name, value)
+            binding.num_bytes += array.nbytes
+        if self.guarded_states:
+            io.bind_ortvalue_input(LIVE, self._value(np.ones(1, np.bool_)))
+        for port in self._ports:
+            io.bind_ortvalue_input(port.input_name, self._arenas[port.state.name])
+            if port.state.next_name:
+                io.bind_ortvalue_output(port.output_name, self._arenas[port.state.name])
+        for port in self.contract.outputs:
+            array = np.zeros((rows, num_steps, *port.shape), port.dtype)
+            value = self._value(array)
+            if self._device == "cpu":
+                binding.outputs.append(array)
+            else:
+                binding.device_outputs.append(value)
+            io.bind_ortvalue_output(port.name, value)
+            binding.num_bytes += array.nbytes
+        return binding
+
+    def _value(self, array: np.ndarray) -> Any:
+        """An OrtValue on the device; on the CPU it shares `array`'s memory."""
+        if self._device == "cpu":
+            return ort.OrtValue.ortvalue_from_numpy(array)
+        return ort.OrtValue.ortvalue_from_numpy(array, self._device, 0)
+
+    # Self-test
+
+    def _self_test(self, model: onnx.ModelProto, num_threads: int) -> None:
+        """Steps a few slots in three calls and compares with the unwrapped graph, states carried by hand.
+
+        Neighbouring slots hold a marker: a wrong gather, scatter or copy shows there or in the difference.
+        """
+        rows = min(3, self.num_slots)
+        slots = np.arange(rows)[::-1] + NUM_RESERVED_SLOTS
+        reference = _create_session(model, self.provider, num_threads)
+        names = [port.name for port in self.contract.outputs]
+        names += [state.next_name for state in self.contract.states if state.next_name]
+        read = np.full(rows, INITIAL_SLOT)
+        # The reference needs two rows as well, for the same kernels.
+        pad = max(rows, MIN_ROWS)
+        states = {port.state.name: np.repeat(port.state.initial[None], pad, axis=0) for port in self._ports}
+        tolerance = max(self.contract.tolerance, 0.0 if self._device == "cpu" else 1e-4)
+        for call in range(3):
+            inputs = [_example(port, pad, 1, seed=call) for port in self.contract.inputs]
+            feed = {port.name: value for port, value in zip(self.contract.inputs, inputs, strict=True)}
+            try:
+                expected = reference.run(names, feed | states)
+            except Exception as error:
+                raise ModelError(Reason.MODEL_NOT_READY, f"the step graph does not run: {error}") from error
+            for port in self._ports:
+                if port.state.next_name:
+                    states[port.state.name] = expected[names.index(port.state.next_name)]
+            got = self.run([value[:rows] for value in inputs], read, slots, 1)
+            read = slots
+            for port, block, wanted in zip(self.contract.outputs, got, expected, strict=False):
+                shape = (rows, 1, *port.shape)
+                if wanted[:rows].shape != shape:
+                    raise ModelError(
+                        Reason.MODEL_NOT_READY,
+                        f"output {port.name!r} has shape {wanted.shape}, the contract says [B, T, {port.shape}]",
+                    )
+                self._compare(np.frombuffer(block, port.dtype).reshape(shape), wanted[:rows], port.name, tolerance)
+        for port, value in zip(self._ports, self.read_states(slots), strict=True):
+            self._compare(value, states[port.state.name][:rows], port.state.name, tolerance)
+        initial = [port.state.initial[None] for port in self._ports]
+        for value, wanted in zip(self.read_states(np.array([INITIAL_SLOT])), initial, strict=True):
+            self._compare(value, wanted, "the initial-state slot", 0.0)
+
+    def _compare(self, got: np.ndarray, wanted: np.ndarray, name: str, tolerance: float) -> None:
+        difference = np.abs(got.astype(np.float64) - wanted.astype(np.float64)).max(initial=0.0)
+        if not difference <= tolerance:
+            raise ModelError(
+                Reason.MODEL_NOT_READY,
+                f"self-test: {name!r} differs by {difference:.3g} between the wrapped and the plain graph "
+                f"(allowed: {tolerance:.3g})",
+            )
+
+
+def _create_session(model: onnx.ModelProto, provider: str, num_threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # A spinning pool would take a core from the event loop.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    chosen: list[Any] = [provider]
+    if provider == "CUDAExecutionProvider":
+        chosen = [(provider, {"use_tf32": "0"}), "CPUExecutionProvider"]
+    try:
+        return ort.InferenceSession(model.SerializeToString(), options, providers=chosen)
+    except Exception as error:
+        raise ModelError(Reason.MODEL_NOT_READY, f"ONNX Runtime refuses the graph: {error}") from error
+
+
+def _example(port: Port, rows: int, num_steps: int, seed: int = 0) -> np.ndarray:
+    """Values within the port's range, [B, T, ...], that differ between rows."""
+    generator = np.random.default_rng(seed)
+    shape = (rows, num_steps, *port.shape)
+    if port.dtype.kind == "f":
+        low = -1.0 if port.minimum is None else port.minimum
+        high = 1.0 if port.maximum is None else port.maximum
+        return generator.uniform(low, high, shape).astype(port.dtype)
+    low_int = 0 if port.minimum is None else int(port.minimum)
+    high_int = low_int + 1 if port.maximum is None else int(port.maximum)
+    return generator.integers(low_int, high_int, shape, endpoint=True).astype(port.dtype)

@@ -1,0 +1,266 @@
+"""The host: sessions and models of one process behind one set of operations.
+
+Owns what every front door needs: opening, finding, closing and resetting sessions, submitting chunks, expiry, and
+draining. Must not know the wire or connections; a connection is a number and two callbacks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from eddy.service.catalog import Catalog
+from eddy.service.chunk import Chunk
+from eddy.service.config import Config
+from eddy.service.dispatcher import Dispatcher
+from eddy.service.errors import CapacityError, EddyError, Reason, invalid
+from eddy.service.model import ServedModel
+from eddy.service.sessions import NO_STREAM, SessionTable, route
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Sessions that were opened.
+
+    Attributes:
+        rows: table rows, int64 [n]; handles: uint64 [n]; session_ids: 16 bytes each.
+    """
+
+    model: ServedModel
+    rows: np.ndarray
+    handles: np.ndarray
+    session_ids: list[bytes]
+    max_in_flight: int
+    idle_timeout_seconds: float
+
+
+class Host:
+    """Everything behind the wire.
+
+    Args:
+        config: everything.
+        clock: monotonic seconds; random_bytes: for session ids; generator: for input digests.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+        generator: np.random.Generator | None = None,
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.table = SessionTable(config.session.max_sessions, clock, random_bytes)
+        self.catalog = Catalog(config, self.table, generator or np.random.default_rng(), self._tell_ended)
+        # Changed only on the event loop, after `start`.
+        self._dispatcher: Dispatcher | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._ended_listeners: dict[int, Callable[[np.ndarray, EddyError], None]] = {}
+        self._next_stream = NO_STREAM + 1
+        self.is_draining = False
+        self.num_expired = 0
+        # Refused requests and rows, by reason; counted where they are answered.
+        self.refusals: dict[Reason, int] = {}
+
+    def load(self) -> None:
+        """Loads the models. May be called before there is an event loop."""
+        self.catalog.load()
+
+    def start(self) -> None:
+        """Begins to run ticks and to expire idle sessions, on the running event loop."""
+        self._dispatcher = Dispatcher(
+            asyncio.get_running_loop(), self.clock, self.config.server.inline_tick_seconds
+        )
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    async def drain(self) -> bool:
+        """Refuses new work and waits for what was accepted; False when `drain_seconds` were not enough."""
+        self.is_draining = True
+        deadline = self.clock() + self.config.server.drain_seconds
+        while not self.is_idle:
+            if self.clock() >= deadline:
+                return False
+            await asyncio.sleep(0.005)
+        return True
+
+    async def stop(self) -> None:
+        """Ends the sweeper and the engine thread."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if self._dispatcher is not None:
+            await asyncio.to_thread(self._dispatcher.close)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing that was accepted is unfinished."""
+        return all(model.scheduler.is_idle for model in self.catalog.served) and (
+            self._dispatcher is None or self._dispatcher.is_idle
+        )
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """The dispatcher, once started."""
+        assert self._dispatcher is not None, "the host has not been started"
+        return self._dispatcher
+
+    # Streams
+
+    def add_stream(self, on_ended: Callable[[np.ndarray, EddyError], None]) -> int:
+        """A number for a new stream; `on_ended` is told the handles of its sessions that the server ends."""
+        stream = self._next_stream
+        self._next_stream += 1
+        self._ended_listeners[stream] = on_ended
+        return stream
+
+    def remove_stream(self, stream: int) -> None:
+        """The stream has ended: its sessions stay open, owned by nobody, until they are idle for too long."""
+        del self._ended_listeners[stream]
+        rows = self.table.rows_of_stream(stream)
+        if len(rows):
+            self.table.detach(rows)
+
+    def _tell_ended(self, stream: int, handles: np.ndarray, error: EddyError) -> None:
+        listener = self._ended_listeners.get(stream)
+        if listener is not None:
+            listener(handles, error)
+
+    # Sessions
+
+    def open(
+        self, name: str, version: str, count: int, max_in_flight: int, idle_timeout_seconds: float, stream: int
+    ) -> Opened:
+        """Opens `count` sessions; 0 for `max_in_flight` or `idle_timeout_seconds` means the default.
+
+        Raises:
+            EddyError: unknown model, bad arguments, no room, draining; nothing was opened.
+        """
+        self.refuse_if_draining()
+        model = self.catalog.ready(name, version)
+        limit = self.config.session.idle_timeout_seconds
+        most = self.config.model.max_in_flight
+        if count < 1:
+            raise invalid(Reason.OUT_OF_RANGE, "count", count, "at least 1")
+        if max_in_flight > most:
+            raise invalid(Reason.OUT_OF_RANGE, "max_in_flight", max_in_flight, f"at most {most}")
+        if not 0 <= idle_timeout_seconds <= limit:
+            raise invalid(Reason.OUT_OF_RANGE, "idle_timeout_seconds", idle_timeout_seconds, f"0 to {limit:g}")
+        in_flight, idle = max_in_flight or 1, idle_timeout_seconds or limit
+        rows = model.open_sessions(count, stream, in_flight, idle)
+        handles = self.table.handle[rows]
+        ids = self.table.ids_of(rows)
+        return Opened(model, rows, handles, ids, in_flight, idle)
+
+    def attach(self, session_id: bytes, stream: int, done: Callable[[int | EddyError], None]) -> None:
+        """`stream` takes over a session once the chunks before it are through; `done` is told its row.
+
+        `done` is told an error if the session or the stream has ended by then.
+
+        Raises:
+            EddyError: unknown session, draining.
+        """
+        self.refuse_if_draining()
+        row = self.table.row_of_id(session_id)
+
+        def take_over() -> None:
+            try:
+                found = self.table.row_of_id(session_id)
+            except EddyError as error:
+                done(error)
+                return
+            if stream in self._ended_listeners:
+                self.table.attach(found, stream)
+                done(found)
+
+        self._control(np.array([row]), take_over)
+
+    def close(self, rows: np.ndarray, done: Callable[[], None]) -> None:
+        """Ends sessions once the chunks before this are through; `rows` int64 [n], open, of any models."""
+        self._by_model(rows, lambda model, mine: model.close_sessions(mine), done)
+
+    def reset(self, rows: np.ndarray, done: Callable[[], None]) -> None:
+        """Sets sessions back to the start once the chunks before this are through."""
+        self._by_model(rows, lambda model, mine: model.reset_sessions(mine), done)
+
+    def _by_model(
+        self, rows: np.ndarray, apply: Callable[[ServedModel, np.ndarray], None], done: Callable[[], None]
+    ) -> None:
+        models = self.table.models_of(rows)
+        present = np.unique(models).tolist()
+        left = [len(present)]
+        expected = self.table.handle[rows]
+
+        def run(model: ServedModel, mine: np.ndarray, handles: np.ndarray) -> None:
+            # A session may have ended, or have been taken over, while this waited behind its chunks.
+            still = mine[self.table.handle[mine] == handles]
+            if len(still):
+                apply(model, still)
+            left[0] -= 1
+            if not left[0]:
+                done()
+
+        for index in present:
+            model = self.catalog.served[index]
+            mine, handles = rows[models == index], expected[models == index]
+            model.scheduler.submit_control(mine, lambda m=model, r=mine, h=handles: run(m, r, h))  # type: ignore[misc]
+            self.dispatcher.notify(model)
+
+    def _control(self, rows: np.ndarray, run: Callable[[], None]) -> None:
+        model = self.catalog.served[self.table.model_of(int(rows[0]))]
+        model.scheduler.submit_control(rows, run)
+        self.dispatcher.notify(model)
+
+    # Chunks
+
+    def submit(self, model: ServedModel, chunk: Chunk) -> None:
+        """Queues a chunk.
+
+        Raises:
+            CapacityError: QUEUE_FULL or DRAINING.
+        """
+        self.refuse_if_draining()
+        model.scheduler.submit(chunk)
+        self.dispatcher.notify(model)
+
+    def route(self, stream: int, model: ServedModel) -> int:
+        """The route of chunks of `model` on `stream`."""
+        return route(stream, model.index)
+
+    def count_refusal(self, error: EddyError) -> None:
+        """Counts a request or a row that was answered with an error."""
+        self.refusals[error.reason] = self.refusals.get(error.reason, 0) + 1
+
+    def refuse_if_draining(self) -> None:
+        """Raises CapacityError while the server drains."""
+        if self.is_draining:
+            raise CapacityError(
+                Reason.DRAINING, "the server is shutting down; nothing of this request was applied, send it elsewhere"
+            )
+
+    # Expiry
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(self.config.session.sweep_seconds)
+            self.expire()
+
+    def expire(self) -> int:
+        """Ends sessions that have been idle for too long; returns how many."""
+        rows = self.table.idle_rows()
+        if not len(rows):
+            return 0
+        models = self.table.models_of(rows)
+        for index in np.unique(models).tolist():
+            self.catalog.served[index].expire_sessions(rows[models == index])
+        self.num_expired += len(rows)
+        _LOG.info("%d idle sessions ended", len(rows))
+        return len(rows)

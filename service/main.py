@@ -1,0 +1,122 @@
+"""`eddy serve`: one process from start to drained end.
+
+Owns the order of things: answer health first, load models, open the port, run until SIGTERM or SIGINT, drain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import sys
+import time
+
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import CollectorRegistry
+
+from eddy.service.catalog import RepositoryError
+from eddy.service.config import Config
+from eddy.service.host import Host
+from eddy.service.http import HttpServer
+from eddy.service.metrics import ModelTotals, ServiceCollector, Totals
+from eddy.service.server import PortInUse, Server
+
+_LOG = logging.getLogger(__name__)
+
+
+def serve(config: Config) -> int:
+    """Serves until told to stop; returns the process's exit code."""
+    started = time.monotonic()
+    host = Host(config)
+    readiness = _Readiness(host)
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    ServiceCollector(lambda: totals(host, is_ready=not readiness.explain()), registry)
+    try:
+        http = HttpServer(config.server.host, config.server.http_port, registry, readiness.explain)
+    except OSError as error:
+        print(f"eddy: cannot listen on http port {config.server.http_port}: {error.strerror}", file=sys.stderr)
+        return 1
+    try:
+        host.load()
+        return _run(_serve(config, host, readiness, http, started))
+    except (RepositoryError, PortInUse) as error:
+        print(f"eddy: {error}", file=sys.stderr)
+        return 1
+    finally:
+        http.close()
+
+
+def _run(main: object) -> int:
+    try:
+        import uvloop
+    except ImportError:  # Not on Windows.
+        return asyncio.run(main)  # type: ignore[arg-type]
+    return uvloop.run(main)  # type: ignore[arg-type]
+
+
+async def _serve(config: Config, host: Host, readiness: _Readiness, http: HttpServer, started: float) -> int:
+    server = Server(config, host)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    await server.start()
+    # What is loaded stays; a collection must not walk it while streams wait.
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(config.server.busy_switch_seconds)
+    readiness.is_serving = True
+    num_ready = len(host.catalog.served)
+    num_models = len(list(host.catalog))
+    print(
+        f"eddy: serving {num_ready} of {num_models} models on {config.server.host}:{server.port}, "
+        f"metrics on http://{config.server.host}:{http.port}/metrics, ready in {time.monotonic() - started:.2f} s",
+        flush=True,
+    )
+    await stopped.wait()
+    readiness.is_serving = False
+    await server.drain()
+    return 0
+
+
+class _Readiness:
+    """Whether the server takes requests, and why not."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.is_serving = False
+
+    def explain(self) -> str:
+        if self._host.is_draining:
+            return "draining"
+        if not self.is_serving:
+            return "loading models"
+        refused = [f"{entry.error.message}" for entry in self._host.catalog if entry.error is not None]
+        return "\n".join(refused)
+
+
+def totals(host: Host, *, is_ready: bool) -> Totals:
+    """Present totals of a host, for metrics."""
+    models = tuple(
+        ModelTotals(
+            model=model.file.name,
+            version=model.file.version,
+            num_sessions=model.num_sessions,
+            num_slots=model.slots.num_slots,
+            num_ticks=model.scheduler.num_ticks,
+            num_row_steps=model.scheduler.num_row_steps,
+            num_queued=model.scheduler.num_queued,
+            num_replayed=model.scheduler.num_replayed,
+            kept_reply_bytes=model.replies.held_bytes,
+            arena_bytes=model.engine.arena_bytes,
+        )
+        for model in list(host.catalog.served)
+    )
+    refusals = {reason.name.lower(): count for reason, count in list(host.refusals.items())}
+    return Totals(models, refusals, host.num_expired, is_ready)

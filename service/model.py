@@ -1,0 +1,153 @@
+"""A served model: one version of one model with everything it needs to serve sessions.
+
+Owns the putting together of engine, slots, kept replies and scheduler, and the session operations that touch several
+of them: open, close, reset, take over, expire. Must not know the wire, files or threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from eddy.service.arena import SlotAllocator
+from eddy.service.config import ModelConfig
+from eddy.service.contract import Contract
+from eddy.service.digest import InputDigest
+from eddy.service.engine import INITIAL_SLOT, NUM_RESERVED_SLOTS, Engine
+from eddy.service.errors import EddyError
+from eddy.service.lifecycle import Event
+from eddy.service.replies import ReplyStore
+from eddy.service.scheduler import Limits, Scheduler
+from eddy.service.sessions import MODEL_BITS, SessionTable
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """Where a model came from: its name and version in the repository, and the step graph's SHA-256."""
+
+    name: str
+    version: str
+    digest: str
+
+
+class ServedModel:
+    """One version of one model, ready to serve.
+
+    Args:
+        file: what it is; index: its number in the session table.
+        model, contract: the step graph and its contract.
+        table: the server's sessions.
+        config: sizes and limits; provider: execution provider.
+        digest: of inputs.
+        on_ended: told the handles of sessions that ended by the server's will, by owner stream, and why.
+
+    Raises:
+        ModelError: the model does not load.
+    """
+
+    def __init__(
+        self,
+        file: ModelFile,
+        index: int,
+        model: onnx.ModelProto,
+        contract: Contract,
+        table: SessionTable,
+        config: ModelConfig,
+        provider: str,
+        digest: InputDigest,
+        on_ended: Callable[[int, np.ndarray, EddyError], None],
+    ) -> None:
+        self.file = file
+        self.index = index
+        self.contract = contract
+        self.config = config
+        self._table = table
+        self._on_ended = on_ended
+        num_slots = config.num_slots(contract.state_bytes)
+        num_work_slots = config.max_rows
+        self.engine = Engine(
+            model, contract, num_slots=num_slots + num_work_slots, provider=provider, num_threads=config.num_threads
+        )
+        self.slots = SlotAllocator(NUM_RESERVED_SLOTS, num_slots)
+        self.replies = ReplyStore(
+            tuple(port.step_bytes for port in contract.outputs), config.max_kept_reply_bytes
+        )
+        self.cost = self.engine.measure_cost()
+        limits = Limits(
+            config.max_rows,
+            max(1, int(config.max_tick_seconds / self.cost.row_step_seconds)),
+            config.max_queued_chunks,
+        )
+        self.scheduler = Scheduler(
+            contract,
+            table,
+            self.replies,
+            SlotAllocator(NUM_RESERVED_SLOTS + num_slots, num_work_slots),
+            limits,
+            digest,
+            self._fail_rows,
+        )
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions of this model that are open."""
+        return self.slots.num_slots - self.slots.num_free
+
+    def open_sessions(
+        self, count: int, stream: int, max_in_flight: int, idle_timeout_seconds: float
+    ) -> np.ndarray:
+        """Opens `count` sessions owned by `stream`; returns their table rows, int64 [count].
+
+        Raises:
+            CapacityError: no slots, or too many sessions; nothing was opened.
+        """
+        slots = self.slots.allocate(count)
+        rings = self.replies.open_rings(count, max_in_flight)
+        try:
+            rows = self._table.open(
+                slots,
+                model=self.index,
+                stream=stream,
+                initial_slot=INITIAL_SLOT,
+                ring_starts=rings,
+                ring_size=max_in_flight,
+                idle_timeout_seconds=idle_timeout_seconds,
+            )
+        except EddyError:
+            self.slots.free(slots)
+            self.replies.close_rings(rings, np.full(count, max_in_flight))
+            raise
+        if max_in_flight > 1:
+            self.scheduler.uses_rings = True
+        return rows
+
+    def close_sessions(self, rows: np.ndarray) -> None:
+        """Ends sessions at their client's wish; `rows` int64 [B], open and not busy."""
+        self._end(rows, Event.CLOSE)
+
+    def reset_sessions(self, rows: np.ndarray) -> None:
+        """Back to the initial state; kept replies are forgotten. `rows` int64 [B], open and not busy."""
+        self._table.reset(rows, INITIAL_SLOT)
+        self.replies.clear_rings(self._table.ring_start[rows], self._table.ring_size[rows])
+
+    def expire_sessions(self, rows: np.ndarray) -> None:
+        """Ends sessions that were idle for too long, with notice to their owners."""
+        self._end_with_notice(rows, Event.EXPIRE)
+
+    def _fail_rows(self, rows: np.ndarray) -> None:
+        self._end_with_notice(rows, Event.FAIL)
+
+    def _end_with_notice(self, rows: np.ndarray, event: Event) -> None:
+        handles, routes = self._table.handle[rows], self._table.route[rows]
+        self._end(rows, event)
+        streams = routes >> MODEL_BITS
+        for stream in np.unique(streams).tolist():
+            mine = handles[streams == stream]
+            self._on_ended(stream, mine, self._table.ended_by(event))
+
+    def _end(self, rows: np.ndarray, event: Event) -> None:
+        self.replies.close_rings(self._table.ring_start[rows], self._table.ring_size[rows])
+        self.slots.free(self._table.end(rows, event))

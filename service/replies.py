@@ -1,0 +1,231 @@
+"""Kept replies: the last outputs of every session, so that a chunk that is sent again is answered without running.
+
+Owns the rings of reply entries and the blocks of output bytes that they refer to. Must not know sessions' positions
+rules, queues or the wire.
+
+A tick's outputs are kept as they are, as one **block** of rows; an entry says which row of which block. Nothing is
+copied per session. The cost is that one entry keeps a whole block alive, so blocks that are mostly dead are rewritten
+(**compacted**) when the bytes held exceed the budget, and the oldest replies are forgotten when the live ones alone
+exceed it. A chunk whose reply was forgotten is refused, never run twice.
+
+Dimension key: B rows, T steps, E entries, K blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_NO_BLOCK = 0
+_FIRST_ENTRIES = 1024
+_FIRST_BLOCKS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class KeptReply:
+    """One kept reply.
+
+    Attributes:
+        num_steps: T of the chunk that it answers; digest: of that chunk's inputs.
+        outputs: raw bytes an output, [T, ...]; None when the bytes were forgotten.
+    """
+
+    num_steps: int
+    digest: int
+    outputs: tuple[bytes, ...] | None
+
+
+class ReplyStore:
+    """Kept replies of one model's sessions.
+
+    Args:
+        step_bytes: bytes of one row's one step, an output each.
+        max_bytes: budget for the outputs held.
+    """
+
+    def __init__(self, step_bytes: tuple[int, ...], max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.num_forgotten = 0
+        self.num_compactions = 0
+        self._step_bytes = step_bytes
+        # Entries. Changed only by the methods below, on the server's event loop.
+        self._position = np.full(_FIRST_ENTRIES, -1, np.int64)
+        self._digest = np.zeros(_FIRST_ENTRIES, np.uint64)
+        self._block = np.zeros(_FIRST_ENTRIES, np.int32)
+        self._row = np.zeros(_FIRST_ENTRIES, np.int32)
+        self._num_entries = 0
+        self._free_rings: dict[int, list[int]] = {}
+        # Blocks; block 0 is none.
+        self._live = np.zeros(_FIRST_BLOCKS, np.int32)
+        self._sequence = np.zeros(_FIRST_BLOCKS, np.int64)
+        self._blocks: list[tuple[bytes, ...]] = [()] * _FIRST_BLOCKS
+        self._steps = [0] * _FIRST_BLOCKS
+        self._free_blocks = list(range(_FIRST_BLOCKS - 1, 0, -1))
+        self._next_sequence = 0
+        self.held_bytes = 0
+
+    # Rings: `size` consecutive entries for a session that may have so many chunks in flight.
+
+    def open_rings(self, count: int, size: int) -> np.ndarray:
+        """Entries where `count` new rings of `size` begin, int32 [count]."""
+        reused = self._free_rings.get(size, [])
+        starts = [reused.pop() for _ in range(min(count, len(reused)))]
+        missing = count - len(starts)
+        while self._num_entries + missing * size > len(self._position):
+            self._grow_entries()
+        fresh = self._num_entries + np.arange(missing, dtype=np.int32) * size
+        self._num_entries += missing * size
+        return np.concatenate([np.array(starts, np.int32), fresh.astype(np.int32)])
+
+    def close_rings(self, starts: np.ndarray, sizes: np.ndarray) -> None:
+        """Forgets the replies of rings and frees the rings themselves; `starts`, `sizes` int32 [B]."""
+        self.clear_rings(starts, sizes)
+        for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+            self._free_rings.setdefault(size, []).append(start)
+
+    def clear_rings(self, starts: np.ndarray, sizes: np.ndarray) -> None:
+        """Forgets the replies of rings, which stay open."""
+        if not len(starts):
+            return
+        offsets = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        entries = np.repeat(starts, sizes) + offsets
+        self._release(self._block[entries])
+        self._block[entries] = _NO_BLOCK
+        self._position[entries] = -1
+
+    # Keeping
+
+    def keep(
+        self,
+        entries: np.ndarray,
+        positions: np.ndarray,
+        digests: np.ndarray,
+        outputs: tuple[bytes, ...],
+        num_steps: int,
+        block_rows: np.ndarray,
+    ) -> None:
+        """Replaces what `entries` int32 [B] hold by rows `block_rows` int32 [B] of `outputs`.
+
+        Args:
+            positions: int64 [B], of the chunks answered; digests: uint64 [B], of their inputs.
+            outputs: one block an output, [rows, T, ...] as raw bytes; num_steps: T.
+        """
+        self._release(self._block[entries])
+        block = self._add_block(outputs, num_steps, len(entries))
+        self._position[entries] = positions
+        self._digest[entries] = digests
+        self._block[entries] = block
+        self._row[entries] = block_rows
+        if self.held_bytes > self.max_bytes:
+            self._shrink()
+
+    def find(self, start: int, size: int, position: int) -> KeptReply | None:
+        """The reply to the chunk at `position` in a ring, if the ring still remembers that chunk."""
+        for entry in range(start, start + size):
+            if self._position[entry] == position:
+                block = int(self._block[entry])
+                digest = int(self._digest[entry])
+                if block == _NO_BLOCK:  # Forgotten: the row column holds T.
+                    return KeptReply(int(self._row[entry]), digest, None)
+                steps = self._steps[block]
+                row = int(self._row[entry])
+                return KeptReply(steps, digest, self._row_bytes(block, row, steps))
+        return None
+
+    def _row_bytes(self, block: int, row: int, steps: int) -> tuple[bytes, ...]:
+        return tuple(
+            data[row * steps * size : (row + 1) * steps * size]
+            for data, size in zip(self._blocks[block], self._step_bytes, strict=True)
+        )
+
+    # Blocks
+
+    def _add_block(self, outputs: tuple[bytes, ...], num_steps: int, live: int) -> int:
+        if not self._free_blocks:
+            self._grow_blocks()
+        block = self._free_blocks.pop()
+        self._blocks[block] = outputs
+        self._steps[block] = num_steps
+        self._live[block] = live
+        self._sequence[block] = self._next_sequence
+        self._next_sequence += 1
+        self.held_bytes += sum(map(len, outputs))
+        return block
+
+    def _release(self, blocks: np.ndarray) -> None:
+        """One entry fewer for each of `blocks` int32 [B]; blocks without entries are freed."""
+        if len(blocks) == 1:
+            touched, counts = [int(blocks[0])], [1]
+        else:
+            first = int(blocks[0])
+            if (blocks == first).all():
+                touched, counts = [first], [len(blocks)]
+            else:
+                tally = np.bincount(blocks)
+                nonzero = np.flatnonzero(tally)
+                touched, counts = nonzero.tolist(), tally[nonzero].tolist()
+        for block, count in zip(touched, counts, strict=True):
+            if block == _NO_BLOCK:
+                continue
+            left = int(self._live[block]) - count
+            self._live[block] = left
+            if left == 0:
+                self._free_block(block)
+
+    def _free_block(self, block: int) -> None:
+        self.held_bytes -= sum(map(len, self._blocks[block]))
+        self._blocks[block] = ()
+        self._live[block] = 0
+        self._free_blocks.append(block)
+
+    def _shrink(self) -> None:
+        """Brings the bytes held under the budget: compacts, then forgets the oldest replies down to three quarters."""
+        self.num_compactions += 1
+        entries = np.flatnonzero(self._block[: self._num_entries])
+        order = np.argsort(self._sequence[self._block[entries]], kind="stable")
+        entries = entries[order]
+        steps = np.array(self._steps)[self._block[entries]]
+        sizes = steps * sum(self._step_bytes)
+        # Newest first, keep what fits in three quarters of the budget.
+        fits = np.cumsum(sizes[::-1])[::-1] <= self.max_bytes * 3 // 4
+        for entry in entries[~fits].tolist():
+            self._row[entry] = self._steps[self._block[entry]]
+        self._release_all(entries[~fits])
+        self.num_forgotten += int((~fits).sum())
+        kept = entries[fits]
+        for block in np.unique(self._block[kept]).tolist():
+            mine = kept[self._block[kept] == block]
+            self._compact(block, mine)
+
+    def _release_all(self, entries: np.ndarray) -> None:
+        if len(entries):
+            self._release(self._block[entries])
+            self._block[entries] = _NO_BLOCK
+
+    def _compact(self, block: int, entries: np.ndarray) -> None:
+        steps = self._steps[block]
+        num_rows = len(self._blocks[block][0]) // max(1, steps * self._step_bytes[0])
+        if len(entries) == num_rows:
+            return
+        rows = [self._row_bytes(block, row, steps) for row in self._row[entries].tolist()]
+        outputs = tuple(b"".join(parts) for parts in zip(*rows, strict=True))
+        self.held_bytes += sum(map(len, outputs)) - sum(map(len, self._blocks[block]))
+        self._blocks[block] = outputs
+        self._row[entries] = np.arange(len(entries))
+
+    # Growth
+
+    def _grow_entries(self) -> None:
+        old = len(self._position)
+        for name, fill in (("_position", -1), ("_digest", 0), ("_block", 0), ("_row", 0)):
+            column = getattr(self, name)
+            setattr(self, name, np.concatenate([column, np.full(old, fill, column.dtype)]))
+
+    def _grow_blocks(self) -> None:
+        old = len(self._blocks)
+        self._live = np.concatenate([self._live, np.zeros(old, np.int32)])
+        self._sequence = np.concatenate([self._sequence, np.zeros(old, np.int64)])
+        self._blocks.extend([()] * old)
+        self._steps.extend([0] * old)
+        self._free_blocks.extend(range(2 * old - 1, old - 1, -1))

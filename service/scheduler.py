@@ -1,0 +1,654 @@
+"""The scheduler of one model: forms ticks from queued chunks and carries out what they did.
+
+Owns the queue, the rules of positions and repeats, time slicing, and the advance of sessions. Must not know the wire,
+threads or the clock (time comes in as an argument), nor how a tick is run: `next_tick` decides, somebody runs it,
+`commit` or `abort` finishes it. All on one thread.
+
+Ordering rules: chunks that share a session take effect in the order of arrival; a chunk takes effect once, as a
+whole, at its last slice; control operations (close, reset, take-over) keep their place in that order.
+
+Two paths. The **fast path** checks all rows of all chunks of a tick with a few vector operations and is taken when
+every row is fine and no chunk is sliced. The **general path** goes chunk by chunk and sorts out refused rows, repeats
+and slices.
+
+Dimension key: B rows of a tick, T steps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import numpy as np
+
+from eddy.service.arena import SlotAllocator
+from eddy.service.chunk import Chunk, ChunkResult
+from eddy.service.contract import Contract, Port
+from eddy.service.digest import InputDigest
+from eddy.service.errors import CapacityError, ClientError, Detail, EddyError, Reason
+from eddy.service.replies import ReplyStore
+from eddy.service.sessions import MODEL_BITS, SessionTable
+
+# Marks of a pass over the queue lie above every row index, so that both can share the table's scratch column.
+_FIRST_PASS = 1 << 32
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one model's ticks and queue.
+
+    Attributes:
+        max_rows: rows in one tick.
+        row_steps_budget: rows x steps in one tick, unless one chunk's one step already has more.
+        max_queued_chunks: chunks that may wait.
+    """
+
+    max_rows: int
+    row_steps_budget: int
+    max_queued_chunks: int
+
+
+@dataclass(slots=True)
+class Tick:
+    """One run of the engine.
+
+    Attributes:
+        chunks: whose rows these are, in order; bounds: where each chunk's rows begin, and their number at the end.
+        inputs: one array a port, [B, T, ...]; read_slots, write_slots: int64 [B]; num_steps: T.
+        rows: table rows, int64 [B].
+        positions, digests: int64 [B], uint64 [B]; fast path only.
+        is_fast: every chunk is whole and all of its rows run.
+    """
+
+    chunks: list[Chunk]
+    bounds: list[int]
+    inputs: list[np.ndarray]
+    rows: np.ndarray
+    read_slots: np.ndarray
+    write_slots: np.ndarray
+    num_steps: int
+    is_fast: bool
+    positions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    digests: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """An operation on sessions that keeps its place among their chunks."""
+
+    rows: np.ndarray
+    run: Callable[[], None]
+
+
+def slice_steps(remaining_steps: int, num_rows: int, row_steps_budget: int) -> int:
+    """Steps to run next of a chunk: the largest power of two within its remaining steps and the budget.
+
+    Powers of two let chunks of different lengths share ticks.
+    """
+    limit = max(1, min(remaining_steps, row_steps_budget // num_rows))
+    return 1 << (limit.bit_length() - 1)
+
+
+class Scheduler:
+    """Continuous batching for one model.
+
+    Args:
+        table: sessions; model: this model's index in it.
+        replies: kept replies of this model; work_slots: slots for states between slices.
+        digest: of inputs, to tell a repeat from a changed chunk.
+        on_failed: told the rows whose states a failed tick left undefined; ends those sessions.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        table: SessionTable,
+        replies: ReplyStore,
+        work_slots: SlotAllocator,
+        limits: Limits,
+        digest: InputDigest,
+        on_failed: Callable[[np.ndarray], None],
+    ) -> None:
+        self.limits = limits
+        self._contract = contract
+        self._table = table
+        self._replies = replies
+        self._work_slots = work_slots
+        self._digest = digest
+        self._on_failed = on_failed
+        # Changed only by the methods below.
+        self._queue: deque[Chunk | Control] = deque()
+        self._pass = _FIRST_PASS
+        self._num_busy = 0
+        self.uses_rings = False
+        # Totals for metrics.
+        self.num_ticks = 0
+        self.num_row_steps = 0
+        self.num_replayed = 0
+
+    # Queue
+
+    @property
+    def num_queued(self) -> int:
+        """Chunks and control operations that wait."""
+        return len(self._queue)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits and nothing runs."""
+        return not self._queue and not self._num_busy
+
+    def submit(self, chunk: Chunk) -> None:
+        """Queues a chunk.
+
+        Raises:
+            CapacityError: QUEUE_FULL.
+        """
+        if len(self._queue) >= self.limits.max_queued_chunks:
+            raise CapacityError(
+                Reason.QUEUE_FULL,
+                f"{len(self._queue)} chunks are waiting for this model, at most {self.limits.max_queued_chunks} may",
+            )
+        self._queue.append(chunk)
+
+    def submit_control(self, rows: np.ndarray, run: Callable[[], None]) -> None:
+        """Queues an operation on the sessions in `rows` behind the chunks that wait; at once when none does."""
+        if not self._queue and not (self._num_busy and self._table.is_busy[rows].any()):
+            run()
+        else:
+            self._queue.append(Control(rows, run))
+
+    # Deciding
+
+    def next_tick(self, now: float) -> Tick | None:
+        """Forms the next tick; None when nothing can run now. Chunks that need no run are answered on the way."""
+        while self._queue:
+            chunks, num_steps = self._pick(now)
+            if not chunks:
+                return None
+            tick = self._fast_tick(chunks, num_steps) or self._general_tick(chunks, num_steps)
+            if tick is not None:
+                return tick
+        return None
+
+    def _pick(self, now: float) -> tuple[list[Chunk], int]:
+        """Takes chunks off the queue that can share one tick, in the order of arrival, and its T.
+
+        Cases for each item:
+        1. control: at once, unless a chunk picked or held before it may share its sessions;
+        2. cancelled or late, and not begun: answered, dropped;
+        3. shares a session with a running, held or (where sessions pipeline) picked chunk, finds no working slots,
+           or does not fit: held, with everything that shares its sessions after it;
+        4. otherwise picked.
+        """
+        self._pass += 1
+        queue, table = self._queue, self._table
+        picked: list[Chunk] = []
+        held: list[Chunk | Control] = []
+        num_rows, num_steps, max_rows = 0, 0, 0
+        num_work_slots = self._work_slots.num_free
+        while queue:
+            item = queue.popleft()
+            if isinstance(item, Control):  # 1.
+                if picked:
+                    held.append(item)
+                    break
+                if self._is_blocked(item.rows, bool(held)):
+                    held.append(item)
+                    table.mark[item.rows] = self._pass
+                else:
+                    item.run()
+                continue
+            if not item.is_begun:  # 2.
+                if item.source.is_gone:
+                    continue
+                if item.deadline <= now:
+                    self._fail(item, _late())
+                    continue
+            wanted = slice_steps(item.num_steps - item.done_steps, item.num_rows, self.limits.row_steps_budget)
+            fits = not picked or (wanted == num_steps and num_rows + item.num_rows <= max_rows)
+            if not item.is_begun:  # 3.
+                if wanted < item.num_steps and item.num_rows > num_work_slots:
+                    fits = False
+                if fits and (held or self._num_busy or self.uses_rings):
+                    fits = not self._is_blocked(self._rows(item), self.uses_rings or bool(held))
+            if not fits:
+                held.append(item)
+                table.mark[self._rows(item)] = self._pass
+                if picked and num_rows >= max_rows:
+                    break
+                continue
+            if not picked:  # 4.
+                num_steps = wanted
+                max_rows = min(self.limits.max_rows, max(1, self.limits.row_steps_budget // wanted))
+            picked.append(item)
+            num_rows += item.num_rows
+            if not item.is_begun:
+                if wanted < item.num_steps:
+                    num_work_slots -= item.num_rows
+                if self.uses_rings:
+                    table.mark[self._rows(item)] = self._pass
+        if held:
+            queue.extendleft(reversed(held))
+        return picked, num_steps
+
+    def _is_blocked(self, rows: np.ndarray, some_marked: bool) -> bool:
+        table = self._table
+        if self._num_busy and table.is_busy[rows].any():
+            return True
+        return some_marked and bool((table.mark[rows] == self._pass).any())
+
+    def _rows(self, chunk: Chunk) -> np.ndarray:
+        if chunk.rows is None:
+            chunk.rows = self._table.rows_of(np.frombuffer(chunk.handles, "<u8"))
+        return chunk.rows
+
+    def _fast_tick(self, chunks: list[Chunk], num_steps: int) -> Tick | None:
+        """A tick of whole chunks whose every row is fine, or None."""
+        table = self._table
+        first = chunks[0]
+        if len(chunks) == 1:
+            if first.num_steps != num_steps or first.done_steps:
+                return None
+            raw_handles, raw_positions = first.handles, first.positions
+            routes: int | np.ndarray = first.route
+            bounds = [0, first.num_rows]
+        else:
+            for chunk in chunks:
+                if chunk.num_steps != num_steps or chunk.done_steps:
+                    return None
+            raw_handles = b"".join([chunk.handles for chunk in chunks])
+            raw_positions = b"".join([chunk.positions for chunk in chunks])
+            bounds = list(accumulate([chunk.num_rows for chunk in chunks], initial=0))
+            routes = np.array([chunk.route for chunk in chunks])
+            if len(chunks) != bounds[-1]:
+                routes = np.repeat(routes, [chunk.num_rows for chunk in chunks])
+        handles = np.frombuffer(raw_handles, "<u8")
+        positions = np.frombuffer(raw_positions, "<i8")
+        rows = table.rows_of(handles)
+        fine = table.handle[rows] == handles
+        fine &= table.route[rows] == routes
+        fine &= table.next_position[rows] == positions
+        if not fine.all():
+            return None
+        if len(rows) > 1:  # Each session at most once.
+            order = np.arange(len(rows))
+            table.mark[rows] = order
+            if not (table.mark[rows] == order).all():
+                return None
+        inputs = self._gather_inputs(chunks, bounds[-1], num_steps)
+        for port, values in zip(self._contract.inputs, inputs, strict=True):
+            if not _is_acceptable(port, values):
+                return None
+        return Tick(
+            chunks,
+            bounds,
+            inputs,
+            rows,
+            table.read_slot[rows],
+            table.slot[rows],
+            num_steps,
+            True,
+            positions,
+            self._digest(inputs),
+        )
+
+    def _gather_inputs(self, chunks: list[Chunk], num_rows: int, num_steps: int) -> list[np.ndarray]:
+        arrays = []
+        for number, port in enumerate(self._contract.inputs):
+            if len(chunks) == 1:
+                raw = chunks[0].inputs[number]
+            else:
+                raw = b"".join([chunk.inputs[number] for chunk in chunks])
+            arrays.append(np.frombuffer(raw, port.dtype).reshape(num_rows, num_steps, *port.shape))
+        return arrays
+
+    # The general path
+
+    def _general_tick(self, chunks: list[Chunk], num_steps: int) -> Tick | None:
+        """A tick of chunks with refused rows, repeats or slices; None when nothing is left to run."""
+        running = []
+        self._pass += 1
+        postponed: list[Chunk | Control] = []
+        for chunk in chunks:
+            if not chunk.is_begun:
+                rows = self._rows(chunk)
+                # A session that an earlier chunk of this tick steps, too: the next tick.
+                is_shared = bool((self._table.mark[rows] == self._pass).any())
+                self._table.mark[rows] = self._pass
+                if is_shared:
+                    postponed.append(chunk)
+                    continue
+                self._begin(chunk, num_steps)
+            assert chunk.index is not None
+            if len(chunk.index):
+                running.append(chunk)
+            else:
+                self._finish(chunk)
+        self._queue.extendleft(reversed(postponed))
+        if not running:
+            return None
+        return self._assemble(running, num_steps)
+
+    def _begin(self, chunk: Chunk, num_steps: int) -> None:
+        """Sorts out the rows of a chunk and prepares those that run."""
+        rows = self._rows(chunk)
+        errors, replays = self._check_rows(chunk, rows)
+        runs = np.ones(chunk.num_rows, np.bool_)
+        runs[[*errors, *replays]] = False
+        good = np.flatnonzero(runs)
+        if chunk.num_steps > num_steps and len(good):
+            chunk.work_slots = self._work_slots.allocate(len(good))
+        chunk.errors, chunk.replays, chunk.index = errors, replays, good
+        if len(good):
+            arrays = [values[good] for values in self._input_arrays(chunk)]
+            chunk.digests = self._digest(arrays)
+            chunk.outputs = [
+                np.empty((len(good), chunk.num_steps, *port.shape), port.dtype) for port in self._contract.outputs
+            ]
+            self._set_busy(rows[good])
+
+    def _input_arrays(self, chunk: Chunk) -> list[np.ndarray]:
+        return [
+            np.frombuffer(raw, port.dtype).reshape(chunk.num_rows, chunk.num_steps, *port.shape)
+            for port, raw in zip(self._contract.inputs, chunk.inputs, strict=True)
+        ]
+
+    def _assemble(self, chunks: list[Chunk], num_steps: int) -> Tick:
+        table = self._table
+        rows, read, write = [], [], []
+        inputs: list[list[np.ndarray]] = [[] for _ in self._contract.inputs]
+        for chunk in chunks:
+            assert chunk.rows is not None and chunk.index is not None
+            mine = chunk.rows[chunk.index]
+            rows.append(mine)
+            is_first, is_last = chunk.done_steps == 0, chunk.done_steps + num_steps == chunk.num_steps
+            read.append(table.read_slot[mine] if is_first else chunk.work_slots)
+            write.append(table.slot[mine] if is_last else chunk.work_slots)
+            span = slice(chunk.done_steps, chunk.done_steps + num_steps)
+            for parts, values in zip(inputs, self._input_arrays(chunk), strict=True):
+                parts.append(values[chunk.index, span])
+        return Tick(
+            chunks,
+            list(accumulate(map(len, rows), initial=0)),
+            [np.concatenate(parts) for parts in inputs],
+            np.concatenate(rows),
+            np.concatenate(read),
+            np.concatenate(write),
+            num_steps,
+            False,
+        )
+
+    # Checking rows, one by one: only rows that are not fine come here
+
+    def _check_rows(
+        self, chunk: Chunk, rows: np.ndarray
+    ) -> tuple[dict[int, EddyError], dict[int, tuple[bytes, ...]]]:
+        """Refused rows and rows to answer from kept replies, by row of the chunk.
+
+        Cases in order: not this stream's session; twice in the message; bad values; a repeat; out of order.
+        """
+        table = self._table
+        handles = np.frombuffer(chunk.handles, "<u8")
+        positions = np.frombuffer(chunk.positions, "<u8")
+        arrays = self._input_arrays(chunk)
+        is_good = (table.handle[rows] == handles) & (table.route[rows] == chunk.route)
+        unique, counts = np.unique(handles, return_counts=True)
+        repeated = set(unique[counts > 1].tolist())
+        bad_values = np.zeros(chunk.num_rows, np.bool_)
+        for port, values in zip(self._contract.inputs, arrays, strict=True):
+            bad_values |= _bad_rows(port, values)
+        expected = table.next_position[rows].astype(np.uint64)
+        suspects = ~is_good | bad_values | (positions != expected)
+        if repeated:
+            suspects |= np.isin(handles, unique[counts > 1])
+        errors: dict[int, EddyError] = {}
+        replays: dict[int, tuple[bytes, ...]] = {}
+        for row in np.flatnonzero(suspects).tolist():
+            handle = int(handles[row])
+            if not is_good[row]:
+                errors[row] = self._not_yours(int(rows[row]), handle, chunk.route)
+            elif handle in repeated:
+                errors[row] = ClientError(
+                    Reason.DUPLICATE_HANDLE,
+                    "handles: the same session is in this message more than once",
+                    Detail("handles", str(handle), "each session at most once in a message"),
+                )
+            elif bad_values[row]:
+                errors[row] = self._bad_value(arrays, row)
+            else:
+                kept = self._repeat(chunk, int(rows[row]), row, int(positions[row]), arrays)
+                if isinstance(kept, EddyError):
+                    errors[row] = kept
+                else:
+                    replays[row] = kept
+        return errors, replays
+
+    def _not_yours(self, row: int, handle: int, wanted_route: int) -> EddyError:
+        stream = wanted_route >> MODEL_BITS
+        if int(self._table.handle[row]) == handle and int(self._table.route[row]) >> MODEL_BITS == stream:
+            return ClientError(
+                Reason.MIXED_MODELS,
+                "handles: this session is of another model than the message's first",
+                Detail("handles", "sessions of several models", "one model a message"),
+            )
+        return self._table.explain(handle, stream)
+
+    def _bad_value(self, arrays: Sequence[np.ndarray], row: int) -> EddyError:
+        for port, values in zip(self._contract.inputs, arrays, strict=True):
+            mine = values[row : row + 1]
+            if not _bad_rows(port, mine)[0]:
+                continue
+            where = f"inputs[{port.name}]"
+            if port.dtype.kind == "f" and not np.isfinite(mine).all():
+                place = np.argwhere(~np.isfinite(mine[0]))[0].tolist()
+                return ClientError(
+                    Reason.NON_FINITE,
+                    f"{where}: {mine[0][tuple(place)]} at step {place[0]}, expected finite values",
+                    Detail(where, str(mine[0][tuple(place)]), "finite values"),
+                )
+            wanted = "0 or 1" if port.dtype.kind == "b" else f"{port.minimum:g} to {port.maximum:g}"
+            if port.dtype.kind == "b":
+                came = str(mine.view(np.uint8).max())
+            else:
+                came = str(mine.min() if mine.min() < (port.minimum or 0) else mine.max())
+            return ClientError(
+                Reason.OUT_OF_RANGE, f"{where}: got {came}, expected {wanted}", Detail(where, came, wanted)
+            )
+        raise AssertionError("a row was refused for its values, and none is bad")
+
+    def _repeat(
+        self, chunk: Chunk, table_row: int, row: int, position: int, arrays: Sequence[np.ndarray]
+    ) -> EddyError | tuple[bytes, ...]:
+        """The kept reply for a chunk that comes again, or why there is none."""
+        table = self._table
+        expected = int(table.next_position[table_row])
+        detail = Detail("positions", str(position), str(expected), next_position=expected)
+        if position > expected:
+            return ClientError(
+                Reason.POSITION_AHEAD, f"positions: got {position}, the session expects {expected} next", detail
+            )
+        kept = self._replies.find(int(table.ring_start[table_row]), int(table.ring_size[table_row]), position)
+        if kept is None:
+            return ClientError(
+                Reason.POSITION_BEHIND,
+                f"positions: got {position}, the session expects {expected} next and keeps no reply for that chunk",
+                detail,
+            )
+        digest = int(self._digest([values[row : row + 1] for values in arrays])[0])
+        if kept.num_steps != chunk.num_steps or kept.digest != digest:
+            return ClientError(
+                Reason.REPEAT_MISMATCH,
+                f"positions: the chunk at {position} was applied with other inputs; the session expects {expected} next",
+                detail,
+            )
+        if kept.outputs is None:
+            return ClientError(
+                Reason.REPLY_NOT_KEPT,
+                f"positions: the chunk at {position} was applied and its reply is no longer kept; "
+                f"the session expects {expected} next",
+                detail,
+            )
+        return kept.outputs
+
+    # Carrying out
+
+    def begin(self, tick: Tick) -> None:
+        """The tick will run elsewhere while other ticks are formed: its sessions are busy until it is finished."""
+        if tick.is_fast:
+            self._set_busy(tick.rows)
+
+    def commit(self, tick: Tick, blocks: Sequence[bytes], now: float, *, was_begun: bool = False) -> None:
+        """The tick ran: advances its sessions, keeps its replies and answers its chunks.
+
+        Args:
+            blocks: one block an output port, [B, T, ...] raw; now: monotonic seconds.
+            was_begun: `begin` was called for it.
+        """
+        self.num_ticks += 1
+        self.num_row_steps += len(tick.rows) * tick.num_steps
+        if not tick.is_fast:
+            self._commit_slices(tick, blocks, now)
+            return
+        if was_begun:
+            self._clear_busy(tick.rows)
+        self._advance(tick.rows, tick.positions, tick.num_steps, tick.digests, tuple(blocks), now)
+        if len(tick.chunks) == 1:
+            tick.chunks[0].reply(ChunkResult(blocks))
+            return
+        sizes = [len(block) // len(tick.rows) for block in blocks]
+        bounds = tick.bounds
+        for number, chunk in enumerate(tick.chunks):
+            begin, end = bounds[number], bounds[number + 1]
+            parts = [block[begin * size : end * size] for block, size in zip(blocks, sizes, strict=True)]
+            chunk.reply(ChunkResult(parts))
+
+    def abort(self, tick: Tick, error: EddyError, *, was_begun: bool = False) -> None:
+        """The tick failed in the engine: its chunks fail, and sessions whose state it may have touched end.
+
+        A slice that is not its chunk's last writes working slots only: those sessions stay as they were.
+        """
+        undefined = []
+        if was_begun and tick.is_fast:
+            self._clear_busy(tick.rows)
+        for number, chunk in enumerate(tick.chunks):
+            rows = tick.rows[tick.bounds[number] : tick.bounds[number + 1]]
+            if not tick.is_fast:
+                self._clear_busy(rows)
+                self._release_work_slots(chunk)
+            if chunk.done_steps + tick.num_steps == chunk.num_steps:
+                undefined.append(rows)
+        if undefined:
+            self._on_failed(np.concatenate(undefined))
+        for chunk in tick.chunks:
+            self._fail(chunk, error)
+
+    def _advance(
+        self,
+        rows: np.ndarray,
+        positions: np.ndarray,
+        num_steps: int,
+        digests: np.ndarray,
+        blocks: tuple[bytes, ...],
+        now: float,
+    ) -> None:
+        table = self._table
+        table.next_position[rows] = positions + num_steps
+        table.read_slot[rows] = table.slot[rows]
+        table.last_used[rows] = now
+        entries = table.ring_start[rows]
+        if self.uses_rings:
+            entries = entries + table.ring_next[rows]
+            table.ring_next[rows] = (table.ring_next[rows] + 1) % table.ring_size[rows]
+        self._replies.keep(entries, positions, digests, blocks, num_steps, np.arange(len(rows)))
+
+    def _commit_slices(self, tick: Tick, blocks: Sequence[bytes], now: float) -> None:
+        outputs = [
+            np.frombuffer(block, port.dtype).reshape(len(tick.rows), tick.num_steps, *port.shape)
+            for port, block in zip(self._contract.outputs, blocks, strict=True)
+        ]
+        unfinished: list[Chunk | Control] = []
+        for number, chunk in enumerate(tick.chunks):
+            begin, end = tick.bounds[number], tick.bounds[number + 1]
+            assert chunk.outputs is not None
+            for whole, part in zip(chunk.outputs, outputs, strict=True):
+                whole[:, chunk.done_steps : chunk.done_steps + tick.num_steps] = part[begin:end]
+            chunk.done_steps += tick.num_steps
+            if chunk.done_steps < chunk.num_steps:
+                unfinished.append(chunk)
+                continue
+            assert chunk.index is not None and chunk.digests is not None
+            rows = tick.rows[begin:end]
+            self._clear_busy(rows)
+            self._release_work_slots(chunk)
+            positions = np.frombuffer(chunk.positions, "<i8")[chunk.index]
+            whole_blocks = tuple(array.tobytes() for array in chunk.outputs)
+            self._advance(rows, positions, chunk.num_steps, chunk.digests, whole_blocks, now)
+            self._finish(chunk)
+        # Behind everybody who waits: a long chunk takes its turns.
+        self._queue.extend(unfinished)
+
+    def _finish(self, chunk: Chunk) -> None:
+        """Answers a chunk of the general path."""
+        outputs = []
+        for number, port in enumerate(self._contract.outputs):
+            whole = np.zeros((chunk.num_rows, chunk.num_steps, *port.shape), port.dtype)
+            if chunk.outputs is not None:
+                whole[chunk.index] = chunk.outputs[number]
+            for row, kept in chunk.replays.items():
+                whole[row] = np.frombuffer(kept[number], port.dtype).reshape(chunk.num_steps, *port.shape)
+            outputs.append(whole.tobytes())
+        self.num_replayed += len(chunk.replays)
+        chunk.reply(ChunkResult(outputs, chunk.errors, tuple(chunk.replays)))
+
+    def _fail(self, chunk: Chunk, error: EddyError) -> None:
+        chunk.reply(ChunkResult(failure=error))
+
+    def _set_busy(self, rows: np.ndarray) -> None:
+        self._table.is_busy[rows] = True
+        self._num_busy += len(rows)
+
+    def _clear_busy(self, rows: np.ndarray) -> None:
+        self._table.is_busy[rows] = False
+        self._num_busy -= len(rows)
+
+    def _release_work_slots(self, chunk: Chunk) -> None:
+        if chunk.work_slots is not None:
+            self._work_slots.free(chunk.work_slots)
+            chunk.work_slots = None
+
+
+def _late() -> CapacityError:
+    return CapacityError(
+        Reason.DEADLINE_EXCEEDED,
+        "timeout_milliseconds: the chunk had not begun by its deadline; nothing of it was applied",
+        Detail(field="timeout_milliseconds"),
+    )
+
+
+def _is_acceptable(port: Port, values: np.ndarray) -> bool:
+    """All of `values` are finite and in the port's range."""
+    if port.dtype.kind == "f" and not np.isfinite(values).all():
+        return False
+    if port.dtype.kind == "b":
+        return bool(values.view(np.uint8).max() <= 1)
+    if port.minimum is not None and values.min() < port.minimum:
+        return False
+    return port.maximum is None or bool(values.max() <= port.maximum)
+
+
+def _bad_rows(port: Port, values: np.ndarray) -> np.ndarray:
+    """Rows of `values` [B, T, ...] that are not acceptable, bool [B]."""
+    flat = values.reshape(len(values), -1)
+    if port.dtype.kind == "b":
+        return flat.view(np.uint8).max(axis=1) > 1
+    bad = np.zeros(len(values), np.bool_)
+    if port.dtype.kind == "f":
+        bad |= ~np.isfinite(flat).all(axis=1)
+    if port.minimum is not None:
+        bad |= flat.min(axis=1) < port.minimum
+    if port.maximum is not None:
+        bad |= flat.max(axis=1) > port.maximum
+    return bad

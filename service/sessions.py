@@ -1,0 +1,327 @@
+"""The session table: every open session of every model is one row of a few arrays.
+
+Owns identity (ids, handles, epochs), ownership, positions and idle time. Must not know states, replies, queues or the
+wire; slot numbers pass through as plain integers. All methods take and return arrays of rows: a tick checks and
+advances thousands of sessions with a few vector operations.
+
+A **handle** is `epoch << 32 | row`. An epoch is never reused for a row: opening, taking over, resetting and ending a
+session each begin a new one, so that a handle is good exactly while `handle[row] == handle`, and an old writer is
+fenced without a lookup. Row 0 is never a session; handles that point outside the table resolve to it.
+
+Dimension key: N rows of the table, B rows of a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from eddy.service.errors import CapacityError, ClientError, Detail, EddyError, ModelError, Reason
+from eddy.service.lifecycle import Event, Status, transition
+
+ROW_MASK = np.uint64(0xFFFFFFFF)
+EPOCH_SHIFT = np.uint64(32)
+SESSION_ID_BYTES = 16
+NO_STREAM = 0
+
+# A stream's number and a model's index share one column, so that one comparison checks both.
+MODEL_BITS = 16
+_MODEL_MASK = (1 << MODEL_BITS) - 1
+_FIRST_ROWS = 1024
+
+_END_REASONS = {
+    Event.CLOSE: Reason.SESSION_CLOSED,
+    Event.EXPIRE: Reason.SESSION_EXPIRED,
+    Event.FAIL: Reason.MODEL_FAILED,
+}
+_END_TEXTS = {
+    Reason.SESSION_CLOSED: "the session was closed",
+    Reason.SESSION_EXPIRED: "the session was idle for longer than its timeout and has ended",
+    Reason.MODEL_FAILED: "the session ended because its model failed",
+}
+
+
+def _ended(reason: Reason) -> EddyError:
+    kind = ModelError if reason is Reason.MODEL_FAILED else ClientError
+    return kind(reason, _END_TEXTS[reason], Detail(field="handles"))
+
+
+def route(stream: int, model: int) -> int:
+    """The owner column's value for sessions of `model` owned by `stream`."""
+    return stream << MODEL_BITS | model
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """What is known of one session."""
+
+    session_id: bytes
+    handle: int
+    epoch: int
+    model: int
+    next_position: int
+    max_in_flight: int
+    idle_seconds: float
+    idle_timeout_seconds: float
+    is_attached: bool
+
+
+class SessionTable:
+    """All sessions of a server.
+
+    Args:
+        max_sessions: sessions that may be open at once.
+        clock: monotonic seconds.
+        random_bytes: n -> n random bytes, for ids.
+    """
+
+    def __init__(
+        self, max_sessions: int, clock: Callable[[], float], random_bytes: Callable[[int], bytes]
+    ) -> None:
+        self.max_sessions = max_sessions
+        self._clock = clock
+        self._random_bytes = random_bytes
+        # Changed only by the methods below, all called on the server's event loop. Columns grow by doubling.
+        rows = min(max_sessions + 1, _FIRST_ROWS)
+        self.handle = np.arange(rows, dtype=np.uint64)
+        self.next_position = np.zeros(rows, np.int64)
+        self.route = np.full(rows, -1, np.int64)
+        # Where the next step reads the state (the initial slot, at first) and where it writes it.
+        self.read_slot = np.zeros(rows, np.int32)
+        self.slot = np.zeros(rows, np.int32)
+        self.last_used = np.zeros(rows, np.float64)
+        # A chunk of the session is running, or begun and not finished.
+        self.is_busy = np.zeros(rows, np.bool_)
+        self.ring_start = np.zeros(rows, np.int32)
+        self.ring_size = np.zeros(rows, np.int32)
+        self.ring_next = np.zeros(rows, np.int32)
+        # Scratch for the scheduler: whoever writes a row's number here owns the row in this pass.
+        self.mark = np.zeros(rows, np.int64)
+        self._idle_timeout = np.zeros(rows, np.float32)
+        self._status = np.zeros(rows, np.int8)
+        self._ids = np.zeros((rows, SESSION_ID_BYTES), np.uint8)
+        # The epoch at which the row's present (or last) session was opened, and why the last one ended.
+        self._first_epoch = np.zeros(rows, np.uint32)
+        self._end_reason = np.zeros(rows, np.uint8)
+        self._free_rows = np.arange(rows - 1, 0, -1, dtype=np.int32)
+        self._num_free = rows - 1
+        self._row_by_id: dict[bytes, int] = {}
+        # Nobody owns row 0 and no handle equals its own.
+        self.handle[0] = ~np.uint64(0)
+
+    # Sizes
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions that are open."""
+        return len(self._row_by_id)
+
+    @property
+    def num_rows(self) -> int:
+        """N: rows that exist, used or not."""
+        return len(self.handle)
+
+    # Finding
+
+    def rows_of(self, handles: np.ndarray) -> np.ndarray:
+        """The rows that `handles` uint64 [B] point to, int64 [B]; 0 for those outside the table. No validity check."""
+        rows = (handles & ROW_MASK).astype(np.int64)
+        if len(rows) and rows.max() >= self.num_rows:
+            rows[rows >= self.num_rows] = 0
+        return rows
+
+    def row_of_id(self, session_id: bytes) -> int:
+        """The row of an open session.
+
+        Raises:
+            ClientError: UNKNOWN_SESSION.
+        """
+        row = self._row_by_id.get(session_id)
+        if row is None:
+            raise ClientError(
+                Reason.UNKNOWN_SESSION,
+                "session_id: no such session is open (never opened here, closed, expired, or the server restarted)",
+                Detail(field="session_id", received=f"{len(session_id)} bytes", expected="the id of an open session"),
+            )
+        return row
+
+    def info(self, row: int) -> SessionInfo:
+        """What is known of the open session in `row`."""
+        handle = int(self.handle[row])
+        return SessionInfo(
+            session_id=self._ids[row].tobytes(),
+            handle=handle,
+            epoch=handle >> 32,
+            model=self.model_of(row),
+            next_position=int(self.next_position[row]),
+            max_in_flight=int(self.ring_size[row]),
+            idle_seconds=max(0.0, self._clock() - float(self.last_used[row])),
+            idle_timeout_seconds=float(self._idle_timeout[row]),
+            is_attached=bool(self._status[row] == Status.ATTACHED),
+        )
+
+    def model_of(self, row: int) -> int:
+        """The model index of the open session in `row`."""
+        return int(self.route[row]) & _MODEL_MASK
+
+    def models_of(self, rows: np.ndarray) -> np.ndarray:
+        """The model indices of the open sessions in `rows`, int64 [n]."""
+        return self.route[rows] & _MODEL_MASK
+
+    def ids_of(self, rows: np.ndarray) -> list[bytes]:
+        """The ids of the open sessions in `rows`."""
+        raw = self._ids[rows].tobytes()
+        return [raw[start : start + SESSION_ID_BYTES] for start in range(0, len(raw), SESSION_ID_BYTES)]
+
+    def open_rows(self, model: int | None = None) -> np.ndarray:
+        """Rows of open sessions, of all models or of one, ascending, int64 [n]."""
+        is_open = self._status != Status.FREE
+        if model is not None:
+            is_open &= (self.route & _MODEL_MASK) == model
+        return np.flatnonzero(is_open)
+
+    def rows_of_stream(self, stream: int) -> np.ndarray:
+        """Rows that `stream` owns, int64 [n]."""
+        return np.flatnonzero((self._status == Status.ATTACHED) & (self.route >> MODEL_BITS == stream))
+
+    def explain(self, handle: int, stream: int) -> EddyError:
+        """Why `handle` may not be used by `stream`, as a typed error."""
+        row, epoch = handle & 0xFFFFFFFF, handle >> 32
+        unknown = ClientError(
+            Reason.UNKNOWN_SESSION,
+            "handle: it belongs to no session of this stream",
+            Detail(field="handles", received=str(handle), expected="a handle that this stream was given"),
+        )
+        if row == 0 or row >= self.num_rows or epoch >= int(self.handle[row]) >> 32:
+            return unknown  # Also a good handle of another stream: its owner's business is not told.
+        if epoch >= int(self._first_epoch[row]) and self._status[row] != Status.FREE:
+            present = int(self.handle[row]) >> 32
+            return ClientError(
+                Reason.FENCED,
+                f"handle: the session was taken over or reset in epoch {present}, this handle is of epoch {epoch}",
+                Detail(field="handles", received=str(epoch), expected=str(present), epoch=present),
+            )
+        if epoch >= int(self._first_epoch[row]) and self._end_reason[row]:
+            return _ended(Reason(int(self._end_reason[row])))
+        return unknown
+
+    @staticmethod
+    def ended_by(event: Event) -> EddyError:
+        """The error that tells a client that its session has ended by CLOSE, EXPIRE or FAIL."""
+        return _ended(_END_REASONS[event])
+
+    # Changing
+
+    def open(
+        self,
+        slots: np.ndarray,
+        *,
+        model: int,
+        stream: int,
+        initial_slot: int,
+        ring_starts: np.ndarray,
+        ring_size: int,
+        idle_timeout_seconds: float,
+    ) -> np.ndarray:
+        """Opens one session a slot, `slots` int32 [B], and returns their rows, int64 [B].
+
+        Raises:
+            CapacityError: TOO_MANY_SESSIONS; nothing was opened.
+        """
+        count = len(slots)
+        if self.num_sessions + count > self.max_sessions:
+            raise CapacityError(
+                Reason.TOO_MANY_SESSIONS,
+                f"{count} sessions asked for, {self.num_sessions} of at most {self.max_sessions} are open",
+                Detail(
+                    field="count", received=str(count), expected=f"at most {self.max_sessions - self.num_sessions}"
+                ),
+            )
+        while self._num_free < count:
+            self._grow()
+        self._num_free -= count
+        rows = self._free_rows[self._num_free : self._num_free + count][::-1].astype(np.int64)
+        event = Event.OPEN_DETACHED if stream == NO_STREAM else Event.OPEN_ATTACHED
+        self._status[rows] = transition(self._status[rows], event)
+        self._new_epoch(rows)
+        self._first_epoch[rows] = self.handle[rows] >> EPOCH_SHIFT
+        self._end_reason[rows] = 0
+        self.route[rows] = route(stream, model)
+        self.next_position[rows] = 0
+        self.read_slot[rows] = initial_slot
+        self.slot[rows] = slots
+        self.last_used[rows] = self._clock()
+        self.is_busy[rows] = False
+        self.ring_start[rows] = ring_starts
+        self.ring_size[rows] = ring_size
+        self.ring_next[rows] = 0
+        self._idle_timeout[rows] = idle_timeout_seconds
+        ids = self._random_bytes(SESSION_ID_BYTES * count)
+        self._ids[rows] = np.frombuffer(ids, np.uint8).reshape(count, SESSION_ID_BYTES)
+        for index, row in enumerate(rows.tolist()):
+            session_id = ids[index * SESSION_ID_BYTES : (index + 1) * SESSION_ID_BYTES]
+            assert session_id not in self._row_by_id, "two sessions drew the same id"
+            self._row_by_id[session_id] = row
+        return rows
+
+    def attach(self, row: int, stream: int) -> None:
+        """`stream` takes over the open session in `row`: a new epoch fences every older handle."""
+        self._apply(np.array([row]), Event.ATTACH)
+        self._new_epoch(np.array([row]))
+        self.route[row] = route(stream, self.model_of(row))
+        self.last_used[row] = self._clock()
+
+    def detach(self, rows: np.ndarray) -> None:
+        """The stream that owned `rows` has ended; the sessions stay open until they are idle for too long."""
+        self._apply(rows, Event.DETACH)
+        self.route[rows] &= _MODEL_MASK
+
+    def reset(self, rows: np.ndarray, initial_slot: int) -> None:
+        """Back to position 0 and the initial state, in a new epoch."""
+        self._apply(rows, Event.RESET)
+        self._new_epoch(rows)
+        self.next_position[rows] = 0
+        self.read_slot[rows] = initial_slot
+        self.last_used[rows] = self._clock()
+
+    def end(self, rows: np.ndarray, event: Event) -> np.ndarray:
+        """Ends the sessions in `rows` by CLOSE, EXPIRE or FAIL; returns the slots they leave, int64 [B]."""
+        self._apply(rows, event)
+        self._end_reason[rows] = _END_REASONS[event]
+        self._new_epoch(rows)
+        self.route[rows] = -1
+        self.is_busy[rows] = False
+        for session_id in self._ids[rows].reshape(len(rows), -1):
+            del self._row_by_id[session_id.tobytes()]
+        count = len(rows)
+        self._free_rows[self._num_free : self._num_free + count] = rows
+        self._num_free += count
+        return self.slot[rows].astype(np.int64)
+
+    def idle_rows(self) -> np.ndarray:
+        """Rows of open sessions that have been idle for longer than their timeout, int64 [n]."""
+        overdue = self.last_used + self._idle_timeout < self._clock()
+        return np.flatnonzero(overdue & (self._status != Status.FREE) & ~self.is_busy)
+
+    def _apply(self, rows: np.ndarray, event: Event) -> None:
+        self._status[rows] = transition(self._status[rows], event)
+
+    def _new_epoch(self, rows: np.ndarray) -> None:
+        self.handle[rows] += np.uint64(1) << EPOCH_SHIFT
+
+    def _grow(self) -> None:
+        """Doubles every column."""
+        old = self.num_rows
+        new = min(old * 2, self.max_sessions + 1)
+        for name, column in vars(self).items():
+            if isinstance(column, np.ndarray) and len(column) == old:
+                grown = np.zeros((new, *column.shape[1:]), column.dtype)
+                grown[:old] = column
+                setattr(self, name, grown)
+        self.handle[old:] = np.arange(old, new, dtype=np.uint64)
+        self.route[old:] = -1
+        free = np.arange(new - 1, old - 1, -1, dtype=np.int32)
+        self._free_rows = np.concatenate([free, self._free_rows[: self._num_free], np.zeros(old, np.int32)])[:new]
+        self._num_free += new - old

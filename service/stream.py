@@ -1,0 +1,273 @@
+"""One `Stream` call: reads requests, hands them to the host, writes responses.
+
+Owns the connection's flow: how many requests may be unanswered, and the outbox. Must not know how chunks are run.
+
+Ordering rules: requests are handed over in the order read. When `max_stream_requests` are unanswered the stream is
+not read further, so gRPC's flow control holds a client back that sends faster than it reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from eddy.service import codec
+from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
+from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
+from eddy.service.host import Host
+from eddy.service.model import ServedModel
+from eddy.service.sessions import MODEL_BITS
+from eddy.v1 import inference_pb2
+
+
+def limits_message(host: Host, model: ServedModel) -> inference_pb2.Limits:
+    """The limits of one message, for packing clients."""
+    return inference_pb2.Limits(
+        max_rows=model.config.max_rows,
+        max_steps=model.config.max_steps,
+        max_message_bytes=host.config.server.max_message_bytes,
+    )
+
+
+class StreamConnection:
+    """One client's stream.
+
+    Args:
+        host: sessions and models; context: the call's `grpc.aio.ServicerContext`.
+    """
+
+    def __init__(self, host: Host, context: Any) -> None:
+        self._host = host
+        self._context = context
+        self._max_bytes = host.config.server.max_message_bytes
+        self._max_requests = host.config.server.max_stream_requests
+        # Changed only on the event loop.
+        self.is_gone = False
+        self.number = host.add_stream(self._tell_ended)
+        self._num_unanswered = 0
+        self._outbox: list[tuple[bytes, int]] = []
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+
+    async def serve(self) -> None:
+        """Serves the call until the client ends it; everything read by then is answered."""
+        writer = asyncio.create_task(self._write())
+        try:
+            while (data := await self._context.read()) is not grpc.aio.EOF:
+                self._receive(data)
+                if self._num_unanswered >= self._max_requests:
+                    await self._wait_until(self._max_requests - 1)
+            await self._wait_until(0)
+        finally:
+            self.is_gone = True
+            writer.cancel()
+            self._host.remove_stream(self.number)
+
+    def tell_draining(self, grace_seconds: float) -> None:
+        """Sends the notice that the server is shutting down."""
+        notice = inference_pb2.StreamResponse(draining=inference_pb2.Draining(grace_seconds=grace_seconds))
+        self._send(notice, num_answered=0)
+
+    async def flush(self, timeout_seconds: float) -> None:
+        """Waits until what was answered is written, for so long at most (a reader may have stopped reading)."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while self._outbox or self._num_unanswered:
+                    await asyncio.sleep(0.002)
+        except TimeoutError:
+            return
+
+    # Flow
+
+    async def _wait_until(self, num_unanswered: int) -> None:
+        while self._num_unanswered > num_unanswered:
+            self._room.clear()
+            await self._room.wait()
+
+    def _send(self, response: inference_pb2.StreamResponse, num_answered: int = 1) -> None:
+        if self.is_gone:
+            return
+        self._outbox.append((response.SerializeToString(), num_answered))
+        self._wake.set()
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            batch, self._outbox = self._outbox, []
+            for data, num_answered in batch:
+                await self._context.write(data)
+                self._num_unanswered -= num_answered
+                self._room.set()
+
+    # Requests
+
+    def _receive(self, data: bytes) -> None:
+        self._num_unanswered += 1
+        tag = 0
+        try:
+            if len(data) > self._max_bytes:
+                raise ClientError(
+                    Reason.MESSAGE_TOO_LARGE,
+                    f"the message has {len(data)} bytes, at most {self._max_bytes} are allowed",
+                    Detail("", f"{len(data)} bytes", f"at most {self._max_bytes} bytes"),
+                )
+            try:
+                request = inference_pb2.StreamRequest.FromString(data)
+            except DecodeError as error:
+                raise codec.malformed(error, "eddy.v1.StreamRequest") from error
+            tag = request.tag
+            action = request.WhichOneof("action")
+            if action == "step":
+                self._step(tag, request.step)
+            elif action == "open":
+                self._open(tag, request.open)
+            elif action == "attach":
+                self._attach(tag, request.attach)
+            elif action == "close":
+                self._close(tag, request.close)
+            elif action == "reset":
+                self._reset(tag, request.reset)
+            else:
+                raise invalid(Reason.MISSING_FIELD, "action", "none", "one of step, open, attach, close, reset")
+        except EddyError as error:
+            self._refuse(tag, error)
+
+    def _refuse(self, tag: int, error: EddyError) -> None:
+        self._host.count_refusal(error)
+        self._send(inference_pb2.StreamResponse(tag=tag, error=codec.error_detail(error)))
+
+    def _step(self, tag: int, step: inference_pb2.StepChunk) -> None:
+        host = self._host
+        handles = step.handles
+        positions = step.positions
+        num_steps = step.num_steps
+        limits = host.config.model
+        num_rows = codec.check_columns(handles, positions, num_steps, limits.max_rows, limits.max_steps)
+        model = self._model_of(handles)
+        if model is None:
+            self._refuse_all_rows(tag, handles)
+            return
+        inputs = codec.read_inputs(model.contract, step.inputs, num_rows, num_steps)
+        now = host.clock()
+        timeout = step.timeout_milliseconds
+        deadline = now + timeout * 1e-3 if timeout else NO_DEADLINE
+        route = self.number << MODEL_BITS | model.index
+        host.submit(
+            model, Chunk(handles, positions, num_steps, inputs, route, self, tag, model.contract, now, deadline)
+        )
+
+    def deliver(self, chunk: Chunk, result: ChunkResult) -> None:
+        """Takes a chunk's result (`chunk.Source`)."""
+        if result.failure is not None:
+            self._host.count_refusal(result.failure)
+        for error in result.errors.values():
+            self._host.count_refusal(error)
+        self._send(codec.step_response(chunk.contract, chunk.tag, chunk.num_rows, chunk.num_steps, result))
+
+    def _model_of(self, raw_handles: bytes) -> ServedModel | None:
+        """The model of the first handle that is good, None when none is."""
+        table = self._host.table
+        row = int.from_bytes(raw_handles[:4], "little")
+        if row < table.num_rows and int(table.handle[row]) == int.from_bytes(raw_handles[:8], "little"):
+            return self._host.catalog.served[table.model_of(row)]
+        handles = np.frombuffer(raw_handles, "<u8")
+        rows = table.rows_of(handles)
+        good = np.flatnonzero(table.handle[rows] == handles)
+        if not len(good):
+            return None
+        return self._host.catalog.served[table.model_of(int(rows[good[0]]))]
+
+    def _refuse_all_rows(self, tag: int, raw_handles: bytes) -> None:
+        handles = np.frombuffer(raw_handles, "<u8").tolist()
+        errors = {row: self._host.table.explain(handle, self.number) for row, handle in enumerate(handles)}
+        for error in errors.values():
+            self._host.count_refusal(error)
+        self._send(
+            inference_pb2.StreamResponse(tag=tag, step=inference_pb2.StepResult(errors=codec.row_errors(errors)))
+        )
+
+    def _open(self, tag: int, request: inference_pb2.OpenSessions) -> None:
+        opened = self._host.open(
+            request.model,
+            request.version,
+            request.count,
+            request.max_in_flight,
+            request.idle_timeout_seconds,
+            self.number,
+        )
+        message = inference_pb2.SessionsOpened(
+            session_ids=opened.session_ids,
+            handles=opened.handles.astype("<u8").tobytes(),
+            epochs=(opened.handles >> np.uint64(32)).astype("<u4").tobytes(),
+            model=opened.model.file.name,
+            version=opened.model.file.version,
+            max_in_flight=opened.max_in_flight,
+            idle_timeout_seconds=opened.idle_timeout_seconds,
+            limits=limits_message(self._host, opened.model),
+        )
+        self._send(inference_pb2.StreamResponse(tag=tag, opened=message))
+
+    def _attach(self, tag: int, request: inference_pb2.AttachSession) -> None:
+        def attached(row: int | EddyError) -> None:
+            if isinstance(row, EddyError):
+                self._refuse(tag, row)
+                return
+            info = self._host.table.info(row)
+            model = self._host.catalog.served[info.model]
+            message = inference_pb2.SessionAttached(
+                handle=info.handle,
+                epoch=info.epoch,
+                next_position=info.next_position,
+                model=model.file.name,
+                version=model.file.version,
+                max_in_flight=info.max_in_flight,
+                limits=limits_message(self._host, model),
+            )
+            self._send(inference_pb2.StreamResponse(tag=tag, attached=message))
+
+        self._host.attach(request.session_id, self.number, attached)
+
+    def _close(self, tag: int, request: inference_pb2.CloseSessions) -> None:
+        rows, errors = self._own_rows(codec.read_handles(request.handles, "close.handles"))
+
+        def closed() -> None:
+            message = inference_pb2.SessionsClosed(errors=codec.row_errors(errors))
+            self._send(inference_pb2.StreamResponse(tag=tag, closed=message))
+
+        self._host.close(rows, closed)
+
+    def _reset(self, tag: int, request: inference_pb2.ResetSessions) -> None:
+        handles = codec.read_handles(request.handles, "reset.handles")
+        rows, errors = self._own_rows(handles)
+        table = self._host.table
+
+        def reset() -> None:
+            fresh = table.handle[table.rows_of(handles)]
+            fresh[list(errors)] = 0
+            message = inference_pb2.SessionsReset(
+                handles=fresh.astype("<u8").tobytes(), errors=codec.row_errors(errors)
+            )
+            self._send(inference_pb2.StreamResponse(tag=tag, reset=message))
+
+        self._host.reset(rows, reset)
+
+    def _own_rows(self, handles: np.ndarray) -> tuple[np.ndarray, dict[int, EddyError]]:
+        """Table rows of the handles that are good and this stream's, and why the others are not."""
+        table = self._host.table
+        rows = table.rows_of(handles)
+        good = (table.handle[rows] == handles) & (table.route[rows] >> MODEL_BITS == self.number)
+        errors = {
+            row: table.explain(int(handles[row]), self.number) for row in np.flatnonzero(~good).tolist()
+        }
+        return rows[good], errors
+
+    def _tell_ended(self, handles: np.ndarray, error: EddyError) -> None:
+        message = inference_pb2.SessionsEnded(
+            handles=handles.astype("<u8").tobytes(), error=codec.error_detail(error)
+        )
+        self._send(inference_pb2.StreamResponse(ended=message), num_answered=0)

@@ -1,0 +1,1 @@
+"""Eddy: streaming inference for recurrent models."""
