@@ -144,9 +144,7 @@ def read_inputs(
         ClientError: an input is missing, unknown, twice there, or has the wrong dtype, shape or byte length.
     """
     ports = contract.inputs
-    if len(tensors) != len(ports) or any(
-        tensor.name != port.name for tensor, port in zip(tensors, ports, strict=True)
-    ):
+    if len(tensors) != len(ports) or any(tensor.name != port.name for tensor, port in zip(tensors, ports, strict=True)):
         tensors = _in_order(contract, tensors)
     raw = []
     for port, tensor in zip(ports, tensors, strict=True):
@@ -188,7 +186,7 @@ def _bad_tensor(
 
 def _dtype_name(number: int) -> str:
     if number in contract_pb2.DataType.values():
-        return contract_pb2.DataType.Name(number).removeprefix("DATA_TYPE_")  # type: ignore[arg-type]
+        return contract_pb2.DataType.Name(number).removeprefix("DATA_TYPE_")
     return str(number)
 
 

@@ -10,10 +10,11 @@ Dimension key: B rows, T steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-_WORDS = {4: np.dtype("<u4"), 2: np.dtype("<u2"), 1: np.dtype("u1")}
+_WORDS: dict[int, np.dtype[Any]] = {4: np.dtype("<u4"), 2: np.dtype("<u2"), 1: np.dtype("u1")}
 
 
 class InputDigest:
@@ -29,7 +30,7 @@ class InputDigest:
         total: np.ndarray | None = None
         for number, values in enumerate(inputs):
             row_bytes = values.nbytes // len(values)
-            word = _WORDS[4 if row_bytes % 4 == 0 else 2 if row_bytes % 2 == 0 else 1]
+            word: np.dtype[Any] = _WORDS[4 if row_bytes % 4 == 0 else 2 if row_bytes % 2 == 0 else 1]
             words = values.reshape(len(values), -1).view(word).astype(np.uint64)
             digest = words @ self._key(number, words.shape[1])
             total = digest if total is None else total + digest

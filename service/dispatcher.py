@@ -34,9 +34,7 @@ class Dispatcher:
         inline_tick_seconds: longest expected tick to run on the loop.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float], inline_tick_seconds: float
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float], inline_tick_seconds: float) -> None:
         self._loop = loop
         self._clock = clock
         self._inline_tick_seconds = inline_tick_seconds
@@ -94,9 +92,7 @@ class Dispatcher:
         if model.scheduler.num_queued:
             self.notify(model)
 
-    def _complete(
-        self, model: ServedModel, tick: Tick, outcome: list[bytes] | EddyError, *, was_begun: bool
-    ) -> None:
+    def _complete(self, model: ServedModel, tick: Tick, outcome: list[bytes] | EddyError, *, was_begun: bool) -> None:
         if isinstance(outcome, EddyError):
             model.scheduler.abort(tick, outcome, was_begun=was_begun)
         else:
@@ -114,7 +110,7 @@ class Dispatcher:
         except EddyError as error:
             _LOG.error("model %s version %s: %s", model.file.name, model.file.version, error.message)
             return error
-        except Exception:
+        except Exception:  # noqa: BLE001  the task's root: the tick's sessions fail, the server goes on
             _LOG.exception("model %s version %s: a tick failed", model.file.name, model.file.version)
             return ServerBug(Reason.INTERNAL, "the server failed to run this chunk; the sessions concerned have ended")
 

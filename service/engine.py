@@ -29,7 +29,7 @@ from eddy.service.graph import LIVE, READ_SLOTS, WRITE_SLOTS, ArenaPort, wrap_st
 # ONNX Runtime's wheels report usage over the network unless told otherwise before the first import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import onnxruntime as ort  # noqa: E402  (after the environment variable)
+import onnxruntime as ort
 
 INITIAL_SLOT = 0
 SCRATCH_SLOT = 1
@@ -246,10 +246,10 @@ class Engine:
             binding.num_bytes += array.nbytes
         if self.guarded_states:
             io.bind_ortvalue_input(LIVE, self._value(np.ones(1, np.bool_)))
-        for port in self._ports:
-            io.bind_ortvalue_input(port.input_name, self._arenas[port.state.name])
-            if port.state.next_name:
-                io.bind_ortvalue_output(port.output_name, self._arenas[port.state.name])
+        for arena in self._ports:
+            io.bind_ortvalue_input(arena.input_name, self._arenas[arena.state.name])
+            if arena.state.next_name:
+                io.bind_ortvalue_output(arena.output_name, self._arenas[arena.state.name])
         for port in self.contract.outputs:
             array = np.zeros((rows, num_steps, *port.shape), port.dtype)
             value = self._value(array)
@@ -288,12 +288,12 @@ class Engine:
             inputs = [_example(port, pad, 1, seed=call) for port in self.contract.inputs]
             feed = {port.name: value for port, value in zip(self.contract.inputs, inputs, strict=True)}
             try:
-                expected = reference.run(names, feed | states)
+                expected: list[Any] = list(reference.run(names, feed | states))
             except Exception as error:
                 raise ModelError(Reason.MODEL_NOT_READY, f"the step graph does not run: {error}") from error
-            for port in self._ports:
-                if port.state.next_name:
-                    states[port.state.name] = expected[names.index(port.state.next_name)]
+            for arena in self._ports:
+                if arena.state.next_name:
+                    states[arena.state.name] = expected[names.index(arena.state.next_name)]
             got = self.run([value[:rows] for value in inputs], read, slots, 1)
             read = slots
             for port, block, wanted in zip(self.contract.outputs, got, expected, strict=False):
@@ -304,8 +304,8 @@ class Engine:
                         f"output {port.name!r} has shape {wanted.shape}, the contract says [B, T, {port.shape}]",
                     )
                 self._compare(np.frombuffer(block, port.dtype).reshape(shape), wanted[:rows], port.name, tolerance)
-        for port, value in zip(self._ports, self.read_states(slots), strict=True):
-            self._compare(value, states[port.state.name][:rows], port.state.name, tolerance)
+        for arena, value in zip(self._ports, self.read_states(slots), strict=True):
+            self._compare(value, states[arena.state.name][:rows], arena.state.name, tolerance)
         initial = [port.state.initial[None] for port in self._ports]
         for value, wanted in zip(self.read_states(np.array([INITIAL_SLOT])), initial, strict=True):
             self._compare(value, wanted, "the initial-state slot", 0.0)

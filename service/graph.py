@@ -126,7 +126,8 @@ def _is_ancestor(graph: onnx.GraphProto, ancestor: str, name: str) -> bool:
     subgraphs capture is there.
     """
     producers = {output: node for node in graph.node for output in node.output if output}
-    pending, seen = [name], set()
+    pending = [name]
+    seen: set[str] = set()
     while pending:
         current = pending.pop()
         if current == ancestor:

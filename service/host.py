@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -78,9 +79,7 @@ class Host:
 
     def start(self) -> None:
         """Begins to run ticks and to expire idle sessions, on the running event loop."""
-        self._dispatcher = Dispatcher(
-            asyncio.get_running_loop(), self.clock, self.config.server.inline_tick_seconds
-        )
+        self._dispatcher = Dispatcher(asyncio.get_running_loop(), self.clock, self.config.server.inline_tick_seconds)
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def drain(self) -> bool:
@@ -211,7 +210,7 @@ class Host:
         for index in present:
             model = self.catalog.served[index]
             mine, handles = rows[models == index], expected[models == index]
-            model.scheduler.submit_control(mine, lambda m=model, r=mine, h=handles: run(m, r, h))  # type: ignore[misc]
+            model.scheduler.submit_control(mine, partial(run, model, mine, handles))
             self.dispatcher.notify(model)
 
     def _control(self, rows: np.ndarray, run: Callable[[], None]) -> None:

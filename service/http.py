@@ -25,9 +25,7 @@ class HttpServer:
         OSError: the address is taken.
     """
 
-    def __init__(
-        self, host: str, port: int, registry: CollectorRegistry, explain_unready: Callable[[], str]
-    ) -> None:
+    def __init__(self, host: str, port: int, registry: CollectorRegistry, explain_unready: Callable[[], str]) -> None:
         class Handler(BaseHTTPRequestHandler):
             # A client that connects and says nothing must not hold a thread for ever.
             timeout = 10.0
@@ -51,7 +49,7 @@ class HttpServer:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class's name
                 """Scrapes are not logged."""
 
         self._server = ThreadingHTTPServer((host, port), Handler)

@@ -74,7 +74,7 @@ def transition(statuses: np.ndarray, event: Event) -> np.ndarray:
     Raises:
         IllegalTransition: for any of them; the message names the first.
     """
-    after = _TABLE[statuses, event]
+    after: np.ndarray = _TABLE[statuses, event]
     if (after == ILLEGAL).any():
         first = Status(int(statuses[int(np.argmax(after == ILLEGAL))]))
         raise IllegalTransition(f"event {event.name} in status {first.name}")

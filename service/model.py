@@ -72,9 +72,7 @@ class ServedModel:
             model, contract, num_slots=num_slots + num_work_slots, provider=provider, num_threads=config.num_threads
         )
         self.slots = SlotAllocator(NUM_RESERVED_SLOTS, num_slots)
-        self.replies = ReplyStore(
-            tuple(port.step_bytes for port in contract.outputs), config.max_kept_reply_bytes
-        )
+        self.replies = ReplyStore(tuple(port.step_bytes for port in contract.outputs), config.max_kept_reply_bytes)
         self.cost = self.engine.measure_cost()
         limits = Limits(
             config.max_rows,
@@ -96,9 +94,7 @@ class ServedModel:
         """Sessions of this model that are open."""
         return self.slots.num_slots - self.slots.num_free
 
-    def open_sessions(
-        self, count: int, stream: int, max_in_flight: int, idle_timeout_seconds: float
-    ) -> np.ndarray:
+    def open_sessions(self, count: int, stream: int, max_in_flight: int, idle_timeout_seconds: float) -> np.ndarray:
         """Opens `count` sessions owned by `stream`; returns their table rows, int64 [count].
 
         Raises:

@@ -298,10 +298,7 @@ class Scheduler:
     def _gather_inputs(self, chunks: list[Chunk], num_rows: int, num_steps: int) -> list[np.ndarray]:
         arrays = []
         for number, port in enumerate(self._contract.inputs):
-            if len(chunks) == 1:
-                raw = chunks[0].inputs[number]
-            else:
-                raw = b"".join([chunk.inputs[number] for chunk in chunks])
+            raw = chunks[0].inputs[number] if len(chunks) == 1 else b"".join([chunk.inputs[number] for chunk in chunks])
             arrays.append(np.frombuffer(raw, port.dtype).reshape(num_rows, num_steps, *port.shape))
         return arrays
 
@@ -365,8 +362,9 @@ class Scheduler:
             mine = chunk.rows[chunk.index]
             rows.append(mine)
             is_first, is_last = chunk.done_steps == 0, chunk.done_steps + num_steps == chunk.num_steps
-            read.append(table.read_slot[mine] if is_first else chunk.work_slots)
-            write.append(table.slot[mine] if is_last else chunk.work_slots)
+            work = np.empty(0, np.int64) if chunk.work_slots is None else chunk.work_slots
+            read.append(table.read_slot[mine] if is_first else work)
+            write.append(table.slot[mine] if is_last else work)
             span = slice(chunk.done_steps, chunk.done_steps + num_steps)
             for parts, values in zip(inputs, self._input_arrays(chunk), strict=True):
                 parts.append(values[chunk.index, span])
@@ -383,9 +381,7 @@ class Scheduler:
 
     # Checking rows, one by one: only rows that are not fine come here
 
-    def _check_rows(
-        self, chunk: Chunk, rows: np.ndarray
-    ) -> tuple[dict[int, EddyError], dict[int, tuple[bytes, ...]]]:
+    def _check_rows(self, chunk: Chunk, rows: np.ndarray) -> tuple[dict[int, EddyError], dict[int, tuple[bytes, ...]]]:
         """Refused rows and rows to answer from kept replies, by row of the chunk.
 
         Cases in order: not this stream's session; twice in the message; bad values; a repeat; out of order.
@@ -434,7 +430,7 @@ class Scheduler:
                 "handles: this session is of another model than the message's first",
                 Detail("handles", "sessions of several models", "one model a message"),
             )
-        return self._table.explain(handle, stream)
+        return self._table.explain(handle)
 
     def _bad_value(self, arrays: Sequence[np.ndarray], row: int) -> EddyError:
         for port, values in zip(self._contract.inputs, arrays, strict=True):
@@ -481,7 +477,8 @@ class Scheduler:
         if kept.num_steps != chunk.num_steps or kept.digest != digest:
             return ClientError(
                 Reason.REPEAT_MISMATCH,
-                f"positions: the chunk at {position} was applied with other inputs; the session expects {expected} next",
+                f"positions: the chunk at {position} was applied with other inputs; "
+                f"the session expects {expected} next",
                 detail,
             )
         if kept.outputs is None:
@@ -643,7 +640,7 @@ def _bad_rows(port: Port, values: np.ndarray) -> np.ndarray:
     """Rows of `values` [B, T, ...] that are not acceptable, bool [B]."""
     flat = values.reshape(len(values), -1)
     if port.dtype.kind == "b":
-        return flat.view(np.uint8).max(axis=1) > 1
+        return np.asarray(flat.view(np.uint8).max(axis=1) > 1)
     bad = np.zeros(len(values), np.bool_)
     if port.dtype.kind == "f":
         bad |= ~np.isfinite(flat).all(axis=1)

@@ -146,7 +146,7 @@ class Server:
             except EddyError as error:
                 self._host.count_refusal(error)
                 await self._abort(context, error)
-            except Exception:  # The task's root: one call fails, with its traceback in the log.
+            except Exception:  # noqa: BLE001  the task's root: one call fails, with its traceback in the log
                 _LOG.exception("%s failed", request_type.DESCRIPTOR.full_name)
                 await self._abort(context, ServerBug(Reason.INTERNAL, "the server failed to carry out this call"))
             raise AssertionError("abort raises")

@@ -77,9 +77,7 @@ class SessionTable:
         random_bytes: n -> n random bytes, for ids.
     """
 
-    def __init__(
-        self, max_sessions: int, clock: Callable[[], float], random_bytes: Callable[[int], bytes]
-    ) -> None:
+    def __init__(self, max_sessions: int, clock: Callable[[], float], random_bytes: Callable[[int], bytes]) -> None:
         self.max_sessions = max_sessions
         self._clock = clock
         self._random_bytes = random_bytes
@@ -168,7 +166,7 @@ class SessionTable:
 
     def models_of(self, rows: np.ndarray) -> np.ndarray:
         """The model indices of the open sessions in `rows`, int64 [n]."""
-        return self.route[rows] & _MODEL_MASK
+        return np.asarray(self.route[rows] & _MODEL_MASK)
 
     def ids_of(self, rows: np.ndarray) -> list[bytes]:
         """The ids of the open sessions in `rows`."""
@@ -186,8 +184,8 @@ class SessionTable:
         """Rows that `stream` owns, int64 [n]."""
         return np.flatnonzero((self._status == Status.ATTACHED) & (self.route >> MODEL_BITS == stream))
 
-    def explain(self, handle: int, stream: int) -> EddyError:
-        """Why `handle` may not be used by `stream`, as a typed error."""
+    def explain(self, handle: int) -> EddyError:
+        """Why `handle` may not be used by whoever sent it, as a typed error."""
         row, epoch = handle & 0xFFFFFFFF, handle >> 32
         unknown = ClientError(
             Reason.UNKNOWN_SESSION,
@@ -235,9 +233,7 @@ class SessionTable:
             raise CapacityError(
                 Reason.TOO_MANY_SESSIONS,
                 f"{count} sessions asked for, {self.num_sessions} of at most {self.max_sessions} are open",
-                Detail(
-                    field="count", received=str(count), expected=f"at most {self.max_sessions - self.num_sessions}"
-                ),
+                Detail(field="count", received=str(count), expected=f"at most {self.max_sessions - self.num_sessions}"),
             )
         while self._num_free < count:
             self._grow()
@@ -298,7 +294,7 @@ class SessionTable:
         count = len(rows)
         self._free_rows[self._num_free : self._num_free + count] = rows
         self._num_free += count
-        return self.slot[rows].astype(np.int64)
+        return np.asarray(self.slot[rows], np.int64)
 
     def idle_rows(self) -> np.ndarray:
         """Rows of open sessions that have been idle for longer than their timeout, int64 [n]."""

@@ -76,8 +76,7 @@ class StreamConnection:
         """Waits until what was answered is written, for so long at most (a reader may have stopped reading)."""
         try:
             async with asyncio.timeout(timeout_seconds):
-                while self._outbox or self._num_unanswered:
-                    await asyncio.sleep(0.002)
+                await self._wait_until(0)
         except TimeoutError:
             return
 
@@ -184,7 +183,7 @@ class StreamConnection:
 
     def _refuse_all_rows(self, tag: int, raw_handles: bytes) -> None:
         handles = np.frombuffer(raw_handles, "<u8").tolist()
-        errors = {row: self._host.table.explain(handle, self.number) for row, handle in enumerate(handles)}
+        errors = {row: self._host.table.explain(handle) for row, handle in enumerate(handles)}
         for error in errors.values():
             self._host.count_refusal(error)
         self._send(
@@ -261,13 +260,9 @@ class StreamConnection:
         table = self._host.table
         rows = table.rows_of(handles)
         good = (table.handle[rows] == handles) & (table.route[rows] >> MODEL_BITS == self.number)
-        errors = {
-            row: table.explain(int(handles[row]), self.number) for row in np.flatnonzero(~good).tolist()
-        }
+        errors = {row: table.explain(int(handles[row])) for row in np.flatnonzero(~good).tolist()}
         return rows[good], errors
 
     def _tell_ended(self, handles: np.ndarray, error: EddyError) -> None:
-        message = inference_pb2.SessionsEnded(
-            handles=handles.astype("<u8").tobytes(), error=codec.error_detail(error)
-        )
+        message = inference_pb2.SessionsEnded(handles=handles.astype("<u8").tobytes(), error=codec.error_detail(error))
         self._send(inference_pb2.StreamResponse(ended=message), num_answered=0)

@@ -1,1 +1,33 @@
-"""Eddy: streaming inference for recurrent models."""
+"""Eddy: streaming inference for recurrent models.
+
+The client's names are here: `Client` (asyncio), `SyncClient` (blocking), and the errors in `eddy.errors`. They are
+loaded on first use, so that importing a part of the package does not import gRPC.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eddy.clients import errors
+    from eddy.clients.client import Client
+    from eddy.clients.session import Session, SessionBatch
+    from eddy.clients.sync import SyncClient
+
+__all__ = ["Client", "Session", "SessionBatch", "SyncClient", "errors"]
+
+_HOMES = {
+    "Client": "eddy.clients.client",
+    "Session": "eddy.clients.session",
+    "SessionBatch": "eddy.clients.session",
+    "SyncClient": "eddy.clients.sync",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("eddy.clients.errors")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'eddy' has no attribute {name!r}")

@@ -33,7 +33,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     serve.add_argument("--model-repository", metavar="DIR", help="folder of models (default: models)")
     serve.add_argument("--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--grpc-port", type=int, metavar="N", help="port for gRPC, 0 for any (default: 8500)")
-    serve.add_argument("--http-port", type=int, metavar="M", help="port for /metrics, /healthz, /readyz (default: 8501)")
+    serve.add_argument("--http-port", type=int, metavar="M", help="port for /metrics and /readyz (default: 8501)")
     serve.add_argument(
         "--provider",
         action="append",

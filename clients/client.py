@@ -1,0 +1,228 @@
+"""The client: one connection to a server, any number of sessions.
+
+Owns the channel, the stream shared by all sessions, and what is known of the server's models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from eddy.clients.connection import Connection, Group
+from eddy.clients.errors import EddyError, from_rpc
+from eddy.clients.session import Session, SessionBatch, SessionGrant
+from eddy.clients.tensors import Signature
+from eddy.v1 import contract_pb2, inference_pb2, models_pb2, sessions_pb2
+
+_Response = TypeVar("_Response", bound=Message)
+
+# The service's limits decide; the channel only has to let its replies through.
+_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+# Room for tags, names and shapes beside a message's tensor data.
+_MESSAGE_OVERHEAD_BYTES = 4096
+
+
+class Client:
+    """An asyncio client.
+
+    Example:
+        async with Client("127.0.0.1:8500") as client:
+            async with client.session("text-lstm") as session:
+                logits = await session.step(42)
+
+    Args:
+        target: host:port of the server.
+        channel: an open `grpc.aio` channel to use instead (TLS, interceptors); it is not closed with the client.
+    """
+
+    def __init__(self, target: str = "127.0.0.1:8500", *, channel: Any = None) -> None:
+        self._target = target
+        self._own_channel = channel is None
+        # Changed only by the methods below, on one event loop.
+        self._channel = channel
+        self._connection: Connection | None = None
+        self._groups: dict[tuple[str, str], Group] = {}
+        self._sessions: dict[int, Session] = {}
+
+    async def __aenter__(self) -> Self:
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(self._target, options=_OPTIONS)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the stream and the channel; sessions that were not closed stay open until they are idle for too long."""
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+        if self._own_channel and self._channel is not None:
+            await self._channel.close()
+            self._channel = None
+
+    # Models
+
+    async def models(self) -> list[models_pb2.ModelStatus]:
+        """Every model version in the server's repository, and why those that are not ready are not."""
+        response = await self._unary(
+            "ModelService/ListModels", models_pb2.ListModelsRequest(), models_pb2.ListModelsResponse
+        )
+        return list(response.models)
+
+    async def contract(self, model: str, version: str = "") -> contract_pb2.ModelContract:
+        """A model's contract: inputs, outputs, states, vocabulary, figures.
+
+        Raises:
+            NotFound: no such model or version.
+        """
+        return (await self._get_model(model, version)).contract
+
+    async def _get_model(self, model: str, version: str) -> models_pb2.GetModelResponse:
+        request = models_pb2.GetModelRequest(name=model, version=version)
+        return await self._unary("ModelService/GetModel", request, models_pb2.GetModelResponse)
+
+    # Sessions
+
+    @asynccontextmanager
+    async def session(
+        self, model: str, version: str = "", *, max_in_flight: int = 1, idle_timeout_seconds: float = 0.0
+    ) -> AsyncIterator[Session]:
+        """A session for the length of a `with` block; closed at its end. Arguments as for `open`."""
+        session = await self.open(
+            model, version, max_in_flight=max_in_flight, idle_timeout_seconds=idle_timeout_seconds
+        )
+        async with session:
+            yield session
+
+    @asynccontextmanager
+    async def batch(self, model: str, count: int, version: str = "") -> AsyncIterator[SessionBatch]:
+        """`count` sessions for the length of a `with` block; closed at its end."""
+        batch = await self.open_batch(model, count, version)
+        async with batch:
+            yield batch
+
+    async def open(
+        self, model: str, version: str = "", *, max_in_flight: int = 1, idle_timeout_seconds: float = 0.0
+    ) -> Session:
+        """Opens a session.
+
+        Args:
+            version: the latest that is ready by default.
+            max_in_flight: steps that may be under way at once (pipelining); further ones wait.
+            idle_timeout_seconds: how long the server keeps it without a step, the server's default for 0.
+
+        Raises:
+            NotFound, ServerBusy, ModelUnavailable, Disconnected: see `eddy.errors`.
+        """
+        opened, group = await self._open(model, version, 1, max_in_flight, idle_timeout_seconds)
+        grant = SessionGrant(
+            opened.session_ids[0],
+            int.from_bytes(opened.handles, "little"),
+            0,
+            opened.model,
+            opened.version,
+            opened.max_in_flight,
+        )
+        return self._add(group, grant)
+
+    async def open_batch(self, model: str, count: int, version: str = "") -> SessionBatch:
+        """Opens `count` sessions of one model, to be stepped together."""
+        opened, group = await self._open(model, version, count, 1, 0.0)
+        return SessionBatch(self._stream(), group, opened)
+
+    async def attach(self, session_id: bytes) -> Session:
+        """Takes over a session by its id, at the position it has reached; whoever had it before is fenced.
+
+        Raises:
+            SessionEnded: no such session is open.
+        """
+        request = inference_pb2.StreamRequest(attach=inference_pb2.AttachSession(session_id=session_id))
+        attached = (await self._stream().request(request)).attached
+        group = await self._group(attached.model, attached.version, attached.limits)
+        grant = SessionGrant(
+            session_id,
+            attached.handle,
+            attached.next_position,
+            attached.model,
+            attached.version,
+            attached.max_in_flight,
+        )
+        return self._add(group, grant)
+
+    async def sessions(self, model: str = "", page_size: int = 100) -> AsyncIterator[sessions_pb2.Session]:
+        """Every open session of the server, or of one model; ids are not told."""
+        token = ""
+        while True:
+            request = sessions_pb2.ListSessionsRequest(model=model, page_size=page_size, page_token=token)
+            response = await self._unary("SessionService/ListSessions", request, sessions_pb2.ListSessionsResponse)
+            for session in response.sessions:
+                yield session
+            token = response.next_page_token
+            if not token:
+                return
+
+    # Inner
+
+    async def _open(
+        self, model: str, version: str, count: int, max_in_flight: int, idle_timeout_seconds: float
+    ) -> tuple[inference_pb2.SessionsOpened, Group]:
+        request = inference_pb2.StreamRequest(
+            open=inference_pb2.OpenSessions(
+                model=model,
+                version=version,
+                count=count,
+                max_in_flight=max_in_flight,
+                idle_timeout_seconds=idle_timeout_seconds,
+            )
+        )
+        opened = (await self._stream().request(request)).opened
+        return opened, await self._group(opened.model, opened.version, opened.limits)
+
+    async def _group(self, model: str, version: str, limits: inference_pb2.Limits) -> Group:
+        group = self._groups.get((model, version))
+        if group is None:
+            signature = Signature((await self._get_model(model, version)).contract)
+            size = max(1, limits.max_message_bytes - _MESSAGE_OVERHEAD_BYTES)
+            # Another task may have been quicker while this one waited: all sessions must share one group.
+            group = self._groups.setdefault((model, version), Group(signature, limits.max_rows, size))
+        return group
+
+    def _add(self, group: Group, grant: SessionGrant) -> Session:
+        session = Session(self._stream(), group, grant, self._track)
+        self._sessions[grant.handle] = session
+        return session
+
+    def _track(self, session: Session, *, renewed: bool = False) -> None:
+        """Forgets a session's handle, or learns its new one."""
+        handle = int.from_bytes(session.handle, "little")
+        if renewed:
+            self._sessions[handle] = session
+        else:
+            self._sessions.pop(handle, None)
+
+    def _ended(self, handle: int, error: EddyError) -> None:
+        session = self._sessions.pop(handle, None)
+        if session is not None:
+            session.end(error)
+
+    def _stream(self) -> Connection:
+        """The stream; a new one when the last has ended (sessions of the last one must be attached again)."""
+        if self._connection is None or self._connection.failure is not None:
+            self._connection = Connection(self._channel, self._ended)
+        return self._connection
+
+    async def _unary(self, method: str, request: Message, response_type: type[_Response]) -> _Response:
+        call = self._channel.unary_unary(f"/eddy.v1.{method}")
+        try:
+            data = await call(request.SerializeToString())
+        except grpc.RpcError as error:
+            raise from_rpc(error) from error
+        return response_type.FromString(data)

@@ -1,0 +1,130 @@
+"""The synchronous face: the same client for code without an event loop.
+
+Owns one background thread with an event loop; every call runs there and waits. Must add nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from numpy.typing import ArrayLike
+
+from eddy.clients.client import Client
+from eddy.clients.session import Session, SessionBatch
+from eddy.clients.tensors import Inputs, Outputs
+from eddy.v1 import contract_pb2, models_pb2
+
+_T = TypeVar("_T")
+
+
+class SyncClient:
+    """A client for plain, blocking code. Safe to use from several threads.
+
+    Example:
+        with SyncClient("127.0.0.1:8500") as client, client.session("forecast-gru") as session:
+            quantiles = session.step([20.5])
+
+    Args:
+        target: host:port of the server.
+    """
+
+    def __init__(self, target: str = "127.0.0.1:8500") -> None:
+        self._client = Client(target)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="eddy-client", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.wait(self._client.__aenter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.wait(self._client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Runs `work` on the client's event loop and returns its result."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def models(self) -> list[models_pb2.ModelStatus]:
+        """As `Client.models`."""
+        return self.wait(self._client.models())
+
+    def contract(self, model: str, version: str = "") -> contract_pb2.ModelContract:
+        """As `Client.contract`."""
+        return self.wait(self._client.contract(model, version))
+
+    @contextmanager
+    def session(
+        self, model: str, version: str = "", *, max_in_flight: int = 1, idle_timeout_seconds: float = 0.0
+    ) -> Iterator[SyncSession]:
+        """As `Client.session`."""
+        opening = self._client.open(
+            model, version, max_in_flight=max_in_flight, idle_timeout_seconds=idle_timeout_seconds
+        )
+        session = SyncSession(self, self.wait(opening))
+        try:
+            yield session
+        finally:
+            session.close()
+
+    @contextmanager
+    def batch(self, model: str, count: int, version: str = "") -> Iterator[SyncBatch]:
+        """As `Client.batch`."""
+        batch = SyncBatch(self, self.wait(self._client.open_batch(model, count, version)))
+        try:
+            yield batch
+        finally:
+            batch.close()
+
+    def attach(self, session_id: bytes) -> SyncSession:
+        """As `Client.attach`."""
+        return SyncSession(self, self.wait(self._client.attach(session_id)))
+
+
+class SyncSession:
+    """As `Session`, with blocking calls; `session` is the asyncio one."""
+
+    def __init__(self, client: SyncClient, session: Session) -> None:
+        self._client = client
+        self.session = session
+
+    def step(self, inputs: Inputs) -> Outputs:
+        """As `Session.step`."""
+        return self._client.wait(self.session.step(inputs))
+
+    def reset(self) -> None:
+        """As `Session.reset`."""
+        self._client.wait(self.session.reset())
+
+    def close(self) -> None:
+        """As `Session.close`."""
+        self._client.wait(self.session.close())
+
+
+class SyncBatch:
+    """As `SessionBatch`, with blocking calls; `batch` is the asyncio one."""
+
+    def __init__(self, client: SyncClient, batch: SessionBatch) -> None:
+        self._client = client
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def step(self, inputs: Inputs, rows: ArrayLike | None = None) -> Outputs:
+        """As `SessionBatch.step`."""
+        return self._client.wait(self.batch.step(inputs, rows))
+
+    def close(self) -> None:
+        """As `SessionBatch.close`."""
+        self._client.wait(self.batch.close())

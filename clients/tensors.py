@@ -1,0 +1,131 @@
+"""Arrays to and from wire tensors, by a model's contract.
+
+Owns dtype and shape checks on the client's side, so that a mistake is reported where it was made.
+
+Dimension key: B rows, T steps, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from eddy.clients.errors import InvalidInput
+from eddy.v1 import contract_pb2, inference_pb2
+
+# What `step` takes: the one input's values, or every input's by name.
+Inputs = ArrayLike | Mapping[str, ArrayLike]
+# What `step` gives: the one output, or every output by name.
+Outputs = np.ndarray | dict[str, np.ndarray]
+
+_DTYPES: dict[int, np.dtype] = {
+    contract_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
+    contract_pb2.DATA_TYPE_FLOAT64: np.dtype("<f8"),
+    contract_pb2.DATA_TYPE_FLOAT16: np.dtype("<f2"),
+    contract_pb2.DATA_TYPE_INT32: np.dtype("<i4"),
+    contract_pb2.DATA_TYPE_INT64: np.dtype("<i8"),
+    contract_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
+    contract_pb2.DATA_TYPE_BOOL: np.dtype("?"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Spec:
+    name: str
+    dtype: np.dtype
+    wire_dtype: int
+    shape: tuple[int, ...]
+
+
+class Signature:
+    """What a model takes and gives, from its contract.
+
+    Args:
+        contract: as GetModel returns it.
+    """
+
+    def __init__(self, contract: contract_pb2.ModelContract) -> None:
+        self.contract = contract
+        self.inputs = tuple(_spec(spec) for spec in contract.inputs)
+        self.outputs = tuple(_spec(spec) for spec in contract.outputs)
+
+    def arrays(self, values: Inputs, leading: int) -> tuple[list[np.ndarray], bool]:
+        """Checked, contiguous arrays in the contract's order, and whether T was left out (one step).
+
+        Args:
+            values: one array, or a mapping by input name; shapes [*leading axes, (T,) ...].
+            leading: axes before T: 0 for a session, 1 for a batch.
+
+        Raises:
+            InvalidInput: names, dtype or shape are wrong.
+        """
+        if isinstance(values, Mapping):
+            if values.keys() != {spec.name for spec in self.inputs}:
+                expected = ", ".join(spec.name for spec in self.inputs)
+                raise InvalidInput(f"inputs: got {', '.join(values)}, expected {expected}", "UNKNOWN_INPUT")
+            given = [values[spec.name] for spec in self.inputs]
+        elif len(self.inputs) == 1:
+            given = [values]
+        else:
+            expected = ", ".join(spec.name for spec in self.inputs)
+            raise InvalidInput(f"inputs: got one array, expected a mapping with {expected}", "MISSING_FIELD")
+        arrays = [_convert(spec, value) for spec, value in zip(self.inputs, given, strict=True)]
+        is_single = arrays[0].ndim == leading + len(self.inputs[0].shape)
+        lead = arrays[0].shape[: leading if is_single else leading + 1]
+        for spec, array in zip(self.inputs, arrays, strict=True):
+            if array.shape != (*lead, *spec.shape) or len(lead) != leading + (not is_single):
+                raise InvalidInput(
+                    f"{spec.name}: got shape {list(array.shape)}, expected {self._shape_text(spec, leading)}",
+                    "INVALID_SHAPE",
+                )
+        return arrays, is_single
+
+    @staticmethod
+    def _shape_text(spec: _Spec, leading: int) -> str:
+        rows = ["B"] * leading
+        one, many = [*rows, *map(str, spec.shape)], [*rows, "T", *map(str, spec.shape)]
+        return f"[{', '.join(one)}] for one step or [{', '.join(many)}]"
+
+    def write(self, step: inference_pb2.StepChunk, raw: Sequence[bytes], num_rows: int, num_steps: int) -> None:
+        """Adds the inputs to a message; `raw` is [B, T, ...] an input, in the contract's order."""
+        for spec, data in zip(self.inputs, raw, strict=True):
+            tensor = step.inputs.add()
+            tensor.name = spec.name
+            tensor.dtype = spec.wire_dtype  # type: ignore[assignment]  # the stub wants its own enum type
+            tensor.shape.extend((num_rows, num_steps, *spec.shape))
+            tensor.data = data
+
+    def read(self, tensors: Sequence[inference_pb2.Tensor]) -> list[np.ndarray]:
+        """Writable arrays [B, T, ...] of a response's outputs, in the contract's order."""
+        return [
+            np.frombuffer(tensor.data, spec.dtype).reshape(tuple(tensor.shape)).copy()
+            for spec, tensor in zip(self.outputs, tensors, strict=True)
+        ]
+
+    def present(self, arrays: Sequence[np.ndarray]) -> Outputs:
+        """What `step` gives: the array of a one-output model, otherwise a dict by name."""
+        if len(arrays) == 1:
+            return arrays[0]
+        return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}
+
+    def row_bytes(self, num_steps: int) -> int:
+        """Bytes of one row's inputs."""
+        return sum(spec.dtype.itemsize * prod(spec.shape) * num_steps for spec in self.inputs)
+
+
+def _spec(spec: contract_pb2.TensorSpec) -> _Spec:
+    return _Spec(spec.name, _DTYPES[spec.dtype], spec.dtype, tuple(spec.shape))
+
+
+def _convert(spec: _Spec, value: ArrayLike) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype != spec.dtype:
+        # Narrowing within a kind is what callers mean by plain Python numbers; float to int is a mistake.
+        if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+            raise InvalidInput(f"{spec.name}: got dtype {array.dtype}, expected {spec.dtype}", "INVALID_DTYPE")
+        array = array.astype(spec.dtype)
+    return np.ascontiguousarray(array) if array.ndim else array
