@@ -19,7 +19,6 @@ from google.protobuf.message import DecodeError
 
 from eddy.service.config import Config
 from eddy.service.contract import read_contract
-from eddy.service.digest import InputDigest
 from eddy.service.engine import available_providers
 from eddy.service.errors import ClientError, Detail, EddyError, ModelError, Reason
 from eddy.service.model import ModelFile, ServedModel
@@ -53,7 +52,6 @@ class Catalog:
 
     Args:
         config: everything; table: the server's sessions.
-        generator: for input digests.
         on_ended: see `ServedModel`.
     """
 
@@ -61,12 +59,10 @@ class Catalog:
         self,
         config: Config,
         table: SessionTable,
-        generator: np.random.Generator,
         on_ended: Callable[[int, np.ndarray, EddyError], None],
     ) -> None:
         self._config = config
         self._table = table
-        self._digest = InputDigest(generator)
         self._on_ended = on_ended
         # Changed only by `load`. Versions by number, the latest last.
         self._entries: dict[str, dict[str, Entry]] = {}
@@ -170,7 +166,6 @@ class Catalog:
             self._table,
             self._config.model,
             provider,
-            self._digest,
             self._on_ended,
         )
 

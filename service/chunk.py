@@ -7,7 +7,7 @@ Dimension key: B rows of the chunk, T steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from eddy.service.errors import EddyError
 NO_DEADLINE = float("inf")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # Not frozen: one is made for every message, and freezing doubles its cost.
 class ChunkResult:
     """What became of a chunk.
 
@@ -31,7 +31,7 @@ class ChunkResult:
     """
 
     outputs: Sequence[bytes] = ()
-    errors: dict[int, EddyError] = field(default_factory=dict)
+    errors: Mapping[int, EddyError] = field(default_factory=dict)
     replayed: Sequence[int] = ()
     failure: EddyError | None = None
 
@@ -62,7 +62,6 @@ class Chunk:
         "arrival",
         "contract",
         "deadline",
-        "digests",
         "done_steps",
         "errors",
         "handles",
@@ -107,11 +106,10 @@ class Chunk:
         # Changed only by the scheduler. Steps already run, when the chunk is time-sliced.
         self.done_steps = 0
         # For chunks that are not on the fast path: table rows int64 [B]; of these the ones that run, as indices
-        # int64 [n]; their input digests uint64 [n]; their working slots int64 [n] between slices; the outputs
-        # gathered so far, [n, T, ...] each; refused rows; kept replies to send instead.
+        # int64 [n]; their working slots int64 [n] between slices; the outputs gathered so far, [n, T, ...] each;
+        # refused rows; kept replies to send instead.
         self.rows: np.ndarray | None = None
         self.index: np.ndarray | None = None
-        self.digests: np.ndarray | None = None
         self.work_slots: np.ndarray | None = None
         self.outputs: list[np.ndarray] | None = None
         self.errors: dict[int, EddyError] = {}

@@ -10,7 +10,7 @@ Dimension key: B rows of a message, T steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from google.protobuf import any_pb2
@@ -91,7 +91,7 @@ def error_status(error: EddyError) -> status_pb2.Status:
     return status_pb2.Status(code=GRPC_CODES[error.reason], message=error.message, details=details)
 
 
-def row_errors(errors: dict[int, EddyError]) -> list[inference_pb2.RowError]:
+def row_errors(errors: Mapping[int, EddyError]) -> list[inference_pb2.RowError]:
     """The wire form of refused rows."""
     return [inference_pb2.RowError(row=row, error=error_detail(error)) for row, error in sorted(errors.items())]
 

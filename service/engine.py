@@ -198,10 +198,13 @@ class Engine:
 
     def _create_arena(self, state: State) -> Any:
         shape = [self.num_slots + NUM_RESERVED_SLOTS, *state.shape]
+        # Zero pages are not resident until a slot is used.
+        arena = np.zeros(shape, state.dtype)
+        if not state.next_name and state.initial.any():
+            arena[:] = state.initial  # Never scattered: every slot holds it from the start.
         if self._device == "cpu":
-            # Zero pages are not resident until a slot is used.
-            return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, state.dtype))
-        return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, state.dtype), self._device, 0)
+            return ort.OrtValue.ortvalue_from_numpy(arena)
+        return ort.OrtValue.ortvalue_from_numpy(arena, self._device, 0)
 
     def _host_arena(self, port: ArenaPort) -> np.ndarray:
         """On the CPU a view of the arena itself, elsewhere a copy."""

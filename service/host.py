@@ -48,7 +48,7 @@ class Host:
 
     Args:
         config: everything.
-        clock: monotonic seconds; random_bytes: for session ids; generator: for input digests.
+        clock: monotonic seconds; random_bytes: for session ids.
     """
 
     def __init__(
@@ -57,12 +57,11 @@ class Host:
         *,
         clock: Callable[[], float] = time.monotonic,
         random_bytes: Callable[[int], bytes] = os.urandom,
-        generator: np.random.Generator | None = None,
     ) -> None:
         self.config = config
         self.clock = clock
         self.table = SessionTable(config.session.max_sessions, clock, random_bytes)
-        self.catalog = Catalog(config, self.table, generator or np.random.default_rng(), self._tell_ended)
+        self.catalog = Catalog(config, self.table, self._tell_ended)
         # Changed only on the event loop, after `start`.
         self._dispatcher: Dispatcher | None = None
         self._sweeper: asyncio.Task[None] | None = None

@@ -15,7 +15,6 @@ import onnx
 from eddy.service.arena import SlotAllocator
 from eddy.service.config import ModelConfig
 from eddy.service.contract import Contract
-from eddy.service.digest import InputDigest
 from eddy.service.engine import INITIAL_SLOT, NUM_RESERVED_SLOTS, Engine
 from eddy.service.errors import EddyError
 from eddy.service.lifecycle import Event
@@ -41,7 +40,6 @@ class ServedModel:
         model, contract: the step graph and its contract.
         table: the server's sessions.
         config: sizes and limits; provider: execution provider.
-        digest: of inputs.
         on_ended: told the handles of sessions that ended by the server's will, by owner stream, and why.
 
     Raises:
@@ -57,7 +55,6 @@ class ServedModel:
         table: SessionTable,
         config: ModelConfig,
         provider: str,
-        digest: InputDigest,
         on_ended: Callable[[int, np.ndarray, EddyError], None],
     ) -> None:
         self.file = file
@@ -72,7 +69,11 @@ class ServedModel:
             model, contract, num_slots=num_slots + num_work_slots, provider=provider, num_threads=config.num_threads
         )
         self.slots = SlotAllocator(NUM_RESERVED_SLOTS, num_slots)
-        self.replies = ReplyStore(tuple(port.step_bytes for port in contract.outputs), config.max_kept_reply_bytes)
+        self.replies = ReplyStore(
+            tuple(port.step_bytes for port in contract.inputs),
+            tuple(port.step_bytes for port in contract.outputs),
+            config.max_kept_reply_bytes,
+        )
         self.cost = self.engine.measure_cost()
         limits = Limits(
             config.max_rows,
@@ -85,7 +86,6 @@ class ServedModel:
             self.replies,
             SlotAllocator(NUM_RESERVED_SLOTS + num_slots, num_work_slots),
             limits,
-            digest,
             self._fail_rows,
         )
 

@@ -1,12 +1,13 @@
 """Kept replies: the last outputs of every session, so that a chunk that is sent again is answered without running.
 
-Owns the rings of reply entries and the blocks of output bytes that they refer to. Must not know sessions' positions
+Owns the rings of reply entries and the blocks of bytes that they refer to: a chunk's outputs, and its inputs, so that
+a repeat is told from a changed chunk exactly. Must not know sessions' positions
 rules, queues or the wire.
 
-A tick's outputs are kept as they are, as one **block** of rows; an entry says which row of which block. Nothing is
-copied per session. The cost is that one entry keeps a whole block alive, so blocks that are mostly dead are rewritten
-(**compacted**) when the bytes held exceed the budget, and the oldest replies are forgotten when the live ones alone
-exceed it. A chunk whose reply was forgotten is refused, never run twice.
+A tick's inputs and outputs are kept as they are, as one **block** of rows; an entry says which row of which block.
+Nothing is copied per session. The cost is that one entry keeps a whole block alive, so blocks that are mostly dead are
+rewritten (**compacted**) when the bytes held exceed the budget, and the oldest replies are forgotten when the live
+ones alone exceed it. A chunk whose reply was forgotten is refused, never run twice.
 
 Dimension key: B rows, T steps, E entries, K blocks.
 """
@@ -27,35 +28,42 @@ class KeptReply:
     """One kept reply.
 
     Attributes:
-        num_steps: T of the chunk that it answers; digest: of that chunk's inputs.
-        outputs: raw bytes an output, [T, ...]; None when the bytes were forgotten.
+        num_steps: T of the chunk that it answers.
+        inputs, outputs: raw bytes a port, [T, ...]; empty when forgotten.
     """
 
     num_steps: int
-    digest: int
-    outputs: tuple[bytes, ...] | None
+    inputs: tuple[bytes, ...] = ()
+    outputs: tuple[bytes, ...] = ()
+
+    @property
+    def is_forgotten(self) -> bool:
+        """The chunk was applied, and what it gave is no longer kept."""
+        return not self.outputs
 
 
 class ReplyStore:
     """Kept replies of one model's sessions.
 
     Args:
-        step_bytes: bytes of one row's one step, an output each.
-        max_bytes: budget for the outputs held.
+        input_step_bytes, output_step_bytes: bytes of one row's one step, for each port.
+        max_bytes: budget for what is held.
     """
 
-    def __init__(self, step_bytes: tuple[int, ...], max_bytes: int) -> None:
+    def __init__(self, input_step_bytes: tuple[int, ...], output_step_bytes: tuple[int, ...], max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_forgotten = 0
         self.num_compactions = 0
-        self._step_bytes = step_bytes
+        # A block's parts are the inputs, then the outputs.
+        self._num_inputs = len(input_step_bytes)
+        self._step_bytes = input_step_bytes + output_step_bytes
         # Entries. Changed only by the methods below, on the server's event loop.
         self._position = np.full(_FIRST_ENTRIES, -1, np.int64)
-        self._digest = np.zeros(_FIRST_ENTRIES, np.uint64)
         self._block = np.zeros(_FIRST_ENTRIES, np.int32)
         self._row = np.zeros(_FIRST_ENTRIES, np.int32)
         self._num_entries = 0
         self._free_rings: dict[int, list[int]] = {}
+        self._counting = np.arange(_FIRST_ENTRIES, dtype=np.int32)
         # Blocks; block 0 is none.
         self._live = np.zeros(_FIRST_BLOCKS, np.int32)
         self._sequence = np.zeros(_FIRST_BLOCKS, np.int64)
@@ -96,27 +104,17 @@ class ReplyStore:
 
     # Keeping
 
-    def keep(
-        self,
-        entries: np.ndarray,
-        positions: np.ndarray,
-        digests: np.ndarray,
-        outputs: tuple[bytes, ...],
-        num_steps: int,
-        block_rows: np.ndarray,
-    ) -> None:
-        """Replaces what `entries` int32 [B] hold by rows `block_rows` int32 [B] of `outputs`.
+    def keep(self, entries: np.ndarray, positions: np.ndarray, parts: tuple[bytes, ...], num_steps: int) -> None:
+        """Replaces what `entries` int32 [B] hold: entry b by row b of a new block.
 
         Args:
-            positions: int64 [B], of the chunks answered; digests: uint64 [B], of their inputs.
-            outputs: one block an output, [rows, T, ...] as raw bytes; num_steps: T.
+            positions: int64 [B], of the chunks answered.
+            parts: the inputs, then the outputs, [B, T, ...] raw each; num_steps: T.
         """
         self._release(self._block[entries])
-        block = self._add_block(outputs, num_steps, len(entries))
         self._position[entries] = positions
-        self._digest[entries] = digests
-        self._block[entries] = block
-        self._row[entries] = block_rows
+        self._block[entries] = self._add_block(parts, num_steps, len(entries))
+        self._row[entries] = self._rows_up_to(len(entries))
         if self.held_bytes > self.max_bytes:
             self._shrink()
 
@@ -124,14 +122,18 @@ class ReplyStore:
         """The reply to the chunk at `position` in a ring, if the ring still remembers that chunk."""
         for entry in range(start, start + size):
             if self._position[entry] == position:
-                block = int(self._block[entry])
-                digest = int(self._digest[entry])
+                block, row = int(self._block[entry]), int(self._row[entry])
                 if block == _NO_BLOCK:  # Forgotten: the row column holds T.
-                    return KeptReply(int(self._row[entry]), digest, None)
+                    return KeptReply(row)
                 steps = self._steps[block]
-                row = int(self._row[entry])
-                return KeptReply(steps, digest, self._row_bytes(block, row, steps))
+                parts = self._row_bytes(block, row, steps)
+                return KeptReply(steps, parts[: self._num_inputs], parts[self._num_inputs :])
         return None
+
+    def _rows_up_to(self, count: int) -> np.ndarray:
+        if count > len(self._counting):
+            self._counting = np.arange(2 * count, dtype=np.int32)
+        return self._counting[:count]
 
     def _row_bytes(self, block: int, row: int, steps: int) -> tuple[bytes, ...]:
         return tuple(
@@ -141,16 +143,16 @@ class ReplyStore:
 
     # Blocks
 
-    def _add_block(self, outputs: tuple[bytes, ...], num_steps: int, live: int) -> int:
+    def _add_block(self, parts: tuple[bytes, ...], num_steps: int, live: int) -> int:
         if not self._free_blocks:
             self._grow_blocks()
         block = self._free_blocks.pop()
-        self._blocks[block] = outputs
+        self._blocks[block] = parts
         self._steps[block] = num_steps
         self._live[block] = live
         self._sequence[block] = self._next_sequence
         self._next_sequence += 1
-        self.held_bytes += sum(map(len, outputs))
+        self.held_bytes += sum(map(len, parts))
         return block
 
     def _release(self, blocks: np.ndarray) -> None:
@@ -209,16 +211,16 @@ class ReplyStore:
         if len(entries) == num_rows:
             return
         rows = [self._row_bytes(block, row, steps) for row in self._row[entries].tolist()]
-        outputs = tuple(b"".join(parts) for parts in zip(*rows, strict=True))
-        self.held_bytes += sum(map(len, outputs)) - sum(map(len, self._blocks[block]))
-        self._blocks[block] = outputs
+        parts = tuple(b"".join(pieces) for pieces in zip(*rows, strict=True))
+        self.held_bytes += sum(map(len, parts)) - sum(map(len, self._blocks[block]))
+        self._blocks[block] = parts
         self._row[entries] = np.arange(len(entries))
 
     # Growth
 
     def _grow_entries(self) -> None:
         old = len(self._position)
-        for name, fill in (("_position", -1), ("_digest", 0), ("_block", 0), ("_row", 0)):
+        for name, fill in (("_position", -1), ("_block", 0), ("_row", 0)):
             column = getattr(self, name)
             setattr(self, name, np.concatenate([column, np.full(old, fill, column.dtype)]))
 

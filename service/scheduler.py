@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -26,7 +26,6 @@ import numpy as np
 from eddy.service.arena import SlotAllocator
 from eddy.service.chunk import Chunk, ChunkResult
 from eddy.service.contract import Contract, Port
-from eddy.service.digest import InputDigest
 from eddy.service.errors import CapacityError, ClientError, Detail, EddyError, Reason
 from eddy.service.replies import ReplyStore
 from eddy.service.sessions import MODEL_BITS, SessionTable
@@ -58,8 +57,8 @@ class Tick:
         chunks: whose rows these are, in order; bounds: where each chunk's rows begin, and their number at the end.
         inputs: one array a port, [B, T, ...]; read_slots, write_slots: int64 [B]; num_steps: T.
         rows: table rows, int64 [B].
-        positions, digests: int64 [B], uint64 [B]; fast path only.
         is_fast: every chunk is whole and all of its rows run.
+        positions: int64 [B]; raw_inputs: the inputs as bytes; fast path only.
     """
 
     chunks: list[Chunk]
@@ -70,8 +69,8 @@ class Tick:
     write_slots: np.ndarray
     num_steps: int
     is_fast: bool
-    positions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    digests: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    positions: np.ndarray | None = None
+    raw_inputs: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,6 @@ class Scheduler:
     Args:
         table: sessions; model: this model's index in it.
         replies: kept replies of this model; work_slots: slots for states between slices.
-        digest: of inputs, to tell a repeat from a changed chunk.
         on_failed: told the rows whose states a failed tick left undefined; ends those sessions.
     """
 
@@ -108,7 +106,6 @@ class Scheduler:
         replies: ReplyStore,
         work_slots: SlotAllocator,
         limits: Limits,
-        digest: InputDigest,
         on_failed: Callable[[np.ndarray], None],
     ) -> None:
         self.limits = limits
@@ -116,11 +113,11 @@ class Scheduler:
         self._table = table
         self._replies = replies
         self._work_slots = work_slots
-        self._digest = digest
         self._on_failed = on_failed
         # Changed only by the methods below.
         self._queue: deque[Chunk | Control] = deque()
         self._pass = _FIRST_PASS
+        self._counting = np.arange(1024)
         self._num_busy = 0
         self.uses_rings = False
         # Totals for metrics.
@@ -267,21 +264,27 @@ class Scheduler:
                 routes = np.repeat(routes, [chunk.num_rows for chunk in chunks])
         handles = np.frombuffer(raw_handles, "<u8")
         positions = np.frombuffer(raw_positions, "<i8")
-        rows = table.rows_of(handles)
-        fine = table.handle[rows] == handles
+        rows = handles.astype(np.uint32).astype(np.int64)  # The low half.
+        try:
+            fine = table.handle[rows] == handles
+        except IndexError:  # A handle from nowhere.
+            return None
         fine &= table.route[rows] == routes
         fine &= table.next_position[rows] == positions
         if not fine.all():
             return None
         if len(rows) > 1:  # Each session at most once.
-            order = np.arange(len(rows))
+            order = self._order(len(rows))
             table.mark[rows] = order
             if not (table.mark[rows] == order).all():
                 return None
-        inputs = self._gather_inputs(chunks, bounds[-1], num_steps)
-        for port, values in zip(self._contract.inputs, inputs, strict=True):
+        raw_inputs = self._join_inputs(chunks)
+        inputs = []
+        for port, raw in zip(self._contract.inputs, raw_inputs, strict=True):
+            values = np.frombuffer(raw, port.dtype)
             if not _is_acceptable(port, values):
                 return None
+            inputs.append(values.reshape(len(rows), num_steps, *port.shape))
         return Tick(
             chunks,
             bounds,
@@ -290,17 +293,22 @@ class Scheduler:
             table.read_slot[rows],
             table.slot[rows],
             num_steps,
-            True,
-            positions,
-            self._digest(inputs),
+            is_fast=True,
+            positions=positions,
+            raw_inputs=raw_inputs,
         )
 
-    def _gather_inputs(self, chunks: list[Chunk], num_rows: int, num_steps: int) -> list[np.ndarray]:
-        arrays = []
-        for number, port in enumerate(self._contract.inputs):
-            raw = chunks[0].inputs[number] if len(chunks) == 1 else b"".join([chunk.inputs[number] for chunk in chunks])
-            arrays.append(np.frombuffer(raw, port.dtype).reshape(num_rows, num_steps, *port.shape))
-        return arrays
+    def _order(self, count: int) -> np.ndarray:
+        """0 .. count - 1."""
+        if count > len(self._counting):
+            self._counting = np.arange(2 * count)
+        return self._counting[:count]
+
+    @staticmethod
+    def _join_inputs(chunks: list[Chunk]) -> tuple[bytes, ...]:
+        if len(chunks) == 1:
+            return tuple(chunks[0].inputs)
+        return tuple([b"".join(parts) for parts in zip(*[chunk.inputs for chunk in chunks], strict=True)])
 
     # The general path
 
@@ -340,8 +348,6 @@ class Scheduler:
             chunk.work_slots = self._work_slots.allocate(len(good))
         chunk.errors, chunk.replays, chunk.index = errors, replays, good
         if len(good):
-            arrays = [values[good] for values in self._input_arrays(chunk)]
-            chunk.digests = self._digest(arrays)
             chunk.outputs = [
                 np.empty((len(good), chunk.num_steps, *port.shape), port.dtype) for port in self._contract.outputs
             ]
@@ -376,7 +382,7 @@ class Scheduler:
             np.concatenate(read),
             np.concatenate(write),
             num_steps,
-            False,
+            is_fast=False,
         )
 
     # Checking rows, one by one: only rows that are not fine come here
@@ -473,15 +479,15 @@ class Scheduler:
                 f"positions: got {position}, the session expects {expected} next and keeps no reply for that chunk",
                 detail,
             )
-        digest = int(self._digest([values[row : row + 1] for values in arrays])[0])
-        if kept.num_steps != chunk.num_steps or kept.digest != digest:
+        inputs = tuple(values[row].tobytes() for values in arrays)
+        if not kept.is_forgotten and (kept.num_steps != chunk.num_steps or kept.inputs != inputs):
             return ClientError(
                 Reason.REPEAT_MISMATCH,
                 f"positions: the chunk at {position} was applied with other inputs; "
                 f"the session expects {expected} next",
                 detail,
             )
-        if kept.outputs is None:
+        if kept.is_forgotten:
             return ClientError(
                 Reason.REPLY_NOT_KEPT,
                 f"positions: the chunk at {position} was applied and its reply is no longer kept; "
@@ -511,7 +517,8 @@ class Scheduler:
             return
         if was_begun:
             self._clear_busy(tick.rows)
-        self._advance(tick.rows, tick.positions, tick.num_steps, tick.digests, tuple(blocks), now)
+        assert tick.positions is not None
+        self._advance(tick.rows, tick.positions, tick.num_steps, (*tick.raw_inputs, *blocks), now)
         if len(tick.chunks) == 1:
             tick.chunks[0].reply(ChunkResult(blocks))
             return
@@ -543,14 +550,9 @@ class Scheduler:
             self._fail(chunk, error)
 
     def _advance(
-        self,
-        rows: np.ndarray,
-        positions: np.ndarray,
-        num_steps: int,
-        digests: np.ndarray,
-        blocks: tuple[bytes, ...],
-        now: float,
+        self, rows: np.ndarray, positions: np.ndarray, num_steps: int, parts: tuple[bytes, ...], now: float
     ) -> None:
+        """The sessions in `rows` have taken `num_steps` steps; `parts` are their inputs, then their outputs."""
         table = self._table
         table.next_position[rows] = positions + num_steps
         table.read_slot[rows] = table.slot[rows]
@@ -559,7 +561,7 @@ class Scheduler:
         if self.uses_rings:
             entries = entries + table.ring_next[rows]
             table.ring_next[rows] = (table.ring_next[rows] + 1) % table.ring_size[rows]
-        self._replies.keep(entries, positions, digests, blocks, num_steps, np.arange(len(rows)))
+        self._replies.keep(entries, positions, parts, num_steps)
 
     def _commit_slices(self, tick: Tick, blocks: Sequence[bytes], now: float) -> None:
         outputs = [
@@ -576,13 +578,14 @@ class Scheduler:
             if chunk.done_steps < chunk.num_steps:
                 unfinished.append(chunk)
                 continue
-            assert chunk.index is not None and chunk.digests is not None
+            assert chunk.index is not None
             rows = tick.rows[begin:end]
             self._clear_busy(rows)
             self._release_work_slots(chunk)
             positions = np.frombuffer(chunk.positions, "<i8")[chunk.index]
-            whole_blocks = tuple(array.tobytes() for array in chunk.outputs)
-            self._advance(rows, positions, chunk.num_steps, chunk.digests, whole_blocks, now)
+            inputs = [values[chunk.index].tobytes() for values in self._input_arrays(chunk)]
+            whole_outputs = [array.tobytes() for array in chunk.outputs]
+            self._advance(rows, positions, chunk.num_steps, (*inputs, *whole_outputs), now)
             self._finish(chunk)
         # Behind everybody who waits: a long chunk takes its turns.
         self._queue.extend(unfinished)
