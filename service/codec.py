@@ -144,15 +144,15 @@ def read_inputs(
         ClientError: an input is missing, unknown, twice there, or has the wrong dtype, shape or byte length.
     """
     ports = contract.inputs
-    if len(tensors) != len(ports) or any(tensor.name != port.name for tensor, port in zip(tensors, ports, strict=True)):
+    if [tensor.name for tensor in tensors] != [port.name for port in ports]:
         tensors = _in_order(contract, tensors)
     raw = []
     for port, tensor in zip(ports, tensors, strict=True):
         data = tensor.data
         if (
             tensor.dtype != port.wire_dtype
-            or tuple(tensor.shape) != (num_rows, num_steps, *port.shape)
             or len(data) != num_rows * num_steps * port.step_bytes
+            or list(tensor.shape) != [num_rows, num_steps, *port.shape]
         ):
             raise _bad_tensor(tensor, port.name, port.wire_dtype, (num_rows, num_steps, *port.shape), port.step_bytes)
         raw.append(data)

@@ -56,7 +56,14 @@ def runtime_version() -> str:
 
 @dataclass(slots=True)
 class _Binding:
-    """Buffers of one (B, T), bound once: filling them and running is all that a tick does."""
+    """Buffers of one (B, T), bound once: filling them and running is all that a tick does.
+
+    Attributes:
+        inputs: [B, T, ...] an input port; read_slots, write_slots: int64 [B]; outputs: [B, T, ...] an output port, on
+            the CPU. All are views that leave padding rows out.
+        device_inputs: values on the device, each with the host array to copy from; device_outputs: values on the
+            device, padding included.
+    """
 
     io: Any
     inputs: list[np.ndarray]
@@ -142,17 +149,11 @@ class Engine:
         Raises:
             ModelError: the graph failed; the rows' states are undefined.
         """
-        rows = len(read_slots)
-        binding = self._binding(max(rows, MIN_ROWS), num_steps)
+        binding = self._binding(len(read_slots), num_steps)
         for buffer, values in zip(binding.inputs, inputs, strict=True):
-            buffer[:rows] = values
-        binding.read_slots[:rows] = read_slots
-        binding.write_slots[:rows, 0] = write_slots
-        if rows < MIN_ROWS:  # Padding reads the initial state and writes scratch.
-            for buffer in binding.inputs:
-                buffer[rows:] = buffer[0]
-            binding.read_slots[rows:] = INITIAL_SLOT
-            binding.write_slots[rows:] = SCRATCH_SLOT
+            buffer[:] = values
+        binding.read_slots[:] = read_slots
+        binding.write_slots[:] = write_slots
         for value, host in binding.device_inputs:
             value.update_inplace(host)
         try:
@@ -161,8 +162,8 @@ class Engine:
         except Exception as error:  # ONNX Runtime raises bare exceptions of several kinds.
             raise ModelError(Reason.MODEL_FAILED, f"the graph of {self.contract.name!r} failed: {error}") from error
         if binding.device_outputs:
-            return [value.numpy()[:rows].tobytes() for value in binding.device_outputs]
-        return [buffer[:rows].tobytes() for buffer in binding.outputs]
+            return [value.numpy()[: len(read_slots)].tobytes() for value in binding.device_outputs]
+        return [buffer.tobytes() for buffer in binding.outputs]
 
     def read_states(self, slots: np.ndarray) -> list[np.ndarray]:
         """Copies of the states in `slots` int64 [B]: one array a state, [B, ...]. Not for the hot path."""
@@ -228,20 +229,15 @@ class Engine:
         return binding
 
     def _create_binding(self, rows: int, num_steps: int) -> _Binding:
+        """Buffers for B = `rows`; rows that pad to the minimum read the initial state, write scratch and stay so."""
+        padded = max(rows, MIN_ROWS)
         io = self._session.io_binding()
-        binding = _Binding(
-            io,
-            [np.zeros((rows, num_steps, *port.shape), port.dtype) for port in self.contract.inputs],
-            np.zeros(rows, np.int64),
-            np.zeros((rows, 1), np.int64),
-            [],
-            [],
-            [],
-            0,
-        )
-        hosts = [(port.name, array) for port, array in zip(self.contract.inputs, binding.inputs, strict=True)]
-        hosts += [(READ_SLOTS, binding.read_slots), (WRITE_SLOTS, binding.write_slots)]
-        for name, array in hosts:
+        inputs = [_example(port, padded, num_steps) for port in self.contract.inputs]
+        read = np.full(padded, INITIAL_SLOT)
+        write = np.full((padded, 1), SCRATCH_SLOT)
+        binding = _Binding(io, [array[:rows] for array in inputs], read[:rows], write[:rows, 0], [], [], [], 0)
+        hosts = [(port.name, array) for port, array in zip(self.contract.inputs, inputs, strict=True)]
+        for name, array in [*hosts, (READ_SLOTS, read), (WRITE_SLOTS, write)]:
             value = self._value(array)
             if self._device != "cpu":
                 binding.device_inputs.append((value, array))
@@ -254,10 +250,10 @@ class Engine:
             if arena.state.next_name:
                 io.bind_ortvalue_output(arena.output_name, self._arenas[arena.state.name])
         for port in self.contract.outputs:
-            array = np.zeros((rows, num_steps, *port.shape), port.dtype)
+            array = np.zeros((padded, num_steps, *port.shape), port.dtype)
             value = self._value(array)
             if self._device == "cpu":
-                binding.outputs.append(array)
+                binding.outputs.append(array[:rows])
             else:
                 binding.device_outputs.append(value)
             io.bind_ortvalue_output(port.name, value)

@@ -243,40 +243,35 @@ class Scheduler:
         return chunk.rows
 
     def _fast_tick(self, chunks: list[Chunk], num_steps: int) -> Tick | None:
-        """A tick of whole chunks whose every row is fine, or None."""
-        table = self._table
-        first = chunks[0]
-        if len(chunks) == 1:
-            if first.num_steps != num_steps or first.done_steps:
+        """A tick of whole chunks whose every row is fine, or None.
+
+        Columns are compared as bytes: on a few rows that costs a fifth of comparing arrays and asking for `all`.
+        """
+        for chunk in chunks:
+            if chunk.num_steps != num_steps or chunk.done_steps:
                 return None
-            raw_handles, raw_positions = first.handles, first.positions
-            routes: int | np.ndarray = first.route
-            bounds = [0, first.num_rows]
+        if len(chunks) == 1:
+            (chunk,) = chunks
+            handles, positions = chunk.handles, chunk.positions
+            routes = _route_bytes(chunk)
+            bounds = [0, chunk.num_rows]
         else:
-            for chunk in chunks:
-                if chunk.num_steps != num_steps or chunk.done_steps:
-                    return None
-            raw_handles = b"".join([chunk.handles for chunk in chunks])
-            raw_positions = b"".join([chunk.positions for chunk in chunks])
+            handles = b"".join([chunk.handles for chunk in chunks])
+            positions = b"".join([chunk.positions for chunk in chunks])
+            routes = b"".join([_route_bytes(chunk) for chunk in chunks])
             bounds = list(accumulate([chunk.num_rows for chunk in chunks], initial=0))
-            routes = np.array([chunk.route for chunk in chunks])
-            if len(chunks) != bounds[-1]:
-                routes = np.repeat(routes, [chunk.num_rows for chunk in chunks])
-        handles = np.frombuffer(raw_handles, "<u8")
-        positions = np.frombuffer(raw_positions, "<i8")
-        rows = handles.astype(np.uint32).astype(np.int64)  # The low half.
+        table = self._table
+        rows = np.frombuffer(handles, "<u4")[::2].astype(np.int64)  # A handle's low half.
         try:
-            fine = table.handle[rows] == handles
+            owned = table.handle[rows].tobytes() == handles
         except IndexError:  # A handle from nowhere.
             return None
-        fine &= table.route[rows] == routes
-        fine &= table.next_position[rows] == positions
-        if not fine.all():
+        if not (owned and table.route[rows].tobytes() == routes and table.next_position[rows].tobytes() == positions):
             return None
         if len(rows) > 1:  # Each session at most once.
             order = self._order(len(rows))
             table.mark[rows] = order
-            if not (table.mark[rows] == order).all():
+            if table.mark[rows].tobytes() != order.tobytes():
                 return None
         raw_inputs = self._join_inputs(chunks)
         inputs = []
@@ -294,7 +289,7 @@ class Scheduler:
             table.slot[rows],
             num_steps,
             is_fast=True,
-            positions=positions,
+            positions=np.frombuffer(positions, "<i8"),
             raw_inputs=raw_inputs,
         )
 
@@ -518,7 +513,7 @@ class Scheduler:
         if was_begun:
             self._clear_busy(tick.rows)
         assert tick.positions is not None
-        self._advance(tick.rows, tick.positions, tick.num_steps, (*tick.raw_inputs, *blocks), now)
+        self._advance(tick.rows, tick.positions, tick.write_slots, tick.num_steps, (*tick.raw_inputs, *blocks), now)
         if len(tick.chunks) == 1:
             tick.chunks[0].reply(ChunkResult(blocks))
             return
@@ -550,12 +545,18 @@ class Scheduler:
             self._fail(chunk, error)
 
     def _advance(
-        self, rows: np.ndarray, positions: np.ndarray, num_steps: int, parts: tuple[bytes, ...], now: float
+        self,
+        rows: np.ndarray,
+        positions: np.ndarray,
+        slots: np.ndarray,
+        num_steps: int,
+        parts: tuple[bytes, ...],
+        now: float,
     ) -> None:
-        """The sessions in `rows` have taken `num_steps` steps; `parts` are their inputs, then their outputs."""
+        """The sessions in `rows` have taken `num_steps` steps, into `slots`; `parts`: inputs, then outputs."""
         table = self._table
         table.next_position[rows] = positions + num_steps
-        table.read_slot[rows] = table.slot[rows]
+        table.read_slot[rows] = slots
         table.last_used[rows] = now
         entries = table.ring_start[rows]
         if self.uses_rings:
@@ -585,7 +586,7 @@ class Scheduler:
             positions = np.frombuffer(chunk.positions, "<i8")[chunk.index]
             inputs = [values[chunk.index].tobytes() for values in self._input_arrays(chunk)]
             whole_outputs = [array.tobytes() for array in chunk.outputs]
-            self._advance(rows, positions, chunk.num_steps, (*inputs, *whole_outputs), now)
+            self._advance(rows, positions, tick.write_slots[begin:end], chunk.num_steps, (*inputs, *whole_outputs), now)
             self._finish(chunk)
         # Behind everybody who waits: a long chunk takes its turns.
         self._queue.extend(unfinished)
@@ -628,9 +629,14 @@ def _late() -> CapacityError:
     )
 
 
+def _route_bytes(chunk: Chunk) -> bytes:
+    """The owner column that the chunk's rows must have, int64 [B] raw."""
+    return chunk.route.to_bytes(8, "little") * chunk.num_rows
+
+
 def _is_acceptable(port: Port, values: np.ndarray) -> bool:
     """All of `values` are finite and in the port's range."""
-    if port.dtype.kind == "f" and not np.isfinite(values).all():
+    if port.dtype.kind == "f" and b"\0" in np.isfinite(values).tobytes():
         return False
     if port.dtype.kind == "b":
         return bool(values.view(np.uint8).max() <= 1)
