@@ -35,7 +35,7 @@ class SlotAllocator:
             raise CapacityError(
                 Reason.TOO_MANY_SESSIONS,
                 f"{count} state slots asked for, {self._num_free} of {self.num_slots} are free",
-                Detail(received=str(count), expected=f"at most {self._num_free}"),
+                Detail("count", str(count), f"at most {self._num_free}"),
             )
         self._num_free -= count
         return self._free[self._num_free : self._num_free + count][::-1].copy()

@@ -77,13 +77,10 @@ class Catalog:
         root = Path(self._config.server.model_repository)
         try:
             names = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-            for folder in names:
-                versions = sorted((path for path in folder.iterdir() if path.is_dir()), key=_version_key)
-                for version in versions:
-                    entry = self._load(folder.name, version)
-                    self._entries.setdefault(folder.name, {})[version.name] = entry
         except OSError as error:
             raise RepositoryError(f"model repository {str(root)!r}: {error.strerror or error}") from error
+        for folder in names:
+            self._entries[folder.name] = {entry.file.version: entry for entry in self._load_versions(folder)}
 
     def __iter__(self) -> Iterator[Entry]:
         for versions in self._entries.values():
@@ -129,21 +126,41 @@ class Catalog:
             raise entry.error
         return entry.model
 
+    def _load_versions(self, folder: Path) -> Iterator[Entry]:
+        try:
+            versions = sorted((path for path in folder.iterdir() if path.is_dir()), key=_version_key)
+        except OSError as error:
+            yield self._refused(ModelFile(folder.name, "", ""), f"the folder cannot be read: {error.strerror or error}")
+            return
+        if not versions:
+            yield self._refused(ModelFile(folder.name, "", ""), "the folder holds no version, expected 1/model.onnx")
+        for version in versions:
+            yield self._load(folder.name, version)
+
+    @staticmethod
+    def _refused(file: ModelFile, why: str, seconds: float = 0.0) -> Entry:
+        _LOG.error("model %s version %s is not served: %s", file.name, file.version, why)
+        refusal = ModelError(Reason.MODEL_NOT_READY, f"model {file.name!r} version {file.version!r}: {why}")
+        return Entry(file, None, refusal, seconds)
+
     def _load(self, name: str, folder: Path) -> Entry:
         start = time.monotonic()
         path = folder / STEP_GRAPH
         digest = ""
         try:
             raw = path.read_bytes()
+            if not raw:
+                raise ModelError(Reason.MODEL_NOT_READY, f"{path.name} is empty")
             digest = hashlib.sha256(raw).hexdigest()
             file = ModelFile(name, folder.name, digest)
             graph = onnx.load_from_string(raw)
             served = self._serve(file, graph)
         except (OSError, DecodeError, ModelError) as error:
-            file = ModelFile(name, folder.name, digest)
-            _LOG.error("model %s version %s is not served: %s", name, folder.name, _why(path, error))
-            refusal = ModelError(Reason.MODEL_NOT_READY, f"model {name!r} version {folder.name!r}: {_why(path, error)}")
-            return Entry(file, None, refusal, time.monotonic() - start)
+            return self._refused(ModelFile(name, folder.name, digest), _why(path, error), time.monotonic() - start)
+        except Exception as error:  # noqa: BLE001  the root of one model's loading: the others are served
+            _LOG.exception("model %s version %s does not load", name, folder.name)
+            why = f"{path.name} does not load: {type(error).__name__}: {error}"
+            return self._refused(ModelFile(name, folder.name, digest), why, time.monotonic() - start)
         self._served.append(served)
         seconds = time.monotonic() - start
         _LOG.info("model %s version %s is ready after %.3f s", name, folder.name, seconds)

@@ -64,6 +64,10 @@ GRPC_CODES: dict[Reason, int] = {
 
 _ERROR_DOMAIN = "eddy.v1"
 
+# An error quotes what came. On unary calls it travels in HTTP/2 trailers, percent-encoded, and the whole of them may
+# have 16 KiB at most: a longer one would hide the error itself.
+_MAX_QUOTE = 400
+
 
 # Errors
 
@@ -73,10 +77,10 @@ def error_detail(error: EddyError) -> errors_pb2.ErrorDetail:
     detail = error.detail
     return errors_pb2.ErrorDetail(
         reason=int(error.reason),  # type: ignore[arg-type]  # the stub wants its own enum type
-        message=error.message,
-        field=detail.field,
-        received=detail.received,
-        expected=detail.expected,
+        message=_clip(error.message),
+        field=_clip(detail.field),
+        received=_clip(detail.received),
+        expected=_clip(detail.expected),
         next_position=detail.next_position,
         epoch=detail.epoch,
         grpc_code=GRPC_CODES[error.reason],
@@ -88,7 +92,11 @@ def error_status(error: EddyError) -> status_pb2.Status:
     details = [any_pb2.Any(), any_pb2.Any()]
     details[0].Pack(error_detail(error))
     details[1].Pack(error_details_pb2.ErrorInfo(reason=error.reason.name, domain=_ERROR_DOMAIN))
-    return status_pb2.Status(code=GRPC_CODES[error.reason], message=error.message, details=details)
+    return status_pb2.Status(code=GRPC_CODES[error.reason], message=_clip(error.message), details=details)
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= _MAX_QUOTE else f"{text[:_MAX_QUOTE]} ... ({len(text)} characters)"
 
 
 def row_errors(errors: Mapping[int, EddyError]) -> list[inference_pb2.RowError]:

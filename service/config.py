@@ -8,6 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ class ConfigError(ValueError):
 
 def _positive(owner: str, **values: float) -> None:
     for key, value in values.items():
-        if not value > 0:
+        if not 0 < value < inf:
             raise ConfigError(f"{owner}.{key}: got {value}, expected a positive number")
 
 

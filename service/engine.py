@@ -283,8 +283,8 @@ class Engine:
         pad = max(rows, MIN_ROWS)
         states = {port.state.name: np.repeat(port.state.initial[None], pad, axis=0) for port in self._ports}
         tolerance = max(self.contract.tolerance, 0.0 if self._device == "cpu" else 1e-4)
-        for call in range(3):
-            inputs = [_example(port, pad, 1, seed=call) for port in self.contract.inputs]
+        for call, num_steps in enumerate((1, 1, 3)):
+            inputs = [_example(port, pad, num_steps, seed=call) for port in self.contract.inputs]
             feed = {port.name: value for port, value in zip(self.contract.inputs, inputs, strict=True)}
             try:
                 expected: list[Any] = list(reference.run(names, feed | states))
@@ -293,16 +293,19 @@ class Engine:
             for arena in self._ports:
                 if arena.state.next_name:
                     states[arena.state.name] = expected[names.index(arena.state.next_name)]
-            got = self.run([value[:rows] for value in inputs], read, slots, 1)
-            read = slots
-            for port, block, wanted in zip(self.contract.outputs, got, expected, strict=False):
-                shape = (rows, 1, *port.shape)
-                if wanted[:rows].shape != shape:
+            for port, wanted in zip(self.contract.outputs, expected, strict=False):
+                shape = (pad, num_steps, *port.shape)
+                if wanted.shape != shape:
                     raise ModelError(
                         Reason.MODEL_NOT_READY,
-                        f"output {port.name!r} has shape {wanted.shape}, the contract says [B, T, {port.shape}]",
+                        f"output {port.name!r} has shape {list(wanted.shape)} after {num_steps} steps of {pad} rows, "
+                        f"the contract says {list(shape)}",
                     )
-                self._compare(np.frombuffer(block, port.dtype).reshape(shape), wanted[:rows], port.name, tolerance)
+            got = self.run([value[:rows] for value in inputs], read, slots, num_steps)
+            read = slots
+            for port, block, wanted in zip(self.contract.outputs, got, expected, strict=False):
+                values = np.frombuffer(block, port.dtype).reshape(rows, num_steps, *port.shape)
+                self._compare(values, wanted[:rows], port.name, tolerance)
         for arena, value in zip(self._ports, self.read_states(slots), strict=True):
             self._compare(value, states[arena.state.name][:rows], arena.state.name, tolerance)
         initial = [port.state.initial[None] for port in self._ports]

@@ -181,30 +181,37 @@ class Host:
 
         self._control(np.array([row]), take_over)
 
-    def close(self, rows: np.ndarray, done: Callable[[], None]) -> None:
-        """Ends sessions once the chunks before this are through; `rows` int64 [n], open, of any models."""
+    def close(self, rows: np.ndarray, done: Callable[[np.ndarray], None]) -> None:
+        """Ends sessions once the chunks before this are through; `rows` int64 [n], open, of any models.
+
+        `done` is told the rows that were missed: ended, reset or taken over by then.
+        """
         self._by_model(rows, lambda model, mine: model.close_sessions(mine), done)
 
-    def reset(self, rows: np.ndarray, done: Callable[[], None]) -> None:
-        """Sets sessions back to the start once the chunks before this are through."""
+    def reset(self, rows: np.ndarray, done: Callable[[np.ndarray], None]) -> None:
+        """Sets sessions back to the start once the chunks before this are through; `done` as in `close`."""
         self._by_model(rows, lambda model, mine: model.reset_sessions(mine), done)
 
     def _by_model(
-        self, rows: np.ndarray, apply: Callable[[ServedModel, np.ndarray], None], done: Callable[[], None]
+        self, rows: np.ndarray, apply: Callable[[ServedModel, np.ndarray], None], done: Callable[[np.ndarray], None]
     ) -> None:
         models = self.table.models_of(rows)
         present = np.unique(models).tolist()
         left = [len(present)]
         expected = self.table.handle[rows]
+        missed = [np.empty(0, np.int64)]
+        if not present:
+            done(missed[0])
 
         def run(model: ServedModel, mine: np.ndarray, handles: np.ndarray) -> None:
             # A session may have ended, or have been taken over, while this waited behind its chunks.
-            still = mine[self.table.handle[mine] == handles]
-            if len(still):
-                apply(model, still)
+            is_good = self.table.handle[mine] == handles
+            if is_good.any():
+                apply(model, mine[is_good])
+            missed.append(mine[~is_good])
             left[0] -= 1
             if not left[0]:
-                done()
+                done(np.concatenate(missed))
 
         for index in present:
             model = self.catalog.served[index]

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -99,8 +100,7 @@ class Server:
             connection.tell_draining(grace)
         if not await self._host.drain():
             _LOG.warning("accepted requests were not finished within %.1f s", grace)
-        for connection in list(self._connections):
-            await connection.flush(1.0)
+        await asyncio.gather(*(connection.flush(1.0) for connection in self._connections))
         await self._server.stop(1.0)
         await self._host.stop()
         _LOG.info("stopped")
@@ -248,20 +248,25 @@ class Server:
         return np.sort(np.concatenate([np.empty(0, np.int64), *rows]))
 
     async def _close_session(self, request: sessions_pb2.CloseSessionRequest, context: Any) -> Message:
-        row = self._host.table.row_of_id(_session_id(request.session_id))
-        done = asyncio.get_running_loop().create_future()
-        self._host.close(np.array([row]), lambda: _resolve(done, None))
-        await done
+        await self._control(self._host.close, _session_id(request.session_id))
         return sessions_pb2.CloseSessionResponse()
 
     async def _reset_session(self, request: sessions_pb2.ResetSessionRequest, context: Any) -> Message:
         session_id = _session_id(request.session_id)
-        row = self._host.table.row_of_id(session_id)
-        done = asyncio.get_running_loop().create_future()
-        self._host.reset(np.array([row]), lambda: _resolve(done, None))
-        await done
+        await self._control(self._host.reset, session_id)
         row = self._host.table.row_of_id(session_id)
         return sessions_pb2.ResetSessionResponse(session=self._session(self._host.table.info(row), with_id=True))
+
+    async def _control(
+        self, apply: Callable[[np.ndarray, Callable[[np.ndarray], None]], None], session_id: bytes
+    ) -> None:
+        """Applies `apply` to a session, again if it was taken over while this waited."""
+        is_missed = True
+        while is_missed:
+            row = self._host.table.row_of_id(session_id)
+            done: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
+            apply(np.array([row]), partial(_resolve, done))
+            is_missed = len(await done) > 0
 
     def _session(self, info: SessionInfo, *, with_id: bool) -> sessions_pb2.Session:
         file = self._host.catalog.served[info.model].file

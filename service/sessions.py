@@ -28,7 +28,7 @@ NO_STREAM = 0
 
 # A stream's number and a model's index share one column, so that one comparison checks both.
 MODEL_BITS = 16
-_MODEL_MASK = (1 << MODEL_BITS) - 1
+MODEL_MASK = (1 << MODEL_BITS) - 1
 _FIRST_ROWS = 1024
 
 _END_REASONS = {
@@ -162,11 +162,11 @@ class SessionTable:
 
     def model_of(self, row: int) -> int:
         """The model index of the open session in `row`."""
-        return int(self.route[row]) & _MODEL_MASK
+        return int(self.route[row]) & MODEL_MASK
 
     def models_of(self, rows: np.ndarray) -> np.ndarray:
         """The model indices of the open sessions in `rows`, int64 [n]."""
-        return np.asarray(self.route[rows] & _MODEL_MASK)
+        return np.asarray(self.route[rows] & MODEL_MASK)
 
     def ids_of(self, rows: np.ndarray) -> list[bytes]:
         """The ids of the open sessions in `rows`."""
@@ -177,7 +177,7 @@ class SessionTable:
         """Rows of open sessions, of all models or of one, ascending, int64 [n]."""
         is_open = self._status != Status.FREE
         if model is not None:
-            is_open &= (self.route & _MODEL_MASK) == model
+            is_open &= (self.route & MODEL_MASK) == model
         return np.flatnonzero(is_open)
 
     def rows_of_stream(self, stream: int) -> np.ndarray:
@@ -272,7 +272,7 @@ class SessionTable:
     def detach(self, rows: np.ndarray) -> None:
         """The stream that owned `rows` has ended; the sessions stay open until they are idle for too long."""
         self._apply(rows, Event.DETACH)
-        self.route[rows] &= _MODEL_MASK
+        self.route[rows] &= MODEL_MASK
 
     def reset(self, rows: np.ndarray, initial_slot: int) -> None:
         """Back to position 0 and the initial state, in a new epoch."""

@@ -20,7 +20,7 @@ from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
 from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
 from eddy.service.host import Host
 from eddy.service.model import ServedModel
-from eddy.service.sessions import MODEL_BITS
+from eddy.service.sessions import MODEL_BITS, MODEL_MASK
 from eddy.v1 import inference_pb2
 
 
@@ -169,17 +169,14 @@ class StreamConnection:
         self._send(codec.step_response(chunk.contract, chunk.tag, chunk.num_rows, chunk.num_steps, result))
 
     def _model_of(self, raw_handles: bytes) -> ServedModel | None:
-        """The model of the first handle that is good, None when none is."""
+        """The model of the first handle that is good and this stream's, None when none is."""
         table = self._host.table
         row = int.from_bytes(raw_handles[:4], "little")
         if row < table.num_rows and int(table.handle[row]) == int.from_bytes(raw_handles[:8], "little"):
-            return self._host.catalog.served[table.model_of(row)]
-        handles = np.frombuffer(raw_handles, "<u8")
-        rows = table.rows_of(handles)
-        good = np.flatnonzero(table.handle[rows] == handles)
-        if not len(good):
-            return None
-        return self._host.catalog.served[table.model_of(int(rows[good[0]]))]
+            if int(table.route[row]) >> MODEL_BITS == self.number:
+                return self._host.catalog.served[table.model_of(row)]
+        rows = self._own_rows(np.frombuffer(raw_handles, "<u8"))[0]
+        return self._host.catalog.served[table.model_of(int(rows[0]))] if len(rows) else None
 
     def _refuse_all_rows(self, tag: int, raw_handles: bytes) -> None:
         handles = np.frombuffer(raw_handles, "<u8").tolist()
@@ -232,9 +229,11 @@ class StreamConnection:
         self._host.attach(request.session_id, self.number, attached)
 
     def _close(self, tag: int, request: inference_pb2.CloseSessions) -> None:
-        rows, errors = self._own_rows(codec.read_handles(request.handles, "close.handles"))
+        handles = codec.read_handles(request.handles, "close.handles")
+        rows, errors = self._own_rows(handles)
 
-        def closed() -> None:
+        def closed(missed: np.ndarray) -> None:
+            self._explain_missed(handles, missed, errors)
             message = inference_pb2.SessionsClosed(errors=codec.row_errors(errors))
             self._send(inference_pb2.StreamResponse(tag=tag, closed=message))
 
@@ -245,7 +244,8 @@ class StreamConnection:
         rows, errors = self._own_rows(handles)
         table = self._host.table
 
-        def reset() -> None:
+        def reset(missed: np.ndarray) -> None:
+            self._explain_missed(handles, missed, errors)
             fresh = table.handle[table.rows_of(handles)]
             fresh[list(errors)] = 0
             message = inference_pb2.SessionsReset(
@@ -254,6 +254,13 @@ class StreamConnection:
             self._send(inference_pb2.StreamResponse(tag=tag, reset=message))
 
         self._host.reset(rows, reset)
+
+    def _explain_missed(self, handles: np.ndarray, missed: np.ndarray, errors: dict[int, EddyError]) -> None:
+        """Adds to `errors` why the table rows in `missed` could not be served."""
+        if len(missed):
+            table = self._host.table
+            for row in np.flatnonzero(np.isin(table.rows_of(handles), missed)).tolist():
+                errors[row] = table.explain(int(handles[row]))
 
     def _own_rows(self, handles: np.ndarray) -> tuple[np.ndarray, dict[int, EddyError]]:
         """Table rows of the handles that are good and this stream's, and why the others are not."""
