@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from eddy.service.chunk import ChunkResult
@@ -67,6 +68,9 @@ _ERROR_DOMAIN = "eddy.v1"
 # An error quotes what came. On unary calls it travels in HTTP/2 trailers, percent-encoded, and the whole of them may
 # have 16 KiB at most: a longer one would hide the error itself.
 _MAX_QUOTE = 400
+
+# Outputs may be larger than inputs (logits of a token), yet not without limit.
+_MAX_ANSWER_RATIO = 4
 
 
 # Errors
@@ -143,6 +147,30 @@ def check_steps(num_steps: int, max_steps: int, where: str) -> None:
         raise invalid(Reason.TOO_MANY_STEPS, where, num_steps, f"at most {max_steps}")
 
 
+def check_answer(contract: Contract, num_rows: int, num_steps: int, max_message_bytes: int) -> None:
+    """The outputs of B x T are not out of all proportion: a small message could otherwise ask for gigabytes.
+
+    Raises:
+        ClientError: MESSAGE_TOO_LARGE.
+    """
+    num_bytes = num_rows * num_steps * contract.output_step_bytes
+    if num_bytes > _MAX_ANSWER_RATIO * max_message_bytes:
+        raise invalid(
+            Reason.MESSAGE_TOO_LARGE,
+            "step.num_steps",
+            f"{num_rows} rows x {num_steps} steps, whose outputs have {num_bytes} bytes",
+            f"outputs of at most {_MAX_ANSWER_RATIO * max_message_bytes} bytes",
+        )
+
+
+def tag_of(data: bytes) -> int:
+    """The tag of a request that is refused unread; 0 when it has none."""
+    try:
+        return inference_pb2.StreamRequest.FromString(data).tag
+    except DecodeError:
+        return 0
+
+
 def read_inputs(
     contract: Contract, tensors: Sequence[inference_pb2.Tensor], num_rows: int, num_steps: int
 ) -> list[bytes]:
@@ -152,10 +180,12 @@ def read_inputs(
         ClientError: an input is missing, unknown, twice there, or has the wrong dtype, shape or byte length.
     """
     ports = contract.inputs
-    if [tensor.name for tensor in tensors] != [port.name for port in ports]:
+    if len(tensors) != len(ports):
         tensors = _in_order(contract, tensors)
     raw = []
     for port, tensor in zip(ports, tensors, strict=True):
+        if tensor.name != port.name:
+            return read_inputs(contract, _in_order(contract, tensors), num_rows, num_steps)
         data = tensor.data
         if (
             tensor.dtype != port.wire_dtype

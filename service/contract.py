@@ -80,6 +80,8 @@ class Contract:
     states: tuple[State, ...]
     tolerance: float
     message: contract_pb2.ModelContract
+    # Bytes of one row's one step over all outputs.
+    output_step_bytes: int
 
     @property
     def state_bytes(self) -> int:
@@ -112,13 +114,15 @@ def read_contract(model: onnx.ModelProto) -> Contract:
     for port in ("length", "flush", "emitted"):
         if getattr(message.ports, port):
             raise _refuse(f"the contract's port {port!r} is not supported by this server")
+    outputs = tuple(_port(spec, "outputs") for spec in message.outputs)
     contract = Contract(
         name=message.name,
         inputs=tuple(_port(spec, "inputs") for spec in message.inputs),
-        outputs=tuple(_port(spec, "outputs") for spec in message.outputs),
+        outputs=outputs,
         states=tuple(_state(spec) for spec in message.states),
         tolerance=0.0 if message.numerics.bitwise else message.numerics.tolerance,
         message=message,
+        output_step_bytes=sum(port.step_bytes for port in outputs),
     )
     if not (contract.inputs and contract.outputs and contract.states):
         raise _refuse("the contract must name at least one input, one output and one state")

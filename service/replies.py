@@ -119,6 +119,15 @@ class ReplyStore:
         if self.held_bytes > self.max_bytes:
             self._shrink()
 
+    def keep_one(self, entry: int, position: int, parts: tuple[bytes, ...], num_steps: int) -> None:
+        """`keep` for one entry."""
+        self._release_one(self._block.item(entry), 1)
+        self._position[entry] = position
+        self._block[entry] = self._add_block(parts, num_steps, 1)
+        self._row[entry] = 0
+        if self.held_bytes > self.max_bytes:
+            self._shrink()
+
     def find(self, start: int, size: int, position: int) -> KeptReply | None:
         """The reply to the chunk at `position` in a ring, if the ring still remembers that chunk."""
         for entry in range(start, start + size):
@@ -158,18 +167,17 @@ class ReplyStore:
 
     def _release(self, blocks: np.ndarray) -> None:
         """One entry fewer for each of `blocks` int32 [B]; blocks without entries are freed."""
-        if len(blocks) == 1:
-            touched, counts = blocks.tolist(), [1]
-        else:
-            tally = np.bincount(blocks)
-            nonzero = np.flatnonzero(tally)
-            touched, counts = nonzero.tolist(), tally[nonzero].tolist()
-        for block, count in zip(touched, counts, strict=True):
-            if block == _NO_BLOCK:
-                continue
-            self._live[block] -= count
-            if not self._live[block]:
-                self._free_block(block)
+        tally = np.bincount(blocks)
+        touched = np.flatnonzero(tally)
+        for block, count in zip(touched.tolist(), tally[touched].tolist(), strict=True):
+            self._release_one(block, count)
+
+    def _release_one(self, block: int, count: int) -> None:
+        if block == _NO_BLOCK:
+            return
+        self._live[block] -= count
+        if not self._live[block]:
+            self._free_block(block)
 
     def _free_block(self, block: int) -> None:
         self.held_bytes -= sum(map(len, self._blocks[block]))

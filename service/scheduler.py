@@ -7,9 +7,10 @@ threads or the clock (time comes in as an argument), nor how a tick is run: `nex
 Ordering rules: chunks that share a session take effect in the order of arrival; a chunk takes effect once, as a
 whole, at its last slice; control operations (close, reset, take-over) keep their place in that order.
 
-Two paths. The **fast path** checks all rows of all chunks of a tick with a few vector operations and is taken when
-every row is fine and no chunk is sliced. The **general path** goes chunk by chunk and sorts out refused rows, repeats
-and slices.
+Three paths. The **fast path** checks all rows of all chunks of a tick with a few vector operations and is taken when
+every row is fine and no chunk is sliced. The **single path** is the same for one session that steps alone, in plain
+integers: an array operation costs ten of them, and whoever is alone waits for every one. The **general path** goes
+chunk by chunk and sorts out refused rows, repeats and slices.
 
 Dimension key: B rows of a tick, T steps.
 """
@@ -32,6 +33,7 @@ from eddy.service.sessions import MODEL_BITS, SessionTable
 
 # Marks of a pass over the queue lie above every row index, so that both can share the table's scratch column.
 _FIRST_PASS = 1 << 32
+_ROW_MASK = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,8 @@ class Tick:
         chunks: whose rows these are, in order; bounds: where each chunk's rows begin, and their number at the end.
         inputs: one array a port, [B, T, ...]; read_slots, write_slots: int64 [B]; num_steps: T.
         rows: table rows, int64 [B].
-        is_fast: every chunk is whole and all of its rows run.
-        positions: int64 [B]; raw_inputs: the inputs as bytes; fast path only.
+        is_fast: every chunk is whole and all of its rows run (fast and single path).
+        positions: int64 [B], fast path only; raw_inputs: the inputs as bytes, fast and single path only.
     """
 
     chunks: list[Chunk]
@@ -252,6 +254,8 @@ class Scheduler:
                 return None
         if len(chunks) == 1:
             (chunk,) = chunks
+            if chunk.num_rows == 1:
+                return self._single_tick(chunk)
             handles, positions = chunk.handles, chunk.positions
             routes = _route_bytes(chunk)
             bounds = [0, chunk.num_rows]
@@ -274,12 +278,9 @@ class Scheduler:
             if table.mark[rows].tobytes() != order.tobytes():
                 return None
         raw_inputs = self._join_inputs(chunks)
-        inputs = []
-        for port, raw in zip(self._contract.inputs, raw_inputs, strict=True):
-            values = np.frombuffer(raw, port.dtype)
-            if not _is_acceptable(port, values):
-                return None
-            inputs.append(values.reshape(len(rows), num_steps, *port.shape))
+        inputs = self._read_inputs(raw_inputs, len(rows), num_steps)
+        if inputs is None:
+            return None
         return Tick(
             chunks,
             bounds,
@@ -292,6 +293,44 @@ class Scheduler:
             positions=np.frombuffer(positions, "<i8"),
             raw_inputs=raw_inputs,
         )
+
+    def _single_tick(self, chunk: Chunk) -> Tick | None:
+        """A tick of one whole chunk of one row that is fine, or None."""
+        table = self._table
+        handle = int.from_bytes(chunk.handles, "little")
+        row = handle & _ROW_MASK
+        if (
+            row >= table.num_rows
+            or table.handle.item(row) != handle
+            or table.route.item(row) != chunk.route
+            or table.next_position.item(row) != int.from_bytes(chunk.positions, "little")
+        ):
+            return None
+        raw_inputs = tuple(chunk.inputs)
+        inputs = self._read_inputs(raw_inputs, 1, chunk.num_steps)
+        if inputs is None:
+            return None
+        return Tick(
+            [chunk],
+            [0, 1],
+            inputs,
+            np.array([row]),
+            np.array([table.read_slot.item(row)]),
+            np.array([table.slot.item(row)]),
+            chunk.num_steps,
+            is_fast=True,
+            raw_inputs=raw_inputs,
+        )
+
+    def _read_inputs(self, raw_inputs: tuple[bytes, ...], num_rows: int, num_steps: int) -> list[np.ndarray] | None:
+        """One array a port, [B, T, ...]; None when a value is not acceptable."""
+        inputs = []
+        for port, raw in zip(self._contract.inputs, raw_inputs, strict=True):
+            values = np.frombuffer(raw, port.dtype)
+            if not _is_acceptable(port, values):
+                return None
+            inputs.append(values.reshape(num_rows, num_steps, *port.shape))
+        return inputs
 
     def _order(self, count: int) -> np.ndarray:
         """0 .. count - 1."""
@@ -512,7 +551,10 @@ class Scheduler:
             return
         if was_begun:
             self._clear_busy(tick.rows)
-        assert tick.positions is not None
+        if tick.positions is None:
+            self._advance_one(tick, blocks, now)
+            tick.chunks[0].reply(ChunkResult(blocks))
+            return
         self._advance(tick.rows, tick.positions, tick.write_slots, tick.num_steps, (*tick.raw_inputs, *blocks), now)
         if len(tick.chunks) == 1:
             tick.chunks[0].reply(ChunkResult(blocks))
@@ -563,6 +605,21 @@ class Scheduler:
             entries = entries + table.ring_next[rows]
             table.ring_next[rows] = (table.ring_next[rows] + 1) % table.ring_size[rows]
         self._replies.keep(entries, positions, parts, num_steps)
+
+    def _advance_one(self, tick: Tick, blocks: Sequence[bytes], now: float) -> None:
+        """`_advance` for a tick of the single path."""
+        table = self._table
+        row = tick.rows.item(0)
+        position = table.next_position.item(row)
+        table.next_position[row] = position + tick.num_steps
+        table.read_slot[row] = tick.write_slots.item(0)
+        table.last_used[row] = now
+        entry = table.ring_start.item(row)
+        if self.uses_rings:
+            turn = table.ring_next.item(row)
+            entry += turn
+            table.ring_next[row] = (turn + 1) % table.ring_size.item(row)
+        self._replies.keep_one(entry, position, (*tick.raw_inputs, *blocks), tick.num_steps)
 
     def _commit_slices(self, tick: Tick, blocks: Sequence[bytes], now: float) -> None:
         outputs = [

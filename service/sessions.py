@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eddy.service.errors import CapacityError, ClientError, Detail, EddyError, ModelError, Reason
+from eddy.service.index import IdIndex
 from eddy.service.lifecycle import Event, Status, transition
 
 ROW_MASK = np.uint64(0xFFFFFFFF)
@@ -105,7 +106,7 @@ class SessionTable:
         self._end_reason = np.zeros(rows, np.uint8)
         self._free_rows = np.arange(rows - 1, 0, -1, dtype=np.int32)
         self._num_free = rows - 1
-        self._row_by_id: dict[bytes, int] = {}
+        self._index = IdIndex()
         # Nobody owns row 0 and no handle equals its own.
         self.handle[0] = ~np.uint64(0)
 
@@ -114,7 +115,7 @@ class SessionTable:
     @property
     def num_sessions(self) -> int:
         """Sessions that are open."""
-        return len(self._row_by_id)
+        return self._index.num_rows
 
     @property
     def num_rows(self) -> int:
@@ -136,8 +137,8 @@ class SessionTable:
         Raises:
             ClientError: UNKNOWN_SESSION.
         """
-        row = self._row_by_id.get(session_id)
-        if row is None:
+        row = self._index.find(session_id, self._ids)
+        if not row:
             raise ClientError(
                 Reason.UNKNOWN_SESSION,
                 "session_id: no such session is open (never opened here, closed, expired, or the server restarted)",
@@ -256,10 +257,7 @@ class SessionTable:
         self._idle_timeout[rows] = idle_timeout_seconds
         ids = self._random_bytes(SESSION_ID_BYTES * count)
         self._ids[rows] = np.frombuffer(ids, np.uint8).reshape(count, SESSION_ID_BYTES)
-        for index, row in enumerate(rows.tolist()):
-            session_id = ids[index * SESSION_ID_BYTES : (index + 1) * SESSION_ID_BYTES]
-            assert session_id not in self._row_by_id, "two sessions drew the same id"
-            self._row_by_id[session_id] = row
+        self._index.add(rows, self._ids)
         return rows
 
     def attach(self, row: int, stream: int) -> None:
@@ -289,8 +287,7 @@ class SessionTable:
         self._new_epoch(rows)
         self.route[rows] = -1
         self.is_busy[rows] = False
-        for session_id in self._ids[rows].reshape(len(rows), -1):
-            del self._row_by_id[session_id.tobytes()]
+        self._index.remove(rows, self._ids)
         count = len(rows)
         self._free_rows[self._num_free : self._num_free + count] = rows
         self._num_free += count

@@ -2,8 +2,8 @@
 
 Owns the connection's flow: how many requests may be unanswered, and the outbox. Must not know how chunks are run.
 
-Ordering rules: requests are handed over in the order read. When `max_stream_requests` are unanswered the stream is
-not read further, so gRPC's flow control holds a client back that sends faster than it reads.
+Ordering rules: requests are handed over in the order read. When `max_stream_requests` are unanswered, or answers of
+more than one message's limit wait to be written, the stream is not read further, so gRPC's flow control holds a client back that sends faster than it reads.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class StreamConnection:
         self.number = host.add_stream(self._tell_ended)
         self._num_unanswered = 0
         self._outbox: list[tuple[bytes, int]] = []
+        # Not yet written to the connection.
+        self._outbox_bytes = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
 
@@ -61,6 +63,8 @@ class StreamConnection:
                 self._receive(data)
                 if self._num_unanswered >= self._max_requests:
                     await self._wait_until(self._max_requests - 1)
+                if self._outbox_bytes > self._max_bytes:
+                    await self._wait_until_read()
             await self._wait_until(0)
         finally:
             self.is_gone = True
@@ -87,10 +91,17 @@ class StreamConnection:
             self._room.clear()
             await self._room.wait()
 
+    async def _wait_until_read(self) -> None:
+        while self._outbox_bytes > self._max_bytes:
+            self._room.clear()
+            await self._room.wait()
+
     def _send(self, response: inference_pb2.StreamResponse, num_answered: int = 1) -> None:
         if self.is_gone:
             return
-        self._outbox.append((response.SerializeToString(), num_answered))
+        data = response.SerializeToString()
+        self._outbox.append((data, num_answered))
+        self._outbox_bytes += len(data)
         self._wake.set()
 
     async def _write(self) -> None:
@@ -101,6 +112,7 @@ class StreamConnection:
             for data, num_answered in batch:
                 await self._context.write(data)
                 self._num_unanswered -= num_answered
+                self._outbox_bytes -= len(data)
                 self._room.set()
 
     # Requests
@@ -110,6 +122,7 @@ class StreamConnection:
         tag = 0
         try:
             if len(data) > self._max_bytes:
+                tag = codec.tag_of(data)
                 raise ClientError(
                     Reason.MESSAGE_TOO_LARGE,
                     f"the message has {len(data)} bytes, at most {self._max_bytes} are allowed",
@@ -151,6 +164,7 @@ class StreamConnection:
         if model is None:
             self._refuse_all_rows(tag, handles)
             return
+        codec.check_answer(model.contract, num_rows, num_steps, self._max_bytes)
         inputs = codec.read_inputs(model.contract, step.inputs, num_rows, num_steps)
         now = host.clock()
         timeout = step.timeout_milliseconds

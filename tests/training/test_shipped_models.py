@@ -1,0 +1,47 @@
+"""The models in the repository: present, small, verified, and better than the baselines that their cards name."""
+
+from pathlib import Path
+
+import pytest
+
+from eddy.training.contract import read_contract
+from eddy.training.recipe import RECIPES, TextSource, load_recipe
+from eddy.training.verify import verify
+
+MODELS = Path(__file__).parents[2] / "models"
+NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
+MAX_BYTES = 2_000_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_model_is_small_and_keeps_its_contract(name: str) -> None:
+    """At most 2 MB, contract and card present, verified bit for bit, a sample beside it."""
+    folder = MODELS / name / "1"
+    path = folder / "model.onnx"
+    contract = read_contract(path)
+    assert path.stat().st_size <= MAX_BYTES
+    assert contract.name == name
+    assert contract.numerics.bitwise
+    assert contract.numerics.parity_max_difference <= 1e-5
+    assert (folder / "README.md").read_text(encoding="utf-8").startswith(f"# {name}\n")
+    sample = "sample.txt" if contract.HasField("vocabulary") else "sample.csv"
+    assert (folder / sample).stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_model_beats_its_baselines(name: str) -> None:
+    """Text below the pair counts by a bit, forecasts with less than a third of the last value's error."""
+    contract = read_contract(MODELS / name / "1" / "model.onnx")
+    figures = {figure.name: figure.value for figure in contract.training.figures}
+    if isinstance(load_recipe(Path(name)).data, TextSource):
+        assert figures["bits_per_character"] < figures["bits_per_character_bigram"] - 1
+    else:
+        assert figures["mae"] < figures["mae_last_value"] / 3
+
+
+def test_a_shipped_model_verifies_here(tmp_path: Path) -> None:
+    """The smallest shipped model passes on this machine, in a copy, since the verdict is written into the file."""
+    source = min((MODELS / name / "1" / "model.onnx" for name in NAMES), key=lambda path: path.stat().st_size)
+    copy = tmp_path / "model.onnx"
+    copy.write_bytes(source.read_bytes())
+    verify(copy)

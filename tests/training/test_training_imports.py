@@ -1,0 +1,61 @@
+"""Import fences: modules point one way, never at the service, and torch stays out of what must run without it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import eddy.training
+
+FOLDER = Path(next(iter(eddy.training.__path__)))
+# From the bottom up: a module imports from lower ranks only.
+RANKS = (
+    {"errors"},
+    {"spec"},
+    {"recipe", "model", "contract"},
+    {"data", "graph", "runtime"},
+    {"figures", "generation", "card"},
+    {"checkpoint"},
+    {"reference", "train"},
+    {"verify"},
+    {"export"},
+    {"commands"},
+    {"__main__"},
+)
+WITHOUT_TORCH = ("errors", "spec", "recipe", "data", "figures", "contract", "runtime", "verify", "commands", "card")
+
+
+def imports(name: str, *, only_at_load: bool = False) -> set[str]:
+    """Full names of the modules that a module of training imports, anywhere or only while it loads."""
+    tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    nodes = tree.body if only_at_load else list(ast.walk(tree))
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return found | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+
+
+def test_every_module_has_a_rank() -> None:
+    """A new module must say where it stands."""
+    assert {path.stem for path in FOLDER.glob("*.py")} - {"__init__"} == set().union(*RANKS)
+
+
+@pytest.mark.parametrize(("rank", "name"), [(rank, name) for rank, names in enumerate(RANKS) for name in sorted(names)])
+def test_modules_import_from_lower_ranks_only(rank: int, name: str) -> None:
+    """No cycles, and nothing of the service or the clients."""
+    allowed = set().union(*RANKS[:rank])
+    ours = {module for module in imports(name) if module.split(".")[0] == "eddy"}
+    assert ours <= {f"eddy.training.{lower}" for lower in allowed} | {"eddy.v1"}
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_torch_is_not_needed_to_load(name: str) -> None:
+    """These modules load without torch; what they import at load does too (checked by name, level by level)."""
+    loaded = {module.removeprefix("eddy.training.") for module in imports(name, only_at_load=True)}
+    assert "torch" not in {module.split(".")[0] for module in loaded}
+    heavy = {"model", "checkpoint", "graph", "train", "export", "reference", "generation"}
+    assert not loaded & heavy
+
+
+@pytest.mark.parametrize("name", sorted(set().union(*RANKS) - {"runtime"}))
+def test_onnxruntime_has_one_door(name: str) -> None:
+    """Only `runtime` imports ONNX Runtime, so telemetry is switched off before every first import."""
+    assert "onnxruntime" not in {module.split(".")[0] for module in imports(name)}

@@ -1,0 +1,114 @@
+"""Model cards: what a shipped model is, how good it is, what it was trained on and how to make it again.
+
+Owns: the Markdown of `models/<name>/<version>/README.md`. Every number comes from the contract; nothing is computed.
+"""
+
+from pathlib import Path
+
+from eddy.training.recipe import Recipe, SeriesSource
+from eddy.v1 import contract_pb2 as pb
+
+
+def write_card(path: Path, recipe: Recipe, contract: pb.ModelContract, sample: str, written: str) -> None:
+    """Write a model's card.
+
+    sample: the name of the file with unseen input beside it. written: text that the model wrote, or nothing.
+    """
+    sections = [
+        f"# {contract.name}",
+        f"{contract.description}. {contract.training.parameters:,} parameters.",
+        "## Ports\n\n" + _ports(contract),
+        "## Figures\n\n" + _figures(contract, recipe),
+        "## Verification\n\n" + _numerics(contract.numerics),
+        "## Data\n\n" + _data(recipe, contract, sample),
+        "## Make it again\n\n" + _commands(recipe),
+    ]
+    if written:
+        sections.insert(4, "## What it writes\n\n" + _written(written))
+    path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def _ports(contract: pb.ModelContract) -> str:
+    """A table of inputs, outputs and states; shapes are those of a batch."""
+    rows = ["| tensor | shape | meaning |", "|---|---|---|"]
+    for kind, ports in (("in", contract.inputs), ("out", contract.outputs)):
+        for port in ports:
+            unit = f" ({port.unit})" if port.unit else ""
+            labels = "".join(f"; {axis.name}: {', '.join(axis.labels)}" for axis in port.axes)
+            shape = ", ".join(["B", "T", *map(str, port.shape)])
+            rows.append(f"| {kind} `{port.name}` | [{shape}] | {port.meaning}{unit}{labels} |")
+    for state in contract.states:
+        shape = ", ".join(["B", *map(str, state.shape)])
+        rows.append(f"| state `{state.name}` -> `{state.next_name}` | [{shape}] | {state.meaning} |")
+    return "\n".join(rows)
+
+
+def _figures(contract: pb.ModelContract, recipe: Recipe) -> str:
+    """The test part's figures: bits per character, or errors by horizon; baselines beside them."""
+    values = {figure.name: figure.value for figure in contract.training.figures}
+    data = recipe.data
+    if not isinstance(data, SeriesSource):
+        return (
+            "Bits per character on the test part (the last tenth of the text), lower is better:\n\n"
+            "| this model | pair counts | single counts |\n|---|---|---|\n"
+            f"| {values['bits_per_character']:.3f} | {values['bits_per_character_bigram']:.3f} "
+            f"| {values['bits_per_character_unigram']:.3f} |"
+        )
+    rows = [
+        f"Mean absolute error in {data.unit} on the test part (the last tenth of the series), lower is better:",
+        "",
+        f"| steps of {data.step_seconds} s ahead | this model | last value | value one season before |",
+        "|---|---|---|---|",
+    ]
+    for label, key in [(str(h), f"mae_{h}") for h in data.horizons] + [("all", "mae")]:
+        three = (values[key], values[f"{key}_last_value"], values[f"{key}_seasonal_last_value"])
+        rows.append(f"| {label} | " + " | ".join(f"{value:.3f}" for value in three) + " |")
+    share, nominal = values["interval_coverage"], values["interval_coverage_nominal"]
+    rows += [
+        "",
+        f"A season is {data.season_steps} steps. Pinball loss {values['pinball_loss']:.4f} {data.unit}.",
+        f"Between the outer quantiles lie {share:.0%} of the true values, where {nominal:.0%} should.",
+    ]
+    return "\n".join(rows)
+
+
+def _written(text: str) -> str:
+    """Generated text in a code block, indented so that nothing in it can end the block."""
+    return "After the first lines of the test part:\n\n" + "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _numerics(numerics: pb.Numerics) -> str:
+    """The verdict in words."""
+    verdict = (
+        "bit for bit the same"
+        if numerics.bitwise
+        else f"the same within {numerics.tolerance:.1e} (largest absolute difference)"
+    )
+    batches, chunks = (", ".join(map(str, values)) for values in (numerics.batches, numerics.chunk_steps))
+    return (
+        f"Outputs and final states are {verdict} over batches of {batches} and chunks of {chunks} steps.\n"
+        f"Largest difference from PyTorch: {numerics.parity_max_difference:.1e}.\n"
+        f"Measured with {numerics.runtime} on {numerics.cpu}."
+    )
+
+
+def _data(recipe: Recipe, contract: pb.ModelContract, sample: str) -> str:
+    """Where the data comes from, how it was split and what lies beside the model."""
+    data = recipe.data
+    lines = [f"{contract.training.data}, licence {data.licence}, split 80/10/10 in time order."]
+    if isinstance(data, SeriesSource):
+        lines.append("Scaling was fitted on the training part and lives inside the graph: values go in and come out in")
+        lines.append(f"{data.unit}. `{sample}` holds the validation and test parts; its second half is the test part.")
+    else:
+        lines.append("The vocabulary was fitted on the training part; its symbol 0 stands for any other character.")
+        lines.append(f"`{sample}` holds the beginning of the test part.")
+    return "\n".join(lines)
+
+
+def _commands(recipe: Recipe) -> str:
+    """The two commands that lead here."""
+    name, version = recipe.name, recipe.version
+    return (
+        f"```sh\neddy train {name} --output runs/{name}\n"
+        f"eddy export runs/{name}/checkpoint.pt --output models/{name}/{version}\n```"
+    )

@@ -1,0 +1,169 @@
+"""The model contract: filled from a specification, written into an ONNX file's metadata and read back.
+
+Owns: the metadata key and the JSON mapping. Knows the shape of models (`spec`) but neither torch nor ONNX Runtime.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+
+from eddy.training.errors import ContractError
+from eddy.training.spec import LinearHead, ModelSpec, QuantileHead, TokenHead, TokenInput
+from eddy.v1 import contract_pb2 as pb
+
+METADATA_KEY = "eddy.contract"
+SCHEMA_VERSION = 1
+STEP_FILE = "model.onnx"
+
+_CELL_NAMES = {"rnn_tanh": "tanh RNN", "rnn_relu": "ReLU RNN", "lstm": "LSTM", "gru": "GRU"}
+
+
+def build_contract(spec: ModelSpec, name: str, description: str = "") -> pb.ModelContract:
+    """What follows from the model's shape: task, ports, states, graphs, streaming. The caller adds the meanings."""
+    return pb.ModelContract(
+        schema_version=SCHEMA_VERSION,
+        name=name,
+        task=_task(spec),
+        description=description or f"{spec.layers} layers of {_CELL_NAMES[spec.cell]}, {spec.hidden} units",
+        family=spec.cell,
+        inputs=[_input(spec)],
+        outputs=[_output(spec)],
+        states=[
+            pb.StateSpec(
+                name=state,
+                next_name=f"{state}_next",
+                dtype=pb.DATA_TYPE_FLOAT32,
+                shape=[spec.layers, spec.hidden],
+                initial=pb.InitialState(constant=0.0),
+                meaning={"h": "hidden state of every layer", "c": "cell state of every layer"}[state],
+            )
+            for state in spec.state_names
+        ],
+        graphs=pb.Graphs(step=STEP_FILE),
+        streaming=pb.Streaming(streamable=True),
+    )
+
+
+def _task(spec: ModelSpec) -> pb.Task:
+    if isinstance(spec.head, TokenHead):
+        return pb.TASK_NEXT_TOKEN
+    return pb.TASK_FORECAST if isinstance(spec.head, QuantileHead) else pb.TASK_OTHER
+
+
+def _input(spec: ModelSpec) -> pb.TensorSpec:
+    if isinstance(spec.input, TokenInput):
+        last = spec.input.vocabulary_size - 1
+        return pb.TensorSpec(
+            name=spec.input.name,
+            dtype=pb.DATA_TYPE_INT64,
+            meaning="token id, an index into the vocabulary's symbols",
+            range=pb.ValueRange(minimum=0, maximum=last),
+        )
+    port = pb.TensorSpec(name=spec.input.name, dtype=pb.DATA_TYPE_FLOAT32, shape=[spec.input.width])
+    if not spec.input.is_identity:
+        port.normalization.mean.extend(spec.input.mean)
+        port.normalization.scale.extend(spec.input.scale)
+        port.normalization.inside_graph = True
+    return port
+
+
+def _output(spec: ModelSpec) -> pb.TensorSpec:
+    port = pb.TensorSpec(name=spec.head.name, dtype=pb.DATA_TYPE_FLOAT32)
+    if isinstance(spec.head, LinearHead):
+        port.shape.append(spec.head.outputs)
+    elif isinstance(spec.head, TokenHead):
+        port.shape.append(spec.head.vocabulary_size)
+        port.meaning = "unnormalised log-probability of each symbol coming next"
+    else:
+        port.shape.extend([len(spec.head.horizons), len(spec.head.quantiles)])
+        port.axes.add(name="horizons", labels=[str(h) for h in spec.head.horizons])
+        port.axes.add(name="quantiles", labels=[f"{q:g}" for q in spec.head.quantiles])
+    return port
+
+
+def attach_contract(model: onnx.ModelProto, contract: pb.ModelContract) -> None:
+    """Put the contract into the model's metadata, in place of one that may be there."""
+    text = json_format.MessageToJson(contract, preserving_proto_field_name=True)
+    for entry in model.metadata_props:
+        if entry.key == METADATA_KEY:
+            entry.value = text
+            return
+    model.metadata_props.add(key=METADATA_KEY, value=text)
+
+
+def extract_contract(model: onnx.ModelProto, name: str) -> pb.ModelContract:
+    """The contract in a model's metadata; `name` stands for the model in messages. Raises ContractError."""
+    text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), None)
+    if text is None:
+        raise ContractError(f"{name}: no metadata entry {METADATA_KEY!r}, expected the model's contract there")
+    try:
+        contract = json_format.Parse(text, pb.ModelContract())
+    except json_format.ParseError as error:
+        raise ContractError(f"{name}: metadata entry {METADATA_KEY!r} is not a contract: {error}") from error
+    if contract.schema_version != SCHEMA_VERSION:
+        raise ContractError(f"{name}: schema_version is {contract.schema_version}, expected {SCHEMA_VERSION}")
+    _check_ports(model, contract, name)
+    return contract
+
+
+def _check_ports(model: onnx.ModelProto, contract: pb.ModelContract, name: str) -> None:
+    """Every tensor that the contract names is a port of the graph."""
+    inputs = {port.name for port in model.graph.input}
+    outputs = {port.name for port in model.graph.output}
+    states_in = [state.name for state in contract.states]
+    states_out = [state.next_name for state in contract.states if not state.immutable]
+    _require_ports(inputs, [port.name for port in contract.inputs] + states_in, f"{name}: graph input")
+    _require_ports(outputs, [port.name for port in contract.outputs] + states_out, f"{name}: graph output")
+
+
+def _require_ports(have: set[str], wanted: Sequence[str], what: str) -> None:
+    missing = [port for port in wanted if port not in have]
+    if missing:
+        raise ContractError(f"{what} {missing[0]!r} is in the contract but not in the graph, which has {sorted(have)}")
+
+
+def numpy_dtype(dtype: int, name: str) -> np.dtype[np.generic]:
+    """The numpy dtype of a contract's data type; `name` stands for the tensor in the ContractError."""
+    known = {
+        pb.DATA_TYPE_FLOAT32: "float32",
+        pb.DATA_TYPE_FLOAT64: "float64",
+        pb.DATA_TYPE_FLOAT16: "float16",
+        pb.DATA_TYPE_INT32: "int32",
+        pb.DATA_TYPE_INT64: "int64",
+        pb.DATA_TYPE_UINT8: "uint8",
+        pb.DATA_TYPE_BOOL: "bool",
+    }
+    if dtype not in known:
+        raise ContractError(f"{name}: dtype is {dtype}, expected one of {sorted(known)}")
+    return np.dtype(known[dtype])  # type: ignore[index]  # membership is checked above
+
+
+def load_model(path: Path) -> onnx.ModelProto:
+    """Parse an ONNX file; external data stays outside. Raises ContractError where it is not one."""
+    try:
+        return onnx.load(path, load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise ContractError(f"{path}: not readable as an ONNX model: {error}") from error
+
+
+def read_contract(path: Path) -> pb.ModelContract:
+    """The contract inside a model file. Raises ContractError."""
+    return extract_contract(load_model(path), str(path))
+
+
+def write_contract(path: Path, contract: pb.ModelContract) -> None:
+    """Replace the contract inside a model file; the file is swapped whole, never half written."""
+    model = load_model(path)
+    attach_contract(model, contract)
+    save_model(path, model)
+
+
+def save_model(path: Path, model: onnx.ModelProto) -> None:
+    """Write an ONNX file through a neighbour, so that a half-written one never has the name."""
+    draft = path.with_name(path.name + ".part")
+    onnx.save(model, draft)
+    draft.replace(path)

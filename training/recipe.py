@@ -1,0 +1,207 @@
+"""Recipes: what to train, on what, and how, read from TOML into frozen dataclasses.
+
+Owns: the keys of a recipe, their defaults and the reasons for them. Unknown keys are refused, so that a misspelt
+option cannot silently do nothing. Must not know torch.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from eddy.training.errors import RecipeError
+from eddy.training.spec import CELLS, require
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True, slots=True)
+class TextSource:
+    """A text whose characters are the tokens.
+
+    source: "pydoc_data.topics" (Python's own language reference) or the path of a UTF-8 text file.
+    """
+
+    source: str
+    licence: str
+    # Symbols rarer than this in the training part become the unknown symbol, which so gets trained too.
+    min_count: int = 3
+
+    def __post_init__(self) -> None:
+        require(self.source != "", "data.source", self.source, "a text's name or path")
+        require(self.min_count >= 1, "data.min_count", self.min_count, "at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesSource:
+    """Columns of a CSV file (plain or .gz), one row per step, in time order.
+
+    source: a path, or "package:file.csv" for a file in an installed data package's `_data` folder.
+    """
+
+    source: str
+    licence: str
+    columns: tuple[str, ...]
+    target: str
+    unit: str
+    meaning: str
+    step_seconds: int
+    # Steps after which the series tends to repeat itself (a day); the seasonal baseline looks that far back.
+    season_steps: int
+    horizons: tuple[int, ...]
+    # Median for the forecast itself, the outer two for an 80 % interval.
+    quantiles: tuple[float, ...] = (0.1, 0.5, 0.9)
+    # value = number in the file * factor + offset, for a file whose unit is not the one wanted.
+    factor: float = 1.0
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(len(self.columns) >= 1, "data.columns", self.columns, "at least one column name")
+        require(self.target in self.columns, "data.target", self.target, f"one of {', '.join(self.columns)}")
+        require(self.step_seconds >= 1, "data.step_seconds", self.step_seconds, "at least 1")
+        require(self.factor != 0, "data.factor", self.factor, "anything but 0")
+        require(self.season_steps >= 1, "data.season_steps", self.season_steps, "at least 1")
+        require(len(self.horizons) >= 1, "data.horizons", self.horizons, "at least one horizon")
+        require(min(self.horizons, default=1) >= 1, "data.horizons", self.horizons, "steps ahead, 1 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The recurrent part; input width and head follow from the data."""
+
+    cell: str
+    hidden: int
+    layers: int = 1
+    # Width of a token's vector; about a quarter of `hidden` is enough for characters. Unused by series.
+    embedding: int = 32
+    # Share of units dropped after every layer while training: small texts are learnt by heart without it.
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.cell in CELLS, "model.cell", self.cell, f"one of {', '.join(CELLS)}")
+        require(self.hidden >= 1, "model.hidden", self.hidden, "at least 1")
+        require(self.layers >= 1, "model.layers", self.layers, "at least 1")
+        require(self.embedding >= 1, "model.embedding", self.embedding, "at least 1")
+        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "a share in [0, 1)")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How the weights are found: truncated back-propagation through time with carried state, and AdamW."""
+
+    epochs: int
+    # Parallel pieces that the training part is cut into, each read in order with its state carried along.
+    streams: int = 32
+    # Steps between two weight updates; gradients do not reach further back, the state does.
+    steps: int = 64
+    learning_rate: float = 0.003
+    weight_decay: float = 0.01
+    # Largest norm of the whole gradient; recurrent gradients explode now and then.
+    clip_norm: float = 1.0
+    # Share of rows whose state is zeroed before a window: a session starts from zeros, so training must see them.
+    reset_share: float = 0.02
+    # Epochs without a better validation loss before training stops.
+    patience: int = 4
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "streams", "steps", "patience"):
+            require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
+        for name in ("learning_rate", "clip_norm"):
+            require(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "above 0")
+        require(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "0 or more")
+        require(0 <= self.reset_share <= 1, "training.reset_share", self.reset_share, "a share in [0, 1]")
+        require(self.seed >= 0, "training.seed", self.seed, "0 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One training run. The name is also the model's name in the repository."""
+
+    name: str
+    description: str
+    data: TextSource | SeriesSource
+    model: Architecture
+    training: Schedule
+    version: int = field(default=1)
+
+    def __post_init__(self) -> None:
+        plain = self.name != "" and all(c.isascii() and (c.isalnum() or c in "-_.") for c in self.name)
+        require(plain and not self.name.startswith("."), "name", self.name, "letters, digits, '-', '_' and '.'")
+        require(self.version >= 1, "version", self.version, "1 or more")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, the same layout as the TOML file; `parse_recipe` reads it back."""
+        kind = "text" if isinstance(self.data, TextSource) else "series"
+        values = asdict(self)
+        return values | {"data": {"kind": kind} | values["data"]}
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe file, or the shipped recipe of that name. Raises RecipeError."""
+    if path.suffix != ".toml" and not path.exists():
+        path = RECIPES / f"{path.name}.toml"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        shipped = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
+        raise RecipeError(f"recipe: no file {path}; shipped recipes: {shipped}") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"recipe {path}: not readable as TOML: {error}") from error
+    return parse_recipe(table)
+
+
+def parse_recipe(table: Mapping[str, Any]) -> Recipe:
+    """Build a Recipe from nested tables. Raises RecipeError naming the key, what came and what was expected."""
+    allowed = [f.name for f in fields(Recipe)]
+    _refuse_unknown(table, allowed, "recipe")
+    for name in ("data", "model", "training"):
+        require(isinstance(table.get(name), Mapping), name, table.get(name), f"a table [{name}]")
+    data = dict(table["data"])
+    kind = data.pop("kind", None)
+    require(kind in ("text", "series"), "data.kind", kind, "'text' or 'series'")
+    source = _build(TextSource, data, "data") if kind == "text" else _build(SeriesSource, data, "data")
+    parts = {
+        "data": source,
+        "model": _build(Architecture, table["model"], "model"),
+        "training": _build(Schedule, table["training"], "training"),
+    }
+    for name in ("name", "description"):
+        require(isinstance(table.get(name), str), name, table.get(name), "text")
+    _typed(table.get("version", 1), int, "version")
+    return Recipe(**{**table, **parts})
+
+
+_Part = TypeVar("_Part")
+
+
+def _build(cls: type[_Part], table: Mapping[str, Any], where: str) -> _Part:
+    """One dataclass from one table: unknown, missing and wrongly typed keys are refused by name."""
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]  # always one of the dataclasses above
+    _refuse_unknown(table, list(known), where)
+    missing = [name for name, f in known.items() if f.default is MISSING and name not in table]
+    if missing:
+        raise RecipeError(f"{where}: missing {', '.join(missing)}")
+    hints = get_type_hints(cls)
+    return cls(**{name: _typed(value, hints[name], f"{where}.{name}") for name, value in table.items()})
+
+
+def _refuse_unknown(table: Mapping[str, Any], allowed: list[str], where: str) -> None:
+    unknown = sorted(set(table) - set(allowed))
+    if unknown:
+        raise RecipeError(f"{where}: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed)}")
+
+
+def _typed(value: object, hint: object, where: str) -> object:
+    """The value if it fits the hint (int fits float, a list fits a tuple of its items' kind); else RecipeError."""
+    if hint in (tuple[str, ...], tuple[int, ...], tuple[float, ...]):
+        item = {tuple[str, ...]: str, tuple[int, ...]: int, tuple[float, ...]: float}[hint]
+        require(isinstance(value, list | tuple), where, value, f"a list of {item.__name__}")
+        assert isinstance(value, list | tuple)
+        return tuple(_typed(entry, item, where) for entry in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    assert isinstance(hint, type)
+    require(type(value) is hint, where, value, f"a value of type {hint.__name__}")
+    return value

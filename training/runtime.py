@@ -1,0 +1,118 @@
+"""ONNX Runtime, as verification uses it: a model on the CPU, driven from its contract with states kept by hand.
+
+Owns: the only import of ONNX Runtime in training. Must not know what the results are compared with.
+"""
+
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+# Set before the import below, which reads it: wheels from 1.29 on report usage over the network by default on Linux.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+from eddy.training.contract import numpy_dtype
+from eddy.training.errors import ContractError
+from eddy.v1 import contract_pb2 as pb
+
+Tensors = dict[str, npt.NDArray[np.generic]]
+
+# The widest vector instructions decide which kernels run, and so which bits come out; widest first.
+_INSTRUCTION_SETS = ("amx_tile", "avx512f", "avx2", "avx", "sve", "asimd")
+
+
+# ONNX Runtime gives every status code an exception class of its own, and they share no base but Exception.
+RUNTIME_ERRORS = (
+    state.Fail,
+    state.InvalidArgument,
+    state.InvalidGraph,
+    state.InvalidProtobuf,
+    state.NoSuchFile,
+    state.NotImplemented,
+    state.RuntimeException,
+)
+
+
+class Runtime:
+    """One model file, ready to run. Nothing in it changes after construction; states travel through `run`."""
+
+    def __init__(self, path: Path, contract: pb.ModelContract, threads: int = 1) -> None:
+        """Load a model. Raises ContractError where ONNX Runtime refuses the file."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self.threads = threads
+        self._contract = contract
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except RUNTIME_ERRORS as error:
+            raise ContractError(f"{path}: ONNX Runtime refuses it: {error}") from error
+
+    def run(self, inputs: Tensors, chunk: int) -> Tensors:
+        """Feed [B, T, ...] inputs `chunk` steps at a time from the initial states.
+
+        Returns every output, [B, T, ...], its pieces joined, and every final state [B, ...], by graph output name.
+        """
+        first = next(iter(inputs.values()))
+        batch, steps = first.shape[:2]
+        states = {state.name: initial_rows(state, batch) for state in self._contract.states}
+        moving = [state for state in self._contract.states if not state.immutable]
+        outputs = [port.name for port in self._contract.outputs]
+        pieces: dict[str, list[npt.NDArray[np.generic]]] = {name: [] for name in outputs}
+        for start in range(0, steps, chunk):
+            piece = {name: value[:, start : start + chunk] for name, value in inputs.items()}
+            feeds = piece | states | self._ports(batch, min(chunk, steps - start))
+            answers = self._session.run(outputs + [state.next_name for state in moving], feeds)
+            for name, answer in zip(outputs, answers, strict=False):
+                pieces[name].append(np.asarray(answer))
+            states |= {state.name: np.asarray(new) for state, new in zip(moving, answers[len(outputs) :], strict=True)}
+        joined = {name: np.concatenate(parts, axis=1) for name, parts in pieces.items()}
+        return joined | {state.next_name: states[state.name] for state in moving}
+
+    def _ports(self, batch: int, steps: int) -> Tensors:
+        """The optional inputs: every step of every row counts, and no stream ends."""
+        ports = self._contract.ports
+        given: Tensors = {}
+        if ports.length:
+            given[ports.length] = np.full(batch, steps, np.int64)
+        if ports.flush:
+            given[ports.flush] = np.zeros(batch, np.bool_)
+        return given
+
+
+def initial_rows(state: pb.StateSpec, batch: int) -> npt.NDArray[np.generic]:
+    """A state before the first step, [B, ...shape]. Raises ContractError where its data does not fit its shape."""
+    dtype, shape = numpy_dtype(state.dtype, state.name), tuple(state.shape)
+    if state.initial.WhichOneof("kind") != "data":
+        return np.full((batch, *shape), state.initial.constant, dtype)
+    row = np.frombuffer(state.initial.data, dtype.newbyteorder("<"))
+    if row.size != int(np.prod(shape)):
+        raise ContractError(f"{state.name}: initial data has {row.size} elements, expected {int(np.prod(shape))}")
+    return np.repeat(row.reshape(1, *shape).astype(dtype), batch, axis=0)
+
+
+def runtime_name() -> str:
+    """ONNX Runtime's version, as the contract states it."""
+    return f"onnxruntime {ort.__version__} CPUExecutionProvider"
+
+
+def cpu_name() -> str:
+    """The processor and its widest known vector instructions, as the contract states them."""
+    model, flags = platform.processor(), ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            if key.strip() in ("flags", "Features"):
+                flags = value
+                break
+    known = set(flags.split())
+    widest = next((name for name in _INSTRUCTION_SETS if name in known), "")
+    return " ".join(part for part in (platform.machine(), model, widest) if part)
