@@ -25,6 +25,9 @@ from eddy.v1 import inference_pb2
 # Two: one is under way while the server answers the other.
 MAX_MESSAGES = 2
 
+# Somebody cancelled every task of the event loop; nothing may wait for a reply that nobody reads.
+_CANCELLED = Disconnected("the client's tasks were cancelled", "CANCELLED")
+
 
 class Steppable(Protocol):
     """What the connection knows of a session."""
@@ -160,10 +163,13 @@ class Connection:
                     if message is not None:
                         self._num_messages += 1
                         await self._call.write(message)
-        except (grpc.RpcError, asyncio.InvalidStateError) as error:
-            # The reader learns the same with the status; a broken write alone says less.
-            if isinstance(error, grpc.RpcError):
-                self._fail(from_rpc(error))
+        except grpc.RpcError as error:
+            self._fail(from_rpc(error))
+        except asyncio.InvalidStateError:
+            return  # The call has ended; the reader learns why.
+        except asyncio.CancelledError:
+            self._fail(_CANCELLED)
+            raise
 
     def _take_tag(self) -> int:
         tag = self._next_tag
@@ -220,6 +226,9 @@ class Connection:
             self._fail(Disconnected(f"the server ended the stream: {code.name} {text}", code.name))
         except grpc.RpcError as error:
             self._fail(from_rpc(error))
+        except asyncio.CancelledError:
+            self._fail(_CANCELLED)
+            raise
 
     def _receive(self, response: inference_pb2.StreamResponse) -> None:
         if not response.tag:

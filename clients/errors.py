@@ -70,10 +70,10 @@ class BatchError(EddyError):
 
     Attributes:
         errors: row -> its error.
-        outputs: the outputs, rows in `errors` zero.
+        outputs: every output by its name, rows in `errors` zero.
     """
 
-    def __init__(self, errors: dict[int, EddyError], outputs: np.ndarray | dict[str, np.ndarray]) -> None:
+    def __init__(self, errors: dict[int, EddyError], outputs: dict[str, np.ndarray]) -> None:
         first = min(errors)
         super().__init__(f"{len(errors)} rows failed, row {first}: {errors[first]}", errors[first].reason)
         self.errors = errors
@@ -107,9 +107,7 @@ _KINDS: dict[str, type[EddyError]] = {
     **dict.fromkeys(_ENDED, SessionEnded),
     **dict.fromkeys(("POSITION_AHEAD", "POSITION_BEHIND", "REPEAT_MISMATCH", "REPLY_NOT_KEPT"), OutOfOrder),
     "FENCED": Fenced,
-    **dict.fromkeys(
-        ("TOO_MANY_SESSIONS", "QUEUE_FULL", "DRAINING", "DEADLINE_EXCEEDED", "CANCELLED", "SESSION_BUSY"), ServerBusy
-    ),
+    **dict.fromkeys(("TOO_MANY_SESSIONS", "QUEUE_FULL", "DRAINING", "DEADLINE_EXCEEDED"), ServerBusy),
     "MODEL_NOT_READY": ModelUnavailable,
 }
 

@@ -63,20 +63,28 @@ class Session:
         """Neither closed here nor ended by the server, as far as is known."""
         return self._end is None
 
-    async def step(self, inputs: Inputs) -> Outputs:
-        """Steps the session and returns its outputs.
+    async def step(self, inputs: Inputs) -> np.ndarray:
+        """Steps the session and returns the output of a model that has one.
 
         Args:
             inputs: for a model with one input its values: one step, [F], or T steps, [T, F]; scalars where the
                 contract's shape is empty. Otherwise a mapping by input name.
 
         Returns:
-            The one output, [...] for one step or [T, ...] for T; a dict by name for models with several.
+            [...] for one step, [T, ...] for T.
 
         Raises:
             InvalidInput: refused here or by the server; nothing was applied and the session goes on.
             SessionEnded, Fenced, OutOfOrder, ServerBusy, ModelUnavailable, Disconnected: see `eddy.errors`.
         """
+        self._group.signature.check_single_output()
+        return (await self._step(inputs))[0]
+
+    async def step_outputs(self, inputs: Inputs) -> Outputs:
+        """As `step`, for models with any number of outputs: each by its name."""
+        return self._group.signature.by_name(await self._step(inputs))
+
+    async def _step(self, inputs: Inputs) -> Sequence[np.ndarray]:
         if self._end is not None:
             raise self._end
         arrays, is_single = self._group.signature.arrays(inputs, 0)
@@ -97,7 +105,7 @@ class Session:
                 if not turn.done():
                     turn.set_result(None)
                     break
-        return self._group.signature.present([output[0] for output in outputs] if is_single else outputs)
+        return [output[0] for output in outputs] if is_single else outputs
 
     async def _turn(self) -> None:
         while self._num_in_flight >= self.max_in_flight:
@@ -158,20 +166,26 @@ class SessionBatch:
     def __len__(self) -> int:
         return len(self.ids)
 
-    async def step(self, inputs: Inputs, rows: ArrayLike | None = None) -> Outputs:
-        """Steps every session, or those in `rows`, and returns their outputs.
+    async def step(self, inputs: Inputs, rows: ArrayLike | None = None) -> np.ndarray:
+        """Steps every session, or those in `rows`, and returns the output of a model that has one.
 
         Args:
             inputs: [B, ...] for one step of each or [B, T, ...]; a mapping by name for several inputs.
             rows: indices of the sessions to step, int [B]; all of them by default.
 
         Returns:
-            [B, ...] for one step or [B, T, ...]; a dict by name for several outputs.
+            [B, ...] for one step, [B, T, ...] for T.
 
         Raises:
             BatchError: some rows failed; it carries their errors and everybody's outputs.
             EddyError: the whole call failed.
         """
+        self._group.signature.check_single_output()
+        (output,) = (await self.step_outputs(inputs, rows)).values()
+        return output
+
+    async def step_outputs(self, inputs: Inputs, rows: ArrayLike | None = None) -> Outputs:
+        """As `step`, for models with any number of outputs: each by its name."""
         arrays, is_single = self._group.signature.arrays(inputs, 1)
         chosen = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
         if len(arrays[0]) != len(chosen):
@@ -194,10 +208,10 @@ class SessionBatch:
         }
         if is_single:
             outputs = [output[:, 0] for output in outputs]
-        presented = self._group.signature.present(outputs)
+        by_name = self._group.signature.by_name(outputs)
         if errors:
-            raise BatchError(errors, presented)
-        return presented
+            raise BatchError(errors, by_name)
+        return by_name
 
     async def _step_rows(
         self, arrays: Sequence[np.ndarray], chosen: np.ndarray, span: slice, num_steps: int

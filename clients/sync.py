@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from eddy.clients.client import Client
@@ -98,9 +99,13 @@ class SyncSession:
         self._client = client
         self.session = session
 
-    def step(self, inputs: Inputs) -> Outputs:
+    def step(self, inputs: Inputs) -> np.ndarray:
         """As `Session.step`."""
         return self._client.wait(self.session.step(inputs))
+
+    def step_outputs(self, inputs: Inputs) -> Outputs:
+        """As `Session.step_outputs`."""
+        return self._client.wait(self.session.step_outputs(inputs))
 
     def reset(self) -> None:
         """As `Session.reset`."""
@@ -121,9 +126,13 @@ class SyncBatch:
     def __len__(self) -> int:
         return len(self.batch)
 
-    def step(self, inputs: Inputs, rows: ArrayLike | None = None) -> Outputs:
+    def step(self, inputs: Inputs, rows: ArrayLike | None = None) -> np.ndarray:
         """As `SessionBatch.step`."""
         return self._client.wait(self.batch.step(inputs, rows))
+
+    def step_outputs(self, inputs: Inputs, rows: ArrayLike | None = None) -> Outputs:
+        """As `SessionBatch.step_outputs`."""
+        return self._client.wait(self.batch.step_outputs(inputs, rows))
 
     def close(self) -> None:
         """As `SessionBatch.close`."""

@@ -19,8 +19,8 @@ from eddy.v1 import contract_pb2, inference_pb2
 
 # What `step` takes: the one input's values, or every input's by name.
 Inputs = ArrayLike | Mapping[str, ArrayLike]
-# What `step` gives: the one output, or every output by name.
-Outputs = np.ndarray | dict[str, np.ndarray]
+# What `step_outputs` gives: every output by name.
+Outputs = dict[str, np.ndarray]
 
 _DTYPES: dict[int, np.dtype] = {
     contract_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
@@ -106,11 +106,15 @@ class Signature:
             for spec, tensor in zip(self.outputs, tensors, strict=True)
         ]
 
-    def present(self, arrays: Sequence[np.ndarray]) -> Outputs:
-        """What `step` gives: the array of a one-output model, otherwise a dict by name."""
-        if len(arrays) == 1:
-            return arrays[0]
+    def by_name(self, arrays: Sequence[np.ndarray]) -> Outputs:
+        """Every output by its name."""
         return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}
+
+    def check_single_output(self) -> None:
+        """Raises InvalidInput when the model has several outputs."""
+        if len(self.outputs) != 1:
+            names = ", ".join(spec.name for spec in self.outputs)
+            raise InvalidInput(f"step: the model has the outputs {names}; use step_outputs", "UNKNOWN_OUTPUT")
 
     def row_bytes(self, num_steps: int) -> int:
         """Bytes of one row's inputs."""

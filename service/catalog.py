@@ -150,7 +150,7 @@ class Catalog:
         try:
             raw = path.read_bytes()
             if not raw:
-                raise ModelError(Reason.MODEL_NOT_READY, f"{path.name} is empty")
+                return self._refused(ModelFile(name, folder.name, digest), f"{path.name} is empty")
             digest = hashlib.sha256(raw).hexdigest()
             file = ModelFile(name, folder.name, digest)
             graph = onnx.load_from_string(raw)

@@ -23,7 +23,7 @@ from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
 from eddy.v1 import contract_pb2, errors_pb2, inference_pb2
 
 # gRPC status code numbers, https://grpc.github.io/grpc/core/md_doc_statuscodes.html
-_CANCELLED, _INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _NOT_FOUND = 1, 3, 4, 5
+_INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _NOT_FOUND = 3, 4, 5
 _RESOURCE_EXHAUSTED, _FAILED_PRECONDITION, _ABORTED, _INTERNAL, _UNAVAILABLE = 8, 9, 10, 13, 14
 
 GRPC_CODES: dict[Reason, int] = {
@@ -51,13 +51,11 @@ GRPC_CODES: dict[Reason, int] = {
     Reason.REPEAT_MISMATCH: _FAILED_PRECONDITION,
     Reason.REPLY_NOT_KEPT: _FAILED_PRECONDITION,
     Reason.FENCED: _ABORTED,
-    Reason.SESSION_BUSY: _FAILED_PRECONDITION,
     Reason.TOO_MANY_SESSIONS: _RESOURCE_EXHAUSTED,
     Reason.QUEUE_FULL: _RESOURCE_EXHAUSTED,
     Reason.MESSAGE_TOO_LARGE: _RESOURCE_EXHAUSTED,
     Reason.DRAINING: _UNAVAILABLE,
     Reason.DEADLINE_EXCEEDED: _DEADLINE_EXCEEDED,
-    Reason.CANCELLED: _CANCELLED,
     Reason.MODEL_NOT_READY: _UNAVAILABLE,
     Reason.MODEL_FAILED: _INTERNAL,
     Reason.INTERNAL: _INTERNAL,
@@ -190,7 +188,7 @@ def read_inputs(
         if (
             tensor.dtype != port.wire_dtype
             or len(data) != num_rows * num_steps * port.step_bytes
-            or list(tensor.shape) != [num_rows, num_steps, *port.shape]
+            or tensor.shape != [num_rows, num_steps, *port.shape]
         ):
             raise _bad_tensor(tensor, port.name, port.wire_dtype, (num_rows, num_steps, *port.shape), port.step_bytes)
         raw.append(data)

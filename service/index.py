@@ -76,7 +76,7 @@ class IdIndex:
 
     def _first_cells(self, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
         hashes = ids[rows].view("<u8")[:, 0]
-        return (hashes & np.uint64(len(self._cells) - 1)).astype(np.int64)
+        return np.asarray(hashes & np.uint64(len(self._cells) - 1), np.int64)
 
     def _next(self, cells: np.ndarray) -> np.ndarray:
         return np.asarray((cells + 1) & (len(self._cells) - 1))

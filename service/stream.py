@@ -3,7 +3,8 @@
 Owns the connection's flow: how many requests may be unanswered, and the outbox. Must not know how chunks are run.
 
 Ordering rules: requests are handed over in the order read. When `max_stream_requests` are unanswered, or answers of
-more than one message's limit wait to be written, the stream is not read further, so gRPC's flow control holds a client back that sends faster than it reads.
+more than one message's limit wait to be written, the stream is not read further, so gRPC's flow control holds a client
+back that sends faster than it reads.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
 from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
 from eddy.service.host import Host
 from eddy.service.model import ServedModel
-from eddy.service.sessions import MODEL_BITS, MODEL_MASK
+from eddy.service.sessions import MODEL_BITS
 from eddy.v1 import inference_pb2
 
 
@@ -61,6 +62,8 @@ class StreamConnection:
         try:
             while (data := await self._context.read()) is not grpc.aio.EOF:
                 self._receive(data)
+                if self._outbox:
+                    await asyncio.sleep(0)  # The writer first: whoever waits for an answer does not wait for us to read.
                 if self._num_unanswered >= self._max_requests:
                     await self._wait_until(self._max_requests - 1)
                 if self._outbox_bytes > self._max_bytes:
@@ -186,9 +189,12 @@ class StreamConnection:
         """The model of the first handle that is good and this stream's, None when none is."""
         table = self._host.table
         row = int.from_bytes(raw_handles[:4], "little")
-        if row < table.num_rows and int(table.handle[row]) == int.from_bytes(raw_handles[:8], "little"):
-            if int(table.route[row]) >> MODEL_BITS == self.number:
-                return self._host.catalog.served[table.model_of(row)]
+        if (
+            row < table.num_rows
+            and table.handle.item(row) == int.from_bytes(raw_handles[:8], "little")
+            and table.route.item(row) >> MODEL_BITS == self.number
+        ):
+            return self._host.catalog.served[table.model_of(row)]
         rows = self._own_rows(np.frombuffer(raw_handles, "<u8"))[0]
         return self._host.catalog.served[table.model_of(int(rows[0]))] if len(rows) else None
 

@@ -15,12 +15,19 @@ from pathlib import Path
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the process's exit code."""
-    parser = argparse.ArgumentParser(prog="eddy", description="Streaming inference for recurrent models.")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_serve(commands)
-    _add_training(commands)
-    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = build_parser(only=given[0] if given else None).parse_args(given)
     return int(options.func(options))
+
+
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the whole command line, or of no more than the command `only` needs."""
+    parser = argparse.ArgumentParser(prog="eddy", description="Streaming inference for recurrent models.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    _add_serve(commands)
+    if only != "serve":  # Serving is up sooner without the imports of training.
+        _add_training(commands)
+    return parser
 
 
 def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

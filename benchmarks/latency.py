@@ -1,0 +1,59 @@
+"""One session alone: what Eddy adds to a round trip that does nothing and to a step that nobody waits for.
+
+Eddy and the echo are stepped in alternating blocks by the same process; the bare step is measured before and after.
+The bare step has two rows, as the server never runs fewer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from benchmarks.figure import Measurement, Note, figure
+from benchmarks.plan import Plan
+from benchmarks.server import EchoServer, EddyServer
+from benchmarks.shape import LSTM_128
+from benchmarks.worker import Worker
+
+_MIN_ROWS = 2
+_BARE_SECONDS = 0.1
+
+
+def measure(repository: Path, names: Sequence[str], plan: Plan) -> Measurement:
+    """`latency_excess_us` and `latency_tail_ratio`, as asked for."""
+    rounds, steps = [], []
+    with (
+        EddyServer(repository) as eddy,
+        EchoServer() as echo,
+        Worker("benchmarks.load") as load,
+        Worker("benchmarks.ceiling", str(repository)) as ceiling,
+    ):
+        for _ in range(plan.repetitions):
+            before = _bare(ceiling)
+            rounds.append(
+                load.ask(
+                    "latency",
+                    eddy=eddy.target,
+                    echo=echo.target,
+                    model=LSTM_128.name,
+                    block_steps=plan.latency_block_steps,
+                    num_blocks=plan.latency_blocks,
+                )
+            )
+            steps.append((before + _bare(ceiling)) / 2)
+    ours = [(each["eddy"]["median_seconds"], each["eddy"]["p99_seconds"]) for each in rounds]
+    bare = [(each["echo"]["median_seconds"], each["echo"]["p99_seconds"]) for each in rounds]
+    excess = [(mine[0] - its[0] - step) * 1e6 for mine, its, step in zip(ours, bare, steps, strict=True)]
+    tails = [(mine[1] / mine[0]) / (its[1] / its[0]) for mine, its in zip(ours, bare, strict=True)]
+    figures = (figure("latency_excess_us", excess), figure("latency_tail_ratio", tails))
+    values = [median(column) * 1e6 for column in (*zip(*ours, strict=True), *zip(*bare, strict=True), steps)]
+    note = "one session {:.0f} us (p99 {:.0f}), echo {:.0f} us (p99 {:.0f}), bare step of two rows {:.0f} us"
+    return Measurement(
+        tuple(each for each in figures if each.definition.name in names), (Note("latency", note.format(*values)),)
+    )
+
+
+def _bare(ceiling: Worker) -> float:
+    answer = ceiling.ask("bare", model=LSTM_128.name, rows=_MIN_ROWS, seconds=_BARE_SECONDS)
+    return float(answer["call_seconds"])

@@ -1,0 +1,111 @@
+"""Many small clients: 64 streams of one session each, against an echo server of the same message sizes.
+
+`singles_cpu_ratio` compares the CPU that the two server processes take a message. `coalescing_gain` compares the
+steps/s of 256 coroutines of one client process, whose steps the client library packs by itself, with the singles'.
+Order of a repetition: singles, echo, coalesced; in every other one the echo comes first.
+
+Every stream has a connection of its own, as 64 devices have. The ratio for 64 streams that share one connection is
+printed beside: frames of many streams then share system calls, which makes the echo cheaper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from benchmarks.figure import Figure, Measurement, Note, figure
+from benchmarks.plan import Plan
+from benchmarks.server import EchoServer, EddyServer
+from benchmarks.shape import LSTM_128
+from benchmarks.worker import Worker
+
+NUM_STREAMS = 64
+NUM_COROUTINES = 256
+# Repetitions that are also measured over one connection.
+_NUM_SHARED = 3
+
+# What the load generator answers to one command, and to all of a kind.
+Answer = dict[str, float]
+Answers = list[Answer]
+
+
+def measure(repository: Path, names: Sequence[str], plan: Plan) -> Measurement:
+    """`singles_cpu_ratio` and `coalescing_gain`, as asked for."""
+    wants_ratio, wants_gain = "singles_cpu_ratio" in names, "coalescing_gain" in names
+    answers: dict[str, Answers] = {"eddy": [], "echo": [], "coalesced": [], "shared eddy": [], "shared echo": []}
+    with EddyServer(repository) as eddy, EchoServer() as echo, Worker("benchmarks.load") as load:
+        servers: list[tuple[str, EddyServer | EchoServer]] = [("eddy", eddy)]
+        if wants_ratio:
+            servers.append(("echo", echo))
+        for number in range(plan.repetitions):
+            for kind, server in servers[:: -1 if number % 2 else 1]:
+                answers[kind].append(_singles(load, kind, server, plan))
+                if wants_ratio and number < _NUM_SHARED:
+                    answers[f"shared {kind}"].append(_singles(load, kind, server, plan, one_connection=True))
+            if wants_gain:
+                answers["coalesced"].append(_coalesced(load, eddy, plan))
+    found = []
+    if wants_ratio:
+        found.append(_cpu_ratio(answers["eddy"], answers["echo"], answers["shared eddy"], answers["shared echo"]))
+    if wants_gain:
+        found.append(_gain(answers["coalesced"], answers["eddy"]))
+    return Measurement(tuple(each for each, _ in found), tuple(note for _, note in found))
+
+
+def _singles(
+    load: Worker, kind: str, server: EddyServer | EchoServer, plan: Plan, *, one_connection: bool = False
+) -> Answer:
+    return load.ask(
+        "throughput",
+        server=kind,
+        target=server.target,
+        pid=server.pid,
+        model=LSTM_128.name,
+        streams=NUM_STREAMS,
+        rows=1,
+        warm_up_seconds=plan.warm_up_seconds,
+        seconds=plan.singles_seconds,
+        one_connection=one_connection,
+    )
+
+
+def _coalesced(load: Worker, server: EddyServer, plan: Plan) -> Answer:
+    return load.ask(
+        "coalescing",
+        target=server.target,
+        pid=server.pid,
+        model=LSTM_128.name,
+        sessions=NUM_COROUTINES,
+        warm_up_seconds=plan.warm_up_seconds,
+        seconds=plan.singles_seconds,
+    )
+
+
+def _cpu_ratio(singles: Answers, echoes: Answers, shared: Answers, shared_echoes: Answers) -> tuple[Figure, Note]:
+    text = (
+        f"server CPU {_median(singles, 'server_cpu_seconds_per_message') * 1e6:.1f} us a step at "
+        f"{_median(singles, 'messages_per_second'):,.0f} steps/s, "
+        f"echo {_median(echoes, 'server_cpu_seconds_per_message') * 1e6:.1f} us a message at "
+        f"{_median(echoes, 'messages_per_second'):,.0f} messages/s; "
+        f"{median(_ratios(shared, shared_echoes, 'server_cpu_seconds_per_message')):.2f} when all share one connection"
+    )
+    ratios = _ratios(singles, echoes, "server_cpu_seconds_per_message")
+    return figure("singles_cpu_ratio", ratios), Note("singles_cpu_ratio", text)
+
+
+def _gain(coalesced: Answers, singles: Answers) -> tuple[Figure, Note]:
+    text = (
+        f"{_median(coalesced, 'steps_per_second'):,.0f} steps/s coalesced, "
+        f"{_median(singles, 'steps_per_second'):,.0f} as singles; while coalesced, client "
+        f"{_median(coalesced, 'load_cpu_share'):.2f} cores, server {_median(coalesced, 'server_cpu_share'):.2f}"
+    )
+    return figure("coalescing_gain", _ratios(coalesced, singles, "steps_per_second")), Note("coalescing_gain", text)
+
+
+def _ratios(above: Answers, below: Answers, key: str) -> list[float]:
+    return [one[key] / other[key] for one, other in zip(above, below, strict=True)]
+
+
+def _median(answers: Answers, key: str) -> float:
+    return median(answer[key] for answer in answers)

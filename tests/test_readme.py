@@ -1,0 +1,239 @@
+"""The documents stay true: commands, code blocks and tables of README and docs, against the real thing."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+
+from benchmarks.figure import DEFINITIONS
+from eddy import SyncClient, errors
+from eddy.service.codec import GRPC_CODES
+from eddy.service.config import Config
+from eddy.service.errors import Reason
+from eddy.v1 import contract_pb2, inference_pb2
+from examples.server import ServerProcess
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PORTS = {"127.0.0.1:8500": "target", "127.0.0.1:8501": "http"}
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """The fenced blocks of a language in all documents: where, and the text."""
+    found = []
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            line = text.count("\n", 0, match.start()) + 1
+            found.append((f"{path.relative_to(ROOT)}:{line}", match[1]))
+    return found
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Every line of the shell blocks, as words, without comments."""
+    lines = [(where, line) for where, text in blocks("sh") for line in text.splitlines() if line.strip()]
+    return [(f"{where} {line.partition('#')[0].strip()}", shlex.split(line, comments=True)) for where, line in lines]
+
+
+def table(document: str, header: str) -> list[list[str]]:
+    """The rows of the table that begins with the header, as plain cells."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    lines = text[text.index(header) :].splitlines()[2:]
+    rows = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip().strip("`") for cell in line.strip("|").split("|")])
+    return rows
+
+
+def params(found: list[tuple[str, str]]) -> list[object]:
+    """One case a block, named by its place."""
+    return [pytest.param(text, id=where) for where, text in found]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    """The README's own `eddy serve` command on the shipped models, with free ports."""
+    [words] = {tuple(words) for _, words in commands() if words[0].endswith("eddy") and "--grpc-port" in words}
+    options = dict(pairwise(words[2:]))
+    assert words[:2] == (".venv/bin/eddy", "serve")
+    assert (options["--grpc-port"], options["--http-port"]) == ("8500", "8501")
+    with ServerProcess(ROOT / options["--model-repository"]) as process:
+        yield process
+    assert process.exit_code == 0
+
+
+@pytest.mark.parametrize("text", params(blocks("python")))
+def test_python_blocks_run(text: str, server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every Python block of the documents runs as it stands against a real server, and prints something."""
+    for address, name in PORTS.items():
+        text = text.replace(address, getattr(server, name))
+    exec(compile(text, "block", "exec"), {"__name__": "__main__"})  # noqa: S102  # our own documents
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", params(blocks("toml")))
+def test_recipe_blocks_are_valid(text: str) -> None:
+    """The recipes in the documents are accepted: every key is known, every value has its type."""
+    from eddy.training.recipe import parse_recipe
+
+    assert parse_recipe(tomllib.loads(text)).name
+
+
+def test_shell_blocks_use_known_commands() -> None:
+    """Shell blocks hold only commands that these tests know how to check."""
+    assert {Path(words[0]).name for _, words in commands()} == {"make", "eddy"}
+
+
+def test_make_targets_exist() -> None:
+    """Every `make` command of the documents names a target and variables that the Makefile has."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    for where, words in commands():
+        if words[0] != "make":
+            continue
+        assert words[1] in targets, where
+        for variable in words[2:]:
+            assert f"$({variable.partition('=')[0]})" in makefile or f"$(if $({variable.partition('=')[0]})" in makefile
+
+
+def test_every_make_target_is_documented() -> None:
+    """The README's development section names every target that `make help` lists."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^([a-z-]+):.*##", makefile, re.MULTILINE))
+    assert listed <= {words[1] for where, words in commands() if where.startswith("README.md")}
+
+
+@pytest.mark.parametrize(
+    "words", [pytest.param(words, id=where) for where, words in commands() if Path(words[0]).name == "eddy"]
+)
+def test_eddy_commands_have_these_options(words: list[str]) -> None:
+    """Every `eddy` command of the documents names a subcommand and options that its help lists."""
+    run = subprocess.run(  # noqa: S603  # our own command
+        [sys.executable, "-m", "eddy.cli", words[1], "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    for option in (word for word in words if word.startswith("--")):
+        assert re.search(rf"{option}\b", run.stdout), option
+
+
+def test_configuration_table_is_complete_and_true() -> None:
+    """The table has every key of the configuration, in order, with its default as one would write it in TOML."""
+    config = Config()
+    expected = {
+        f"{section.name}.{item.name}": getattr(getattr(config, section.name), item.name)
+        for section in fields(config)
+        for item in fields(getattr(config, section.name))
+    }
+    rows = {key: tomllib.loads(f"value = {default}")["value"] for key, default, _ in table("README.md", "| key |")}
+    assert list(rows) == list(expected)
+    assert {key: tuple(value) if isinstance(value, list) else value for key, value in rows.items()} == expected
+
+
+def test_metrics_table_is_what_is_exposed(server: ServerProcess) -> None:
+    """The table has exactly the `eddy_` metrics of /metrics, with their types and labels."""
+    with SyncClient(server.target) as client, pytest.raises(errors.NotFound):
+        client.wait(client._client.open("no-such-model"))  # noqa: SLF001  # a refusal, so that its counter appears
+    with urlopen(f"http://{server.http}/metrics", timeout=5.0) as response:
+        text = response.read().decode()
+    types = dict(re.findall(r"^# TYPE (eddy_\w+) (\w+)$", text, re.MULTILINE))
+    exposed = {}
+    for name, labels in re.findall(r"^(eddy_\w+)(?:\{(.*)\})? ", text, re.MULTILINE):
+        exposed[name] = (types[name], ", ".join(re.findall(r'(\w+)="', labels)))
+    assert {name: (kind, labels) for name, kind, labels, _ in table("README.md", "| metric |")} == exposed
+
+
+def test_error_table_is_the_servers() -> None:
+    """The wire page has every reason with the gRPC code that the server gives it."""
+    import grpc
+
+    names = {code.value[0]: code.name for code in grpc.StatusCode}
+    expected = {reason.name: names[GRPC_CODES[reason]] for reason in Reason}
+    assert {reason: code for reason, code, _ in table("docs/wire.md", "| reason |")} == expected
+
+
+def test_bytes_on_the_wire_page_are_the_message() -> None:
+    """The annotated bytes of the wire page are the message that it describes."""
+    [text] = [text for where, text in blocks("text") if where.startswith("docs/wire.md")]
+    shown = bytes.fromhex("".join(re.findall(r"\b[0-9a-f]{2}\b(?= |$)", "\n".join(map(_hex_part, text.splitlines())))))
+    step = inference_pb2.StepChunk(
+        handles=np.array([1 << 32 | 1, 1 << 32 | 2], "<u8").tobytes(),
+        positions=np.array([0, 5], "<u8").tobytes(),
+        num_steps=1,
+        inputs=[
+            inference_pb2.Tensor(
+                name="values",
+                dtype=contract_pb2.DATA_TYPE_FLOAT32,
+                shape=[2, 1, 1],
+                data=np.array([44.5, 45.25], "<f4").tobytes(),
+            )
+        ],
+    )
+    assert shown == inference_pb2.StreamRequest(tag=7, step=step).SerializeToString()
+    assert len(shown) == 69
+
+
+def _hex_part(line: str) -> str:
+    """A line's bytes: what stands left of the notes, which begin at one column."""
+    return line[:48].rstrip() + " "
+
+
+def test_figures_table_has_every_figure_and_bar() -> None:
+    """The README's benchmark table names what `make bench` measures, with the same bars."""
+    rows = {name: bar for name, bar, *_ in table("README.md", "| figure |")}
+    expected = {
+        item.name: "" if item.bar is None else f"{item.better.value} {item.bar:g}" for item in DEFINITIONS.values()
+    }
+    assert rows == expected
+
+
+def test_paths_and_links_exist() -> None:
+    """Every relative link of the documents, and every path of the README's file tree, is there."""
+    for document in DOCUMENTS:
+        for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"
+    [tree] = [text for where, text in blocks("text") if where.startswith("README.md") and text.startswith("protos/")]
+    for line in tree.splitlines():
+        assert (ROOT / line.split()[0]).exists(), line
+
+
+def test_small_examples_run(server: ServerProcess) -> None:
+    """The short scripts run against a server and print what they promise."""
+    sample = str(ROOT / "models" / "forecast-gru" / "1" / "sample.csv")
+    cases = {
+        "stream_text": [server.target],
+        "stream_csv": [sample, "temp", server.target],
+        "many_sessions": [server.target],
+        "sync_client": [server.target],
+    }
+    environment = os.environ | {"PYTHONWARNINGS": "error"}
+    for name, arguments in cases.items():
+        run = subprocess.run(  # noqa: S603  # our own scripts
+            [sys.executable, "-m", f"examples.{name}", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=60.0,
+            env=environment,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        assert not run.stderr
+        assert len(run.stdout) > 50
+
+
+def test_architecture_names_every_module() -> None:
+    """The layer table of the architecture page has every module of the service, once."""
+    rows = table("docs/architecture.md", "| layer |")
+    named = [name.strip(" `") for row in rows for name in row[1].split(",")]
+    assert sorted(named) == sorted(path.stem for path in (ROOT / "service").glob("*.py") if path.stem != "__init__")
