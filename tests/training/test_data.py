@@ -17,12 +17,13 @@ from eddy.training.data import (
     future_values,
     load_series,
     load_text,
-    read_columns,
     read_text,
+    spaced_rows,
     split_points,
 )
 from eddy.training.errors import DataError
 from eddy.training.recipe import Recipe, SeriesSource, TextSource
+from eddy.training.table import read_columns
 
 
 def series_source(path: Path) -> SeriesSource:
@@ -100,9 +101,52 @@ def test_series_parts_are_in_order_and_do_not_leak(series_recipe: Recipe) -> Non
 
 def test_future_values_by_hand() -> None:
     """A small series, horizons 1 and 2, from origin 1 on."""
-    got = future_values(np.array([1, 2, 3, 4], np.float32), (1, 2), 1)
+    got = future_values(np.array([1, 2, 3, 4], np.float32), np.arange(4) * 60, (1, 2), 60, start=1)
     nan = np.nan
     assert np.array_equal(got, np.array([[nan, nan], [3, 4], [4, nan], [nan, nan]], np.float32), equal_nan=True)
+
+
+def test_targets_across_a_gap_do_not_count() -> None:
+    """Steps of 60 s, one of them 300 s late and one 20 s: only the rows on the far side of the gap have no target."""
+    seconds = np.array([0, 60, 120, 480, 560, 600])
+    got = future_values(np.arange(6, dtype=np.float32), seconds, (1, 2), 60)
+    nan = np.nan
+    wanted = [[1, 2], [2, nan], [nan, nan], [4, 5], [5, nan], [nan, nan]]
+    assert np.array_equal(got, np.array(wanted, np.float32), equal_nan=True)
+
+
+def test_readings_too_close_to_the_last_one_kept_are_dropped() -> None:
+    """Two records a few seconds apart become one; a repeated time is dropped; exactly half a step is kept."""
+    assert spaced_rows(np.array([0, 12, 60, 72, 120, 120, 150, 400]), 60).tolist() == [0, 2, 4, 6, 7]
+
+
+def write_timed(path: Path, times: list[str]) -> SeriesSource:
+    """A CSV with columns `when` and `a`, and its source with steps of a minute."""
+    path.write_text("".join(["when,a\n", *(f"{time},{i % 7}\n" for i, time in enumerate(times))]), encoding="utf-8")
+    return replace(series_source(path), time="when", step_seconds=60)
+
+
+def test_a_record_with_times_is_read_by_the_clock(tmp_path: Path) -> None:
+    """Rows too close together are gone, the gap stays a gap, and times without a zone are UTC."""
+    times = [f"2026-01-01 {hour:02}:{minute:02}:00" for hour in (0, 5) for minute in range(20)]
+    data = load_series(write_timed(tmp_path / "timed.csv", [times[0], "2026-01-01T01:00:05+01:00", *times[1:]]))
+    assert len(data.values) == len(times)
+    assert data.values[:3, 0].tolist() == [0, 2, 3]
+    assert data.seconds[0] == 1_767_225_600
+    assert np.flatnonzero(np.isnan(data.train.targets[:, 0])).tolist() == [19, 31]
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (["2026-01-01", "soon"], r"line 3, column 'when': got 'soon', expected an ISO 8601 time"),
+        (["2026-01-02", "2026-01-01"], r"line 3, column 'when': earlier than the line before, expected order"),
+    ],
+)
+def test_bad_times_are_refused(tmp_path: Path, times: list[str], message: str) -> None:
+    """Not a time, or out of order: the message names line and column."""
+    with pytest.raises(DataError, match=message):
+        load_series(write_timed(tmp_path / "bad.csv", times))
 
 
 def test_columns_come_in_the_order_asked_for(series_file: Path, tmp_path: Path) -> None:
@@ -168,8 +212,8 @@ def test_bad_text_files_are_refused(tmp_path: Path) -> None:
 def test_origins_carry_their_version(text_file: Path) -> None:
     """The standard library's text and packaged series name the version that they came with; a path stands alone."""
     assert describe_origin("pydoc_data.topics") == f"pydoc_data.topics of Python {platform.python_version()}"
-    version = importlib.metadata.version("vega_datasets")
-    assert describe_origin("vega_datasets:seattle-temps.csv") == f"seattle-temps.csv of vega_datasets {version}"
+    version = importlib.metadata.version("bokeh_sampledata")
+    assert describe_origin("bokeh_sampledata:CGM.csv.gz") == f"CGM.csv.gz of bokeh_sampledata {version}"
     assert describe_origin(str(text_file)) == str(text_file)
 
 

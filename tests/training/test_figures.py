@@ -11,6 +11,7 @@ from eddy.training.data import load_series
 from eddy.training.figures import (
     Figure,
     bigram_bits,
+    linear_values,
     pinball,
     seasonal_values,
     series_figures,
@@ -34,9 +35,27 @@ def test_bigram_bits_by_hand() -> None:
 
 def test_seasonal_values_never_look_ahead() -> None:
     """Horizon 1 of season 3 is the value two steps back; horizon 4 needs two seasons and is two back as well."""
-    got = seasonal_values(np.arange(6, dtype=np.float32), (1, 3, 4), 3)
+    got = seasonal_values(np.arange(6, dtype=np.float32), np.arange(6) * 60, (1, 3, 4), 3, 60)
     assert got[4].tolist() == [2, 4, 2]
     assert np.isnan(got[1, 0])
+
+
+def test_seasonal_values_go_by_the_clock() -> None:
+    """After a gap of 4 steps the value 2 steps back in time is the last one before the gap, not the one 2 rows back."""
+    seconds = np.array([0, 60, 120, 360, 420, 480])
+    got = seasonal_values(np.arange(6, dtype=np.float32), seconds, (1,), 3, 60)
+    assert got[2:, 0].tolist() == [0, 2, 2, 3]
+
+
+def test_linear_values_find_a_line_they_were_fitted_to() -> None:
+    """A geometric series is continued exactly, also beyond the part that the fit has seen; the start has none."""
+    values = (1.1 ** np.arange(30)).astype(np.float32)
+    targets = np.full((20, 1), np.nan, np.float32)
+    targets[:18, 0] = values[2:20]
+    got = linear_values(values, (2,), targets)
+    assert np.isnan(got[:3]).all()
+    # float32 values around 10.
+    assert got[3:28, 0] == pytest.approx(values[5:], abs=1e-3)
 
 
 def test_pinball_by_hand() -> None:
@@ -52,9 +71,9 @@ def test_a_perfect_forecast_has_no_error(series_recipe: Recipe) -> None:
     assert isinstance(source, SeriesSource)
     data = load_series(source)
     predicted = np.repeat(data.test.targets[:, :, None], 3, axis=2).astype(np.float32)
-    figures = {f.name: f.value for f in series_figures(predicted, data, (1, 6), source.quantiles, 24, "m")}
+    figures = {f.name: f.value for f in series_figures(predicted, data, source)}
     assert figures["mae"] == figures["mae_1"] == figures["pinball_loss"] == 0
-    assert figures["interval_coverage"] == 1
+    assert figures["interval_coverage"] == figures["interval_coverage_6"] == 1
     assert figures["mae_last_value"] > 1
     # The wave repeats every 24 steps but for a drift of 24 / 200.
     assert figures["mae_seasonal_last_value"] == pytest.approx(0.12, abs=0.01)

@@ -12,7 +12,7 @@ FOLDER = Path(next(iter(eddy.training.__path__)))
 RANKS = (
     {"errors"},
     {"spec"},
-    {"recipe", "model", "contract"},
+    {"recipe", "model", "contract", "table"},
     {"data", "graph", "runtime"},
     {"figures", "generation", "card"},
     {"checkpoint"},
@@ -22,7 +22,19 @@ RANKS = (
     {"commands"},
     {"__main__"},
 )
-WITHOUT_TORCH = ("errors", "spec", "recipe", "data", "figures", "contract", "runtime", "verify", "commands", "card")
+WITHOUT_TORCH = (
+    "errors",
+    "spec",
+    "recipe",
+    "table",
+    "data",
+    "figures",
+    "contract",
+    "runtime",
+    "verify",
+    "commands",
+    "card",
+)
 
 
 def imports(name: str, *, only_at_load: bool = False) -> set[str]:

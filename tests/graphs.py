@@ -1,0 +1,487 @@
+"""Step graphs with contracts, built from ONNX operators alone: every family of model that the service must serve.
+
+Owns the models of the tests and the plain reference: a graph as it was built, run by ONNX Runtime with the states
+carried by hand. Must not know the service.
+
+Dimension key: B batch, T steps, F features, L layers, H hidden, V vocabulary, K rows of a convolution's cache.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf import json_format
+from onnx import helper, numpy_helper
+
+from eddy.v1 import contract_pb2
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
+
+OPSET = 17
+IR_VERSION = 9
+METADATA_KEY = "eddy.contract"
+
+_WIRE_DTYPES: dict[np.dtype, int] = {
+    np.dtype(np.float32): contract_pb2.DATA_TYPE_FLOAT32,
+    np.dtype(np.float16): contract_pb2.DATA_TYPE_FLOAT16,
+    np.dtype(np.int64): contract_pb2.DATA_TYPE_INT64,
+    np.dtype(np.uint8): contract_pb2.DATA_TYPE_UINT8,
+    np.dtype(np.bool_): contract_pb2.DATA_TYPE_BOOL,
+}
+
+
+@dataclass(frozen=True)
+class PortSpec:
+    """One input or output, [B, T, *shape]; `values` is the inclusive range that it accepts."""
+
+    name: str
+    dtype: type
+    shape: tuple[int, ...] = ()
+    values: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One state, [B, *shape]; `initial` is a number or one row."""
+
+    name: str
+    next_name: str
+    dtype: type
+    shape: tuple[int, ...] = ()
+    initial: float | np.ndarray = 0.0
+
+    def initial_rows(self, count: int) -> np.ndarray:
+        """The initial value of `count` rows, [count, *shape]."""
+        row: np.ndarray = np.broadcast_to(np.asarray(self.initial, self.dtype), self.shape)
+        return np.repeat(row[None], count, axis=0)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of models.
+
+    Attributes:
+        body: nodes; weights: initializers.
+    """
+
+    name: str
+    inputs: tuple[PortSpec, ...]
+    outputs: tuple[PortSpec, ...]
+    states: tuple[StateSpec, ...]
+    body: tuple[onnx.NodeProto, ...]
+    weights: tuple[onnx.TensorProto, ...] = ()
+    # Largest absolute difference allowed; 0: bit for bit.
+    tolerance: float = 0.0
+
+    def contract(self) -> contract_pb2.ModelContract:
+        """The contract, as a message."""
+        message = contract_pb2.ModelContract(
+            schema_version=1,
+            name=self.name,
+            task=contract_pb2.TASK_OTHER,
+            graphs=contract_pb2.Graphs(step="model.onnx"),
+            streaming=contract_pb2.Streaming(streamable=True),
+            numerics=contract_pb2.Numerics(bitwise=True),
+        )
+        for specs, field in ((self.inputs, message.inputs), (self.outputs, message.outputs)):
+            for port in specs:
+                spec = field.add(name=port.name, dtype=_WIRE_DTYPES[np.dtype(port.dtype)], shape=port.shape)
+                if port.values is not None:
+                    spec.range.minimum, spec.range.maximum = port.values
+        for state in self.states:
+            added = message.states.add(
+                name=state.name,
+                next_name=state.next_name,
+                dtype=_WIRE_DTYPES[np.dtype(state.dtype)],
+                shape=state.shape,
+                immutable=not state.next_name,
+            )
+            if isinstance(state.initial, np.ndarray):
+                added.initial.data = state.initial.astype(state.dtype).tobytes()
+            else:
+                added.initial.constant = state.initial
+        return message
+
+    def graph(self) -> onnx.ModelProto:
+        """The step graph, without a contract."""
+        inputs = [_value(port.name, port.dtype, ["B", "T", *port.shape]) for port in self.inputs]
+        inputs += [_value(state.name, state.dtype, ["B", *state.shape]) for state in self.states]
+        outputs = [_value(port.name, port.dtype, ["B", "T", *port.shape]) for port in self.outputs]
+        outputs += [
+            _value(state.next_name, state.dtype, ["B", *state.shape]) for state in self.states if state.next_name
+        ]
+        graph = helper.make_graph(list(self.body), self.name.replace("-", "_"), inputs, outputs, list(self.weights))
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+        model.ir_version = IR_VERSION
+        onnx.checker.check_model(model)
+        return model
+
+    def model(self, contract: contract_pb2.ModelContract | None = None) -> onnx.ModelProto:
+        """The step graph with its contract, or with another one."""
+        model = self.graph()
+        text = json_format.MessageToJson(contract or self.contract(), preserving_proto_field_name=True)
+        helper.set_model_props(model, {METADATA_KEY: text})
+        return model
+
+    def example(self, generator: np.random.Generator, num_steps: int) -> list[np.ndarray]:
+        """One session's inputs, one [T, ...] an input."""
+        return [_example(port, generator, num_steps) for port in self.inputs]
+
+
+def _example(port: PortSpec, generator: np.random.Generator, num_steps: int) -> np.ndarray:
+    shape = (num_steps, *port.shape)
+    if np.dtype(port.dtype).kind == "f":
+        return generator.normal(size=shape).astype(port.dtype)
+    if np.dtype(port.dtype).kind == "b":
+        return generator.random(shape) < 0.2
+    low, high = port.values or (0, 9)
+    return generator.integers(int(low), int(high), shape, endpoint=True).astype(port.dtype)
+
+
+def _value(name: str, dtype: type, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), list(shape))
+
+
+def _weight(name: str, values: np.ndarray) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.ascontiguousarray(values), name)
+
+
+class PlainGraph:
+    """The step graph as it was built, states carried by hand: what the service is compared with."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = ort.InferenceSession(
+            family.graph().SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def whole(self, inputs: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Outputs [T, ...] each and final states [...] each of one session's whole sequence, run alone.
+
+        Two equal rows: with one row ONNX Runtime's kernels for RNN take another path and other bits.
+        """
+        family = self._family
+        feed = {port.name: np.stack([values, values]) for port, values in zip(family.inputs, inputs, strict=True)}
+        feed |= {state.name: state.initial_rows(2) for state in family.states}
+        names = [port.name for port in family.outputs]
+        names += [state.next_name for state in family.states if state.next_name]
+        got: dict[str, Any] = dict(zip(names, self._session.run(names, feed), strict=True))
+        outputs = [got[port.name][0] for port in family.outputs]
+        states = [got[state.next_name][0] if state.next_name else state.initial_rows(1)[0] for state in family.states]
+        return outputs, states
+
+
+# Recurrent layers
+
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+def _recurrent(name: str, cell: str, num_layers: int, features: int, hidden: int, out: int, seed: int) -> Family:
+    """Stacked recurrent layers and a linear head; every state is [B, L, H]."""
+    generator = np.random.default_rng(seed)
+    gates = _GATES[cell]
+    weights = [_weight("axis_direction", np.array([1]))]
+    nodes = [helper.make_node("Transpose", ["x"], ["layer_0"], perm=[1, 0, 2])]
+    kinds = ("h", "c") if cell == "LSTM" else ("h",)
+    parts = {kind: [f"{kind}_{layer}" for layer in range(num_layers)] for kind in kinds}
+    for kind in kinds:
+        # [B, L, H] -> [L, B, H] -> one [1, B, H] a layer.
+        nodes.append(helper.make_node("Transpose", [kind], [f"{kind}_by_layer"], perm=[1, 0, 2]))
+        nodes.append(helper.make_node("Split", [f"{kind}_by_layer"], parts[kind], axis=0))
+    for layer in range(num_layers):
+        size = features if layer == 0 else hidden
+        shapes = {"W": (1, gates * hidden, size), "R": (1, gates * hidden, hidden), "bias": (1, 2 * gates * hidden)}
+        for kind, shape in shapes.items():
+            weights.append(_weight(f"{kind}_{layer}", generator.normal(0, 0.4, shape).astype(np.float32)))
+        names = [f"{kind}_{layer}" for kind in shapes]
+        outs = [f"y_{layer}", *(f"{kind}_{layer}_next" for kind in kinds)]
+        ins = [f"layer_{layer}", *names, "", *(parts[kind][layer] for kind in kinds)]
+        nodes.append(helper.make_node(cell, ins, outs, hidden_size=hidden))
+        nodes.append(helper.make_node("Squeeze", [f"y_{layer}", "axis_direction"], [f"layer_{layer + 1}"]))
+    for kind in kinds:
+        nexts = [f"{kind}_{layer}_next" for layer in range(num_layers)]
+        nodes.append(helper.make_node("Concat", nexts, [f"{kind}_stacked"], axis=0))
+        nodes.append(helper.make_node("Transpose", [f"{kind}_stacked"], [f"{kind}_next"], perm=[1, 0, 2]))
+    weights.append(_weight("head", generator.normal(0, 0.4, (hidden, out)).astype(np.float32)))
+    nodes.append(helper.make_node("Transpose", [f"layer_{num_layers}"], ["hidden"], perm=[1, 0, 2]))
+    nodes.append(helper.make_node("MatMul", ["hidden", "head"], ["y"]))
+    return Family(
+        name,
+        (PortSpec("x", np.float32, (features,)),),
+        (PortSpec("y", np.float32, (out,)),),
+        tuple(StateSpec(kind, f"{kind}_next", np.float32, (num_layers, hidden)) for kind in kinds),
+        tuple(nodes),
+        tuple(weights),
+    )
+
+
+def _token_gru() -> Family:
+    """Token ids in 0..6, an embedding, a GRU and twelve logits a step."""
+    inner = _recurrent("token-gru", "GRU", 1, 6, 8, 12, seed=11)
+    generator = np.random.default_rng(12)
+    embedding = _weight("embedding", generator.normal(0, 1, (7, 6)).astype(np.float32))
+    gather = helper.make_node("Gather", ["embedding", "token"], ["x"], axis=0)
+    return Family(
+        inner.name,
+        (PortSpec("token", np.int64, (), (0, 6)),),
+        inner.outputs,
+        inner.states,
+        (gather, *inner.body),
+        (embedding, *inner.weights),
+    )
+
+
+# Other states
+
+
+def _causal_convolution() -> Family:
+    """y[t] = a x[t] + b x[t-1].
+
+    The cache's new value is cut from the input alone: nothing but the guard orders the reading of the old cache before
+    its overwriting.
+    """
+    generator = np.random.default_rng(21)
+    weights = (
+        _weight("now", generator.normal(size=3).astype(np.float32)),
+        _weight("before", generator.normal(size=3).astype(np.float32)),
+        *(_weight(name, np.array([value])) for name, value in (("zero", 0), ("one", 1), ("last", -1), ("end", 2**31))),
+    )
+    nodes = (
+        # First in the graph, so that it could run first.
+        helper.make_node("Slice", ["x", "last", "end", "one"], ["cache_next"]),
+        helper.make_node("Concat", ["cache", "x"], ["both"], axis=1),
+        helper.make_node("Slice", ["both", "zero", "last", "one"], ["shifted"]),
+        helper.make_node("Mul", ["x", "now"], ["with_now"]),
+        helper.make_node("Mul", ["shifted", "before"], ["with_before"]),
+        helper.make_node("Add", ["with_now", "with_before"], ["y"]),
+    )
+    return Family(
+        "causal-convolution",
+        (PortSpec("x", np.float32, (3,)),),
+        (PortSpec("y", np.float32, (3,)),),
+        (StateSpec("cache", "cache_next", np.float32, (1, 3)),),
+        nodes,
+        weights,
+    )
+
+
+def _scan(body: Sequence[onnx.NodeProto], states: Sequence[onnx.ValueInfoProto], **ports: object) -> onnx.NodeProto:
+    """A Scan over axis 1 of every scanned tensor."""
+    scanned: Sequence[onnx.ValueInfoProto] = ports["inputs"]  # type: ignore[assignment]
+    nexts: Sequence[onnx.ValueInfoProto] = ports["nexts"]  # type: ignore[assignment]
+    outputs: Sequence[onnx.ValueInfoProto] = ports["outputs"]  # type: ignore[assignment]
+    graph = helper.make_graph(list(body), "body", [*states, *scanned], [*nexts, *outputs])
+    return helper.make_node(
+        "Scan",
+        ports["node_inputs"],  # type: ignore[arg-type]
+        ports["node_outputs"],  # type: ignore[arg-type]
+        body=graph,
+        num_scan_inputs=len(scanned),
+        scan_input_axes=[1] * len(scanned),
+        scan_output_axes=[1] * len(outputs),
+    )
+
+
+def _history() -> Family:
+    """A state' = 10 state + x that is also the output: inputs 1, 2, 3 answer 1, 12, 123, the history spelled."""
+    body = (
+        helper.make_node("Mul", ["s", "ten"], ["shifted"]),
+        helper.make_node("Add", ["shifted", "digit"], ["s_next"]),
+        helper.make_node("Identity", ["s_next"], ["spelled"]),
+    )
+    scan = _scan(
+        body,
+        [_value("s", np.int64, ["B"])],
+        inputs=[_value("digit", np.int64, ["B"])],
+        nexts=[_value("s_next", np.int64, ["B"])],
+        outputs=[_value("spelled", np.int64, ["B"])],
+        node_inputs=["history", "x"],
+        node_outputs=["history_next", "y"],
+    )
+    return Family(
+        "history",
+        (PortSpec("x", np.int64),),
+        (PortSpec("y", np.int64),),
+        (StateSpec("history", "history_next", np.int64),),
+        (scan,),
+        (_weight("ten", np.array(10)),),
+    )
+
+
+def _two_inputs() -> Family:
+    """A running sum that a flag restarts: two inputs of different dtype and rank, two outputs, a boolean state."""
+    body = (
+        helper.make_node("Unsqueeze", ["flag_t", "minus_one"], ["flag_column"]),
+        helper.make_node("Add", ["s", "value_t"], ["added"]),
+        helper.make_node("Where", ["flag_column", "value_t", "added"], ["s_next"]),
+        helper.make_node("Identity", ["s_next"], ["total_t"]),
+        helper.make_node("Or", ["seen", "flag_t"], ["seen_next"]),
+        helper.make_node("Identity", ["seen_next"], ["was_t"]),
+    )
+    scan = _scan(
+        body,
+        [_value("s", np.float32, ["B", 2]), _value("seen", np.bool_, ["B"])],
+        inputs=[_value("value_t", np.float32, ["B", 2]), _value("flag_t", np.bool_, ["B"])],
+        nexts=[_value("s_next", np.float32, ["B", 2]), _value("seen_next", np.bool_, ["B"])],
+        outputs=[_value("total_t", np.float32, ["B", 2]), _value("was_t", np.bool_, ["B"])],
+        node_inputs=["sum", "ever", "value", "restart"],
+        node_outputs=["sum_next", "ever_next", "total", "was_restarted"],
+    )
+    return Family(
+        "two-inputs",
+        (PortSpec("value", np.float32, (2,)), PortSpec("restart", np.bool_)),
+        (PortSpec("total", np.float32, (2,)), PortSpec("was_restarted", np.bool_)),
+        (
+            StateSpec("sum", "sum_next", np.float32, (2,), 0.25),
+            StateSpec("ever", "ever_next", np.bool_),
+        ),
+        (scan,),
+        (_weight("minus_one", np.array([-1])),),
+    )
+
+
+def _immutable() -> Family:
+    """A fading sum s' = s / 2 + gain x, where `gain` is a state that is never written and starts from data."""
+    body = (
+        helper.make_node("Mul", ["s", "half"], ["faded"]),
+        helper.make_node("Mul", ["x_t", "gain"], ["scaled"]),
+        helper.make_node("Add", ["faded", "scaled"], ["s_next"]),
+        helper.make_node("Identity", ["s_next"], ["y_t"]),
+    )
+    scan = _scan(
+        body,
+        [_value("s", np.float32, ["B", 2])],
+        inputs=[_value("x_t", np.float32, ["B", 2])],
+        nexts=[_value("s_next", np.float32, ["B", 2])],
+        outputs=[_value("y_t", np.float32, ["B", 2])],
+        node_inputs=["fading", "x"],
+        node_outputs=["fading_next", "y"],
+    )
+    return Family(
+        "immutable",
+        (PortSpec("x", np.float32, (2,)),),
+        (PortSpec("y", np.float32, (2,)),),
+        (
+            StateSpec("gain", "", np.float32, (2,), np.array([3.0, -0.5], np.float32)),
+            StateSpec("fading", "fading_next", np.float32, (2,), np.array([1.0, 2.0], np.float32)),
+        ),
+        (scan,),
+        (_weight("half", np.array(0.5, np.float32)),),
+    )
+
+
+def _half_precision() -> Family:
+    """A fading sum in half precision over an odd number of features: rows whose bytes are no multiple of four."""
+    body = (
+        helper.make_node("Mul", ["s", "half"], ["faded"]),
+        helper.make_node("Add", ["faded", "x_t"], ["s_next"]),
+        helper.make_node("Identity", ["s_next"], ["y_t"]),
+    )
+    scan = _scan(
+        body,
+        [_value("s", np.float16, ["B", 3])],
+        inputs=[_value("x_t", np.float16, ["B", 3])],
+        nexts=[_value("s_next", np.float16, ["B", 3])],
+        outputs=[_value("y_t", np.float16, ["B", 3])],
+        node_inputs=["fading", "x"],
+        node_outputs=["fading_next", "y"],
+    )
+    return Family(
+        "half-precision",
+        (PortSpec("x", np.float16, (3,)),),
+        (PortSpec("y", np.float16, (3,)),),
+        (StateSpec("fading", "fading_next", np.float16, (3,)),),
+        (scan,),
+        (_weight("half", np.array(0.5, np.float16)),),
+    )
+
+
+_BUILDERS: dict[str, Callable[[], Family]] = {
+    "lstm": lambda: _recurrent("lstm", "LSTM", 1, 4, 12, 3, seed=1),
+    "lstm-stacked": lambda: _recurrent("lstm-stacked", "LSTM", 2, 4, 9, 3, seed=2),
+    "gru": lambda: _recurrent("gru", "GRU", 1, 4, 12, 3, seed=3),
+    "gru-stacked": lambda: _recurrent("gru-stacked", "GRU", 2, 4, 9, 3, seed=4),
+    "rnn": lambda: _recurrent("rnn", "RNN", 1, 4, 12, 3, seed=5),
+    "rnn-stacked": lambda: _recurrent("rnn-stacked", "RNN", 2, 4, 9, 3, seed=6),
+    "token-gru": _token_gru,
+    "causal-convolution": _causal_convolution,
+    "history": _history,
+    "two-inputs": _two_inputs,
+    "immutable": _immutable,
+    "half-precision": _half_precision,
+}
+
+FAMILIES = tuple(_BUILDERS)
+_built: dict[str, Family] = {}
+
+
+def family(name: str) -> Family:
+    """A family by name, built once."""
+    if name not in _built:
+        _built[name] = _BUILDERS[name]()
+    return _built[name]
+
+
+# Models from files
+
+_NUMPY = {number: dtype for dtype, number in _WIRE_DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class ShippedFamily(Family):
+    """A model of a repository, with its own graph and contract."""
+
+    path: Path = Path()
+
+    def graph(self) -> onnx.ModelProto:
+        """The step graph as it is in the file."""
+        return onnx.load(self.path)
+
+    def model(self, contract: contract_pb2.ModelContract | None = None) -> onnx.ModelProto:
+        """The same: it carries its contract."""
+        assert contract is None, "a shipped model has its own contract"
+        return self.graph()
+
+
+def shipped_families(repository: Path) -> list[ShippedFamily]:
+    """The latest version of every model of a repository, by name."""
+    return [_from_file(sorted(folder.glob("*/model.onnx"))[-1]) for folder in sorted(repository.glob("*"))]
+
+
+def _from_file(path: Path) -> ShippedFamily:
+    text = next(entry.value for entry in onnx.load(path).metadata_props if entry.key == METADATA_KEY)
+    contract = json_format.Parse(text, contract_pb2.ModelContract())
+    return ShippedFamily(
+        path.parts[-3],
+        tuple(_port_of(spec) for spec in contract.inputs),
+        tuple(_port_of(spec) for spec in contract.outputs),
+        tuple(_state_of(spec) for spec in contract.states),
+        (),
+        (),
+        0.0 if contract.numerics.bitwise else contract.numerics.tolerance,
+        path,
+    )
+
+
+def _port_of(spec: contract_pb2.TensorSpec) -> PortSpec:
+    values = (spec.range.minimum, spec.range.maximum) if spec.HasField("range") else None
+    return PortSpec(spec.name, _NUMPY[spec.dtype].type, tuple(spec.shape), values)
+
+
+def _state_of(spec: contract_pb2.StateSpec) -> StateSpec:
+    dtype, shape = _NUMPY[spec.dtype], tuple(spec.shape)
+    initial: float | np.ndarray = spec.initial.constant
+    if spec.initial.WhichOneof("kind") == "data":
+        initial = np.frombuffer(spec.initial.data, dtype).reshape(shape)
+    return StateSpec(spec.name, spec.next_name, dtype.type, shape, initial)

@@ -1,0 +1,282 @@
+"""The real process, `eddy serve`: ready, metrics, SIGTERM under load, and configurations that it refuses."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+from graphs import family
+from loopback import StreamClient, array, chunk, write_model
+
+from eddy.service.errors import Reason
+from eddy.v1 import inference_pb2
+
+HISTORY = family("history")
+_READY = re.compile(r"serving (\d+) of (\d+) models on 127\.0\.0\.1:(\d+), metrics on http://127\.0\.0\.1:(\d+)")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One model."""
+    root = tmp_path_factory.mktemp("models")
+    write_model(root, "history")
+    return root
+
+
+class Process:
+    """A server process that is ready."""
+
+    def __init__(self, process: "subprocess.Popen[str]", line: str) -> None:
+        match = _READY.search(line)
+        assert match, f"the server said {line!r}"
+        self.process = process
+        self.num_ready, self.num_models, self.grpc_port, self.http_port = (int(group) for group in match.groups())
+
+    def http(self, path: str) -> tuple[int, str]:
+        """Status and body of an HTTP answer."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=10) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Resident memory."""
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "eddy.cli", "serve", "--grpc-port", "0", "--http-port", "0", *arguments]
+
+
+def _finished(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a command that ends by itself."""
+    command = _command(*arguments)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603  our own
+
+
+@contextmanager
+def _serving(repository: Path, *arguments: str) -> Iterator[Process]:
+    process = subprocess.Popen(  # noqa: S603  our own command
+        _command("--model-repository", str(repository), *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"},
+    )
+    try:
+        assert process.stdout is not None
+        yield Process(process, process.stdout.readline())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _config(folder: Path, text: str) -> Path:
+    path = folder / "eddy.toml"
+    path.write_text(text)
+    return path
+
+
+def test_ready_metrics_and_a_quiet_end(repository: Path) -> None:
+    """The three HTTP paths answer, metrics count what was done, and SIGTERM ends an idle server with 0 in no time."""
+
+    async def steps(port: int) -> None:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stream = StreamClient(channel)
+            handles = await stream.handles("history", 3)
+            await stream.step(HISTORY, handles, [0] * 3, [[1, 2]] * 3)
+            await stream.step(HISTORY, handles, [0] * 3, [[1, 2]] * 3)
+            await stream.refusal(step=chunk(HISTORY, handles[:1], [9], [[1]]))
+            await stream.close()
+
+    with _serving(repository) as server:
+        assert (server.num_ready, server.num_models) == (1, 1)
+        assert server.http("/healthz") == (200, "ok\n")
+        assert server.http("/readyz") == (200, "ready\n")
+        assert server.http("/other")[0] == 404
+        asyncio.run(steps(server.grpc_port))
+        status, text = server.http("/metrics")
+        assert status == 200
+        assert 'eddy_steps_total{model="history",version="1"} 6.0' in text
+        assert 'eddy_sessions{model="history",version="1"} 3.0' in text
+        assert 'eddy_replayed_chunks_total{model="history",version="1"} 3.0' in text
+        assert 'eddy_refusals_total{reason="position_ahead"} 1.0' in text
+        assert "eddy_ready 1.0" in text
+        start = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+        assert time.monotonic() - start < 10
+
+
+def test_a_model_that_does_not_load_is_not_ready(repository: Path, tmp_path: Path) -> None:
+    """/readyz names the model and why; the process serves the other, and stays healthy."""
+    write_model(tmp_path, "history")
+    path = write_model(tmp_path, "lstm")
+    path.write_bytes(path.read_bytes()[:100])
+    with _serving(tmp_path) as server:
+        assert (server.num_ready, server.num_models) == (1, 2)
+        status, text = server.http("/readyz")
+        assert status == 503
+        assert "'lstm'" in text
+        assert "truncated" in text
+        assert server.http("/healthz")[0] == 200
+        assert repository.exists()
+
+
+def test_sigterm_under_load(repository: Path) -> None:
+    """Several streams step as fast as they can when SIGTERM comes: one answer each, results first, then DRAINING.
+
+    Answers are the right ones up to the last, nothing is applied after a refusal, and the process exits 0.
+    """
+    num_streams, num_sessions = 4, 8
+
+    async def client(channel: grpc.aio.Channel, number: int, warm: asyncio.Semaphore) -> tuple[int, int]:
+        stream = StreamClient(channel)
+        handles = await stream.handles("history", num_sessions, max_in_flight=4)
+        digit, done, refused, step = number + 1, 0, 0, 0
+        expected = 0
+        futures: list[tuple[int, asyncio.Future[inference_pb2.StreamResponse]]] = []
+        while True:
+            while len(futures) < 4 and not refused:
+                values = [[digit]] * num_sessions
+                try:
+                    futures.append(
+                        (step, await stream.post(step=chunk(HISTORY, handles, [step] * num_sessions, values)))
+                    )
+                except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    refused += 1  # The stream has ended: this one was never accepted.
+                    break
+                step += 1
+            if not futures:
+                break
+            _, future = futures.pop(0)
+            response = await asyncio.wait_for(future, 30)
+            if response.WhichOneof("event") == "error":
+                assert Reason(response.error.reason) is Reason.DRAINING
+                refused += 1
+                continue
+            assert not refused, "a chunk was applied after an earlier one of its session was refused"
+            assert not response.step.errors
+            expected = int(np.int64(expected * 10 + digit) if done < 15 else 0)
+            if done < 15:
+                assert array(response.step.outputs[0]).tolist() == [[expected]] * num_sessions
+            done += 1
+            if done == 20:
+                warm.release()
+        await stream.close()
+        assert [notice.WhichOneof("event") for notice in stream.notices] == ["draining"]
+        return done, refused
+
+    async def load(server: Process) -> list[tuple[int, int]]:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            warm = asyncio.Semaphore(0)
+            clients = [asyncio.create_task(client(channel, number, warm)) for number in range(num_streams)]
+            for _ in clients:
+                await asyncio.wait_for(warm.acquire(), 30)
+            server.process.send_signal(signal.SIGTERM)
+            return await asyncio.gather(*clients)
+
+    with _serving(repository) as server:
+        results = asyncio.run(load(server))
+        assert server.process.wait(20) == 0
+        assert all(done >= 20 and refused >= 1 for done, refused in results)
+
+
+def test_a_slow_reader_does_not_grow_memory(repository: Path, tmp_path: Path) -> None:
+    """A client that sends without reading is held back by flow control; others go on, and memory stays."""
+    config = _config(tmp_path, "[server]\nmax_stream_requests = 32\n")
+    rows, steps = 64, 256
+    message_bytes = rows * steps * 8
+
+    async def flood(channel: grpc.aio.Channel) -> tuple[Any, int, bool]:
+        """Writes until the server takes no more; reads nothing but the first answer."""
+        call: Any = channel.stream_stream(
+            "/eddy.v1.InferenceService/Stream", None, inference_pb2.StreamResponse.FromString
+        )()
+        opening = inference_pb2.OpenSessions(model="history", count=rows)
+        await call.write(inference_pb2.StreamRequest(tag=1, open=opening).SerializeToString())
+        handles = np.frombuffer((await call.read()).opened.handles, "<u8").tolist()
+        values = np.ones((rows, steps), np.int64)
+        for number in range(3000):
+            message = chunk(HISTORY, handles, [number * steps] * rows, values)
+            request = inference_pb2.StreamRequest(tag=2 + number, step=message).SerializeToString()
+            try:
+                await asyncio.wait_for(call.write(request), 1.0)
+            except TimeoutError:
+                return call, number, True
+        return call, 3000, False
+
+    async def scenario(server: Process) -> None:
+        address = f"127.0.0.1:{server.grpc_port}"
+        async with grpc.aio.insecure_channel(address) as channel, grpc.aio.insecure_channel(address) as other:
+            stream = StreamClient(other)
+            handles = await stream.handles("history", 4)
+            await stream.step(HISTORY, handles, [0] * 4, [[1]] * 4)
+            before = server.resident_bytes
+            call, num_written, is_held_back = await flood(channel)
+            assert is_held_back, "the server read everything that it was sent"
+            for step in range(1, 50):
+                result = await stream.step(HISTORY, handles, [step] * 4, [[2]] * 4)
+                assert not result.errors
+            grown = server.resident_bytes - before
+            # What may be unanswered, in and out and kept, and the buffers of the ticks; not what was sent.
+            allowed = 6 * 32 * message_bytes + (64 << 20)
+            assert grown < allowed, f"{grown} bytes for {num_written} messages of {message_bytes}"
+            call.cancel()
+            await stream.close()
+
+    with _serving(repository, "--config", str(config)) as server:
+        asyncio.run(scenario(server))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[server]\ngrpc_prot = 1\n", "server.grpc_prot: unknown key, expected one of host"),
+        ("[servers]\n", "unknown section 'servers'"),
+        ("[model]\nmax_rows = 'many'\n", "model.max_rows: got 'many', expected int"),
+        ("[model]\nmax_rows = 0\n", "model.max_rows: got 0, expected a positive number"),
+        ("[model]\nmax_tick_seconds = inf\n", "model.max_tick_seconds: got inf, expected a positive number"),
+        ("[session]\nidle_timeout_seconds = nan\n", "session.idle_timeout_seconds: got nan"),
+        ("[model\n", "eddy.toml"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(repository: Path, tmp_path: Path, text: str, complaint: str) -> None:
+    """The process ends with 2 and names the key, what came and what was expected."""
+    arguments = ["--model-repository", str(repository), "--config", str(_config(tmp_path, text))]
+    done = _finished(*arguments)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_stops_a_start(repository: Path, tmp_path: Path) -> None:
+    """No configuration file, no repository, a taken port of either kind: one line each, no traceback, not 0."""
+    with _serving(repository) as server:
+        for arguments, complaint in (
+            (["--config", str(tmp_path / "none.toml")], "none.toml"),
+            (["--model-repository", str(tmp_path / "nowhere")], "nowhere"),
+            (["--model-repository", str(repository), "--grpc-port", str(server.grpc_port)], str(server.grpc_port)),
+            (["--model-repository", str(repository), "--http-port", str(server.http_port)], str(server.http_port)),
+        ):
+            done = _finished(*arguments)
+            assert done.returncode in (1, 2)
+            assert complaint in done.stderr
+            assert "Traceback" not in done.stderr
+        assert server.http("/healthz")[0] == 200

@@ -1,0 +1,279 @@
+"""One model behind its scheduler, ticked by hand: no wire, no threads, no real clock.
+
+Owns a rig (served model, table, clock), clients of sessions that send chunks and collect replies, and the oracle that
+compares what they collected with the plain graph. Ticks run in the order in which they were formed, as on the engine
+thread, and may be committed later.
+
+Dimension key: B batch, T steps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import numpy as np
+from graphs import Family, PlainGraph
+
+from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
+from eddy.service.config import ModelConfig
+from eddy.service.contract import read_contract
+from eddy.service.errors import EddyError, ModelError, Reason
+from eddy.service.model import ModelFile, ServedModel
+from eddy.service.scheduler import Limits, Tick
+from eddy.service.sessions import SessionTable, route
+
+STREAM = 7
+
+
+class Clock:
+    """A clock that stands still until it is told."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Moves on."""
+        self.now += seconds
+
+
+class Mailbox:
+    """A source of chunks that keeps every result, and refuses a second one for the same chunk."""
+
+    def __init__(self) -> None:
+        self.is_gone = False
+        self.results: dict[int, ChunkResult] = {}
+        self.order: list[int] = []
+
+    def deliver(self, chunk: Chunk, result: ChunkResult) -> None:
+        """Takes the one result of `chunk`."""
+        assert chunk.tag not in self.results, "a chunk was answered twice"
+        self.results[chunk.tag] = result
+        self.order.append(chunk.tag)
+
+
+class Rig:
+    """One served model with small limits.
+
+    Args:
+        family: the model; row_steps_budget: rows x steps in one tick; max_rows: rows in one tick.
+        settings: further fields of `ModelConfig`.
+    """
+
+    def __init__(self, family: Family, *, row_steps_budget: int = 1 << 20, max_rows: int = 64, **settings: Any) -> None:
+        self.family = family
+        self.clock = Clock()
+        generator = np.random.default_rng(5)
+        self.table = SessionTable(10_000, self.clock, generator.bytes)
+        model = family.model()
+        config = ModelConfig(**({"max_slots": 48, "max_rows": max_rows} | settings))
+        self.ended: list[tuple[int, list[int], EddyError]] = []
+        self.model = ServedModel(
+            ModelFile(family.name, "1", ""),
+            0,
+            model,
+            read_contract(model),
+            self.table,
+            config,
+            "CPUExecutionProvider",
+            lambda stream, handles, error: self.ended.append((stream, handles.tolist(), error)),
+        )
+        self.scheduler = self.model.scheduler
+        # The measured cost would make the cutting of chunks depend on the machine.
+        self.scheduler.limits = Limits(max_rows, row_steps_budget, 1024)
+        self.away: deque[tuple[Tick, list[bytes]]] = deque()
+        self.mailbox = Mailbox()
+        self._tags = count(1)
+
+    def open(self, num_sessions: int = 1, *, stream: int = STREAM, max_in_flight: int = 1) -> np.ndarray:
+        """Opens sessions; returns their table rows, int64 [n]."""
+        return self.model.open_sessions(num_sessions, stream, max_in_flight, 600.0)
+
+    def chunk(
+        self,
+        handles: Sequence[int] | np.ndarray,
+        positions: Sequence[int],
+        inputs: Sequence[np.ndarray],
+        *,
+        stream: int = STREAM,
+        source: Mailbox | None = None,
+        deadline: float = NO_DEADLINE,
+    ) -> Chunk:
+        """A chunk with `inputs` [B, T, ...] each, not submitted."""
+        return Chunk(
+            np.asarray(handles, "<u8").tobytes(),
+            np.asarray(positions, "<u8").tobytes(),
+            inputs[0].shape[1],
+            [np.ascontiguousarray(values, port.dtype).tobytes() for values, port in self._with_ports(inputs)],
+            route(stream, 0),
+            source or self.mailbox,
+            next(self._tags),
+            self.model.contract,
+            self.clock(),
+            deadline,
+        )
+
+    def _with_ports(self, inputs: Sequence[np.ndarray]) -> list[tuple[np.ndarray, Any]]:
+        return list(zip(inputs, self.model.contract.inputs, strict=True))
+
+    def submit(self, rows: np.ndarray, positions: Sequence[int], inputs: Sequence[np.ndarray], **options: Any) -> int:
+        """Submits a chunk of the sessions in `rows`; returns its tag."""
+        chunk = self.chunk(self.table.handle[rows], positions, inputs, **options)
+        self.scheduler.submit(chunk)
+        return chunk.tag
+
+    def step(
+        self, rows: np.ndarray, positions: Sequence[int], inputs: Sequence[np.ndarray], **options: Any
+    ) -> ChunkResult:
+        """Submits a chunk, runs all that waits, and returns the chunk's result."""
+        tag = self.submit(rows, positions, inputs, **options)
+        self.run_all()
+        return self.mailbox.results[tag]
+
+    def outputs(self, result: ChunkResult, num_rows: int, num_steps: int) -> list[np.ndarray]:
+        """A result's outputs, [B, T, ...] each."""
+        return [
+            np.frombuffer(block, port.dtype).reshape(num_rows, num_steps, *port.shape)
+            for block, port in zip(result.outputs, self.model.contract.outputs, strict=True)
+        ]
+
+    def state(self, row: int) -> list[np.ndarray]:
+        """The states of the session in `row`, one [...] a state."""
+        slot = self.table.read_slot[row : row + 1].astype(np.int64)
+        return [state[0] for state in self.model.engine.read_states(slot)]
+
+    # Ticks
+
+    def run_tick(self) -> bool:
+        """Forms a tick, runs and commits it, as on the event loop; False when there was none."""
+        assert not self.away, "ticks are away: an inline tick would overtake them"
+        tick = self.scheduler.next_tick(self.clock())
+        if tick is None:
+            return False
+        self.scheduler.commit(tick, self._run(tick), self.clock())
+        return True
+
+    def form_tick(self) -> bool:
+        """Forms a tick and runs it without committing it, as while the engine thread has it."""
+        tick = self.scheduler.next_tick(self.clock())
+        if tick is None:
+            return False
+        self.scheduler.begin(tick)
+        self.away.append((tick, self._run(tick)))
+        return True
+
+    def commit_tick(self) -> bool:
+        """Commits the oldest tick that is away."""
+        if not self.away:
+            return False
+        tick, blocks = self.away.popleft()
+        self.scheduler.commit(tick, blocks, self.clock(), was_begun=True)
+        return True
+
+    def fail_tick(self) -> bool:
+        """Forms a tick that the engine fails after it has scribbled over the slots that it was to write."""
+        if self.away:
+            return False
+        tick = self.scheduler.next_tick(self.clock())
+        if tick is None:
+            return False
+        engine = self.model.engine
+        noise = [np.ones_like(state) for state in engine.read_states(tick.write_slots)]
+        if all(state.next_name for state in self.family.states):
+            engine.write_states(tick.write_slots, noise)
+        self.scheduler.abort(tick, ModelError(Reason.MODEL_FAILED, "the graph failed"))
+        return True
+
+    def _run(self, tick: Tick) -> list[bytes]:
+        assert len(np.unique(tick.write_slots)) == len(tick.write_slots), "two rows of a tick write one slot"
+        budget = self.scheduler.limits.row_steps_budget
+        assert tick.num_steps == 1 or len(tick.rows) * tick.num_steps <= budget, "a tick is over its budget"
+        return self.model.engine.run(tick.inputs, tick.read_slots, tick.write_slots, tick.num_steps)
+
+    def run_all(self) -> None:
+        """Commits and runs until nothing waits."""
+        while self.commit_tick() or self.run_tick():
+            pass
+        assert self.scheduler.is_idle, "something waits that nothing can move on"
+
+
+def assert_same(got: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    """Bit for bit, or within the tolerance that the contract states."""
+    if tolerance:
+        np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance)
+    else:
+        np.testing.assert_array_equal(got, expected)
+
+
+@dataclass
+class Sent:
+    """A chunk of one session: where it begins, its inputs [T, ...], and the tags under which it was sent."""
+
+    position: int
+    inputs: list[np.ndarray]
+    tags: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return len(self.inputs[0])
+
+
+class Writer:
+    """The client of one session: knows what it sent, and where it thinks the session is."""
+
+    def __init__(self, row: int, handle: int, max_in_flight: int) -> None:
+        self.row = row
+        self.handle = handle
+        self.max_in_flight = max_in_flight
+        self.position = 0
+        self.sent: list[Sent] = []
+        self.is_open = True
+
+    def restart(self, handle: int) -> None:
+        """The session was reset."""
+        self.handle, self.position, self.sent = handle, 0, []
+
+
+def check_writer(rig: Rig, plain: PlainGraph, writer: Writer) -> int:
+    """The oracle: what a writer collected is what the plain graph gives for what was applied.
+
+    Every chunk that was answered was applied once: answers to the same chunk are equal, positions are contiguous,
+    outputs and final states are those of the sequence run alone. Returns the number of steps compared.
+    """
+    applied: list[tuple[Sent, list[np.ndarray]]] = []
+    for sent in writer.sent:
+        answers = []
+        for tag, index in sent.tags:
+            result = rig.mailbox.results[tag]
+            if result.failure is None and index not in result.errors:
+                num_rows = len(result.outputs[0]) // (sent.num_steps * rig.model.contract.outputs[0].step_bytes)
+                answers.append([block[index] for block in rig.outputs(result, num_rows, sent.num_steps)])
+        for answer in answers[1:]:
+            for first, again in zip(answers[0], answer, strict=True):
+                np.testing.assert_array_equal(first, again)
+        if answers:
+            applied.append((sent, answers[0]))
+    if not applied:
+        return 0
+    applied.sort(key=lambda pair: pair[0].position)
+    place = 0
+    for sent, _ in applied:
+        assert sent.position == place, "applied chunks are not contiguous"
+        place += sent.num_steps
+    inputs = [np.concatenate([sent.inputs[i] for sent, _ in applied]) for i in range(len(rig.family.inputs))]
+    outputs, states = plain.whole(inputs)
+    for i, expected in enumerate(outputs):
+        assert_same(np.concatenate([answer[i] for _, answer in applied]), expected, rig.family.tolerance)
+    if writer.is_open:
+        assert int(rig.table.next_position[writer.row]) == place
+        for state, expected in zip(rig.state(writer.row), states, strict=True):
+            assert_same(state, expected, rig.family.tolerance)
+    return place
