@@ -186,7 +186,7 @@ class Connection:
         rest: deque[PendingStep] = deque()
         left_out: set[int] = set()
         num_steps = group.pending[0].num_steps
-        max_rows = max(1, min(group.max_rows, group.max_bytes // max(1, group.signature.row_bytes(num_steps) + 16)))
+        max_rows = max(1, min(group.max_rows, group.max_bytes // group.signature.row_bytes(num_steps)))
         for step in group.pending:
             if step.done.done():  # Cancelled before it was sent.
                 continue

@@ -196,7 +196,7 @@ class SessionBatch:
                 f"inputs: got {len(chosen)} rows of {num_steps} steps, expected at least one of each",
                 "ZERO_STEPS" if len(chosen) else "EMPTY_BATCH",
             )
-        row_bytes = self._group.signature.row_bytes(num_steps) + 16
+        row_bytes = self._group.signature.row_bytes(num_steps)
         size = max(1, min(self._group.max_rows, self._group.max_bytes // row_bytes))
         spans = [slice(start, start + size) for start in range(0, len(chosen), size)]
         results = await asyncio.gather(*(self._step_rows(arrays, chosen, span, num_steps) for span in spans))

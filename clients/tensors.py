@@ -33,6 +33,10 @@ _DTYPES: dict[int, np.dtype] = {
 }
 
 
+# A handle and a position.
+_COLUMN_BYTES = 16
+
+
 @dataclass(frozen=True, slots=True)
 class _Spec:
     name: str
@@ -117,8 +121,13 @@ class Signature:
             raise InvalidInput(f"step: the model has the outputs {names}; use step_outputs", "UNKNOWN_OUTPUT")
 
     def row_bytes(self, num_steps: int) -> int:
-        """Bytes of one row's inputs."""
-        return sum(spec.dtype.itemsize * prod(spec.shape) * num_steps for spec in self.inputs)
+        """Bytes that one row of T steps counts against a message's limit.
+
+        Its inputs and columns; or its outputs, of which the service answers four times the limit.
+        """
+        given = sum(spec.dtype.itemsize * prod(spec.shape) for spec in self.inputs) * num_steps + _COLUMN_BYTES
+        wanted = sum(spec.dtype.itemsize * prod(spec.shape) for spec in self.outputs) * num_steps
+        return max(given, -(-wanted // 4))
 
 
 def _spec(spec: contract_pb2.TensorSpec) -> _Spec:

@@ -67,6 +67,8 @@ class Chunk:
         "handles",
         "index",
         "inputs",
+        "is_answered",
+        "num_bytes",
         "num_rows",
         "num_steps",
         "outputs",
@@ -95,6 +97,7 @@ class Chunk:
         self.handles = handles
         self.positions = positions
         self.num_rows = len(handles) // 8
+        self.num_bytes = sum(map(len, inputs)) + 2 * len(handles)
         self.num_steps = num_steps
         self.inputs = inputs
         self.route = route
@@ -103,6 +106,7 @@ class Chunk:
         self.contract = contract
         self.arrival = arrival
         self.deadline = deadline
+        self.is_answered = False
         # Changed only by the scheduler. Steps already run, when the chunk is time-sliced.
         self.done_steps = 0
         # For chunks that are not on the fast path: table rows int64 [B]; of these the ones that run, as indices
@@ -117,6 +121,7 @@ class Chunk:
 
     def reply(self, result: ChunkResult) -> None:
         """Delivers the chunk's one result."""
+        self.is_answered = True
         self.source.deliver(self, result)
 
     @property

@@ -84,7 +84,7 @@ class Dispatcher:
         away = self._ticks_away.get(model, 0)
         if away >= _MAX_TICKS_AWAY:
             return  # `_finish` comes back to it.
-        tick = model.scheduler.next_tick(self._clock())
+        tick = self._next_tick(model)
         if tick is None:
             return
         expected = model.cost.seconds(len(tick.rows) * tick.num_steps)
@@ -99,11 +99,23 @@ class Dispatcher:
         if model.scheduler.num_queued:
             self.notify(model)
 
+    def _next_tick(self, model: ServedModel) -> Tick | None:
+        try:
+            return model.scheduler.next_tick(self._clock())
+        except Exception:  # noqa: BLE001  the task's root: what waits for this model fails, the server goes on
+            _LOG.exception("model %s version %s: no tick could be formed", model.file.name, model.file.version)
+            model.scheduler.fail_queue(_bug())
+            return None
+
     def _complete(self, model: ServedModel, tick: Tick, outcome: list[bytes] | EddyError, *, was_begun: bool) -> None:
         if isinstance(outcome, EddyError):
             model.scheduler.abort(tick, outcome, was_begun=was_begun)
-        else:
+            return
+        try:
             model.scheduler.commit(tick, outcome, self._clock(), was_begun=was_begun)
+        except Exception:  # noqa: BLE001  the task's root: the tick's sessions fail, the server goes on
+            _LOG.exception("model %s version %s: a tick was not committed", model.file.name, model.file.version)
+            model.scheduler.abort(tick, _bug())
 
     def _finish(self, model: ServedModel, tick: Tick, outcome: list[bytes] | EddyError) -> None:
         self._ticks_away[model] -= 1
@@ -119,7 +131,7 @@ class Dispatcher:
             return error
         except Exception:  # noqa: BLE001  the task's root: the tick's sessions fail, the server goes on
             _LOG.exception("model %s version %s: a tick failed", model.file.name, model.file.version)
-            return ServerBug(Reason.INTERNAL, "the server failed to run this chunk; the sessions concerned have ended")
+            return _bug()
 
     def _work(self) -> None:
         """The engine thread."""
@@ -127,3 +139,7 @@ class Dispatcher:
             model, tick = job
             outcome = self._run(model, tick)
             self._loop.call_soon_threadsafe(self._finish, model, tick, outcome)
+
+
+def _bug() -> ServerBug:
+    return ServerBug(Reason.INTERNAL, "the server failed to carry out this chunk; sessions whose state it touched end")

@@ -200,15 +200,17 @@ class Scheduler:
                 else:
                     item.run()
                 continue
-            if not item.is_begun:  # 2.
+            is_begun = item.index is not None
+            if not is_begun:  # 2.
                 if item.source.is_gone:
                     continue
                 if item.deadline <= now:
                     self._fail(item, _late())
                     continue
-            wanted = slice_steps(item.num_steps - item.done_steps, item.num_rows, self.limits.row_steps_budget)
+            steps_left = item.num_steps - item.done_steps
+            wanted = 1 if steps_left == 1 else slice_steps(steps_left, item.num_rows, self.limits.row_steps_budget)
             fits = not picked or (wanted == num_steps and num_rows + item.num_rows <= max_rows)
-            if not item.is_begun:  # 3.
+            if not is_begun:  # 3.
                 if wanted < item.num_steps and item.num_rows > num_work_slots:
                     fits = False
                 if fits and (held or self._num_busy or self.uses_rings):
@@ -224,7 +226,7 @@ class Scheduler:
                 max_rows = min(self.limits.max_rows, max(1, self.limits.row_steps_budget // wanted))
             picked.append(item)
             num_rows += item.num_rows
-            if not item.is_begun:
+            if not is_begun:
                 if wanted < item.num_steps:
                     num_work_slots -= item.num_rows
                 if self.uses_rings:
@@ -586,6 +588,18 @@ class Scheduler:
         for chunk in tick.chunks:
             self._fail(chunk, error)
 
+    def fail_queue(self, error: EddyError) -> None:
+        """Fails every chunk that waits; control operations are carried out."""
+        waiting, self._queue = self._queue, deque()
+        for item in waiting:
+            if isinstance(item, Control):
+                item.run()
+                continue
+            if item.index is not None:
+                self._clear_busy(self._rows(item)[item.index])
+                self._release_work_slots(item)
+            self._fail(item, error)
+
     def _advance(
         self,
         rows: np.ndarray,
@@ -662,15 +676,16 @@ class Scheduler:
         chunk.reply(ChunkResult(outputs, chunk.errors, tuple(chunk.replays)))
 
     def _fail(self, chunk: Chunk, error: EddyError) -> None:
-        chunk.reply(ChunkResult(failure=error))
+        if not chunk.is_answered:
+            chunk.reply(ChunkResult(failure=error))
 
     def _set_busy(self, rows: np.ndarray) -> None:
         self._table.is_busy[rows] = True
         self._num_busy += len(rows)
 
     def _clear_busy(self, rows: np.ndarray) -> None:
+        self._num_busy -= int(np.count_nonzero(self._table.is_busy[rows]))
         self._table.is_busy[rows] = False
-        self._num_busy -= len(rows)
 
     def _release_work_slots(self, chunk: Chunk) -> None:
         if chunk.work_slots is not None:

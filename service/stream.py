@@ -2,8 +2,8 @@
 
 Owns the connection's flow: how many requests may be unanswered, and the outbox. Must not know how chunks are run.
 
-Ordering rules: requests are handed over in the order read. When `max_stream_requests` are unanswered, or answers of
-more than one message's limit wait to be written, the stream is not read further, so gRPC's flow control holds a client
+Ordering rules: requests are handed over in the order read. When `max_stream_requests` are unanswered, or requests or
+answers of more than one message's limit wait, the stream is not read further, so gRPC's flow control holds a client
 back that sends faster than it reads.
 """
 
@@ -50,6 +50,9 @@ class StreamConnection:
         self.is_gone = False
         self.number = host.add_stream(self._tell_ended)
         self._num_unanswered = 0
+        # Of chunks that were handed over and are not answered yet.
+        self._chunk_bytes = 0
+        self._responses = codec.StepResponses()
         self._outbox: list[tuple[bytes, int]] = []
         # Not yet written to the connection.
         self._outbox_bytes = 0
@@ -63,11 +66,13 @@ class StreamConnection:
             while (data := await self._context.read()) is not grpc.aio.EOF:
                 self._receive(data)
                 if self._outbox:
-                    await asyncio.sleep(0)  # The writer first: whoever waits for an answer does not wait for us to read.
+                    await asyncio.sleep(
+                        0
+                    )  # The writer first: whoever waits for an answer does not wait for us to read.
                 if self._num_unanswered >= self._max_requests:
                     await self._wait_until(self._max_requests - 1)
-                if self._outbox_bytes > self._max_bytes:
-                    await self._wait_until_read()
+                if self._outbox_bytes > self._max_bytes or self._chunk_bytes > self._max_bytes:
+                    await self._wait_until_light()
             await self._wait_until(0)
         finally:
             self.is_gone = True
@@ -94,15 +99,16 @@ class StreamConnection:
             self._room.clear()
             await self._room.wait()
 
-    async def _wait_until_read(self) -> None:
-        while self._outbox_bytes > self._max_bytes:
+    async def _wait_until_light(self) -> None:
+        while self._outbox_bytes > self._max_bytes or self._chunk_bytes > self._max_bytes:
             self._room.clear()
             await self._room.wait()
 
     def _send(self, response: inference_pb2.StreamResponse, num_answered: int = 1) -> None:
-        if self.is_gone:
-            return
-        data = response.SerializeToString()
+        if not self.is_gone:
+            self._put(response.SerializeToString(), num_answered)
+
+    def _put(self, data: bytes, num_answered: int) -> None:
         self._outbox.append((data, num_answered))
         self._outbox_bytes += len(data)
         self._wake.set()
@@ -173,17 +179,23 @@ class StreamConnection:
         timeout = step.timeout_milliseconds
         deadline = now + timeout * 1e-3 if timeout else NO_DEADLINE
         route = self.number << MODEL_BITS | model.index
-        host.submit(
-            model, Chunk(handles, positions, num_steps, inputs, route, self, tag, model.contract, now, deadline)
-        )
+        chunk = Chunk(handles, positions, num_steps, inputs, route, self, tag, model.contract, now, deadline)
+        self._chunk_bytes += chunk.num_bytes
+        try:
+            host.submit(model, chunk)
+        except EddyError:
+            self._chunk_bytes -= chunk.num_bytes
+            raise
 
     def deliver(self, chunk: Chunk, result: ChunkResult) -> None:
         """Takes a chunk's result (`chunk.Source`)."""
+        self._chunk_bytes -= chunk.num_bytes
         if result.failure is not None:
             self._host.count_refusal(result.failure)
         for error in result.errors.values():
             self._host.count_refusal(error)
-        self._send(codec.step_response(chunk.contract, chunk.tag, chunk.num_rows, chunk.num_steps, result))
+        if not self.is_gone:
+            self._put(self._responses.encode(chunk.contract, chunk.tag, chunk.num_rows, chunk.num_steps, result), 1)
 
     def _model_of(self, raw_handles: bytes) -> ServedModel | None:
         """The model of the first handle that is good and this stream's, None when none is."""
