@@ -8,7 +8,7 @@ Dimension key: B rows of the chunk, T steps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -17,11 +17,11 @@ from eddy.service.contract import Contract
 from eddy.service.errors import EddyError
 
 NO_DEADLINE = float("inf")
+_NO_ERRORS: Mapping[int, EddyError] = MappingProxyType({})
 
 
-@dataclass(slots=True)  # Not frozen: one is made for every message, and freezing doubles its cost.
 class ChunkResult:
-    """What became of a chunk.
+    """What became of a chunk. A plain class: one is made for every message, and a dataclass costs twice as much.
 
     Attributes:
         outputs: raw bytes an output port, [B, T, ...]; rows in `errors` are zero.
@@ -30,10 +30,19 @@ class ChunkResult:
         failure: set when the whole chunk was refused; then nothing else is.
     """
 
-    outputs: Sequence[bytes] = ()
-    errors: Mapping[int, EddyError] = field(default_factory=dict)
-    replayed: Sequence[int] = ()
-    failure: EddyError | None = None
+    __slots__ = ("errors", "failure", "outputs", "replayed")
+
+    def __init__(
+        self,
+        outputs: Sequence[bytes] = (),
+        errors: Mapping[int, EddyError] = _NO_ERRORS,
+        replayed: Sequence[int] = (),
+        failure: EddyError | None = None,
+    ) -> None:
+        self.outputs = outputs
+        self.errors = errors
+        self.replayed = replayed
+        self.failure = failure
 
 
 class Source(Protocol):

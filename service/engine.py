@@ -271,9 +271,10 @@ class Engine:
     def _self_test(self, model: onnx.ModelProto, num_threads: int) -> None:
         """Steps a few slots in three calls and compares with the unwrapped graph, states carried by hand.
 
-        Neighbouring slots hold a marker: a wrong gather, scatter or copy shows there or in the difference.
+        A neighbouring slot holds a marker: a wrong gather, scatter or copy shows there or in the difference.
         """
-        rows = min(3, self.num_slots)
+        rows = max(1, min(3, self.num_slots - 1))
+        neighbour = np.array([NUM_RESERVED_SLOTS + min(rows, self.num_slots)])
         slots = np.arange(rows)[::-1] + NUM_RESERVED_SLOTS
         reference = _create_session(model, self.provider, num_threads)
         names = [port.name for port in self.contract.outputs]
@@ -283,6 +284,11 @@ class Engine:
         pad = max(rows, MIN_ROWS)
         states = {port.state.name: np.repeat(port.state.initial[None], pad, axis=0) for port in self._ports}
         tolerance = max(self.contract.tolerance, 0.0 if self._device == "cpu" else 1e-4)
+        has_neighbour = rows < self.num_slots
+        marker = [np.full((1, *port.state.shape), 77, port.state.dtype) for port in self._ports]
+        if has_neighbour:
+            before = self.read_states(neighbour)
+            self.write_states(neighbour, marker)
         for call, num_steps in enumerate((1, 1, 3)):
             inputs = [_example(port, pad, num_steps, seed=call) for port in self.contract.inputs]
             feed = {port.name: value for port, value in zip(self.contract.inputs, inputs, strict=True)}
@@ -308,6 +314,10 @@ class Engine:
                 self._compare(values, wanted[:rows], port.name, tolerance)
         for arena, value in zip(self._ports, self.read_states(slots), strict=True):
             self._compare(value, states[arena.state.name][:rows], arena.state.name, tolerance)
+        if has_neighbour:
+            for value, wanted in zip(self.read_states(neighbour), marker, strict=True):
+                self._compare(value, wanted, "a neighbouring slot", 0.0)
+            self.write_states(neighbour, before)
         initial = [port.state.initial[None] for port in self._ports]
         for value, wanted in zip(self.read_states(np.array([INITIAL_SLOT])), initial, strict=True):
             self._compare(value, wanted, "the initial-state slot", 0.0)

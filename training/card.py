@@ -8,6 +8,12 @@ from pathlib import Path
 from eddy.training.recipe import Recipe, SeriesSource
 from eddy.v1 import contract_pb2 as pb
 
+# What `data` does with a record that has times.
+GAPS = """
+A reading less than half a step after the one before is dropped. Gaps are not filled: the model reads what is left as
+consecutive steps, and forecasts that reach across a gap count neither in training nor in the figures. The season's
+baseline goes by the clock: the last value at or before that time."""
+
 
 def write_card(path: Path, recipe: Recipe, contract: pb.ModelContract, sample: str, written: str) -> None:
     """Write a model's card.
@@ -19,7 +25,7 @@ def write_card(path: Path, recipe: Recipe, contract: pb.ModelContract, sample: s
         f"{contract.description}. {contract.training.parameters:,} parameters.",
         "## Ports\n\n" + _ports(contract),
         "## Figures\n\n" + _figures(contract, recipe),
-        "## Verification\n\n" + _numerics(contract.numerics),
+        "## Verification\n\n" + _numerics(contract),
         "## Data\n\n" + _data(recipe, contract, sample),
         "## Make it again\n\n" + _commands(recipe),
     ]
@@ -54,20 +60,22 @@ def _figures(contract: pb.ModelContract, recipe: Recipe) -> str:
             f"| {values['bits_per_character']:.3f} | {values['bits_per_character_bigram']:.3f} "
             f"| {values['bits_per_character_unigram']:.3f} |"
         )
+    nominal = values["interval_coverage_nominal"]
     rows = [
-        f"Mean absolute error in {data.unit} on the test part (the last tenth of the series), lower is better:",
+        f"Mean absolute error in {data.unit} on the test part (the last tenth of the series), lower is better, and the",
+        f"share of true values between the outer quantiles, where {nominal:.0%} should lie:",
         "",
-        f"| steps of {data.step_seconds} s ahead | this model | last value | value one season before |",
-        "|---|---|---|---|",
+        f"| steps of {data.step_seconds} s ahead | this model | linear | last value | one season before | between |",
+        "|---|---|---|---|---|---|",
     ]
-    for label, key in [(str(h), f"mae_{h}") for h in data.horizons] + [("all", "mae")]:
-        three = (values[key], values[f"{key}_last_value"], values[f"{key}_seasonal_last_value"])
-        rows.append(f"| {label} | " + " | ".join(f"{value:.3f}" for value in three) + " |")
-    share, nominal = values["interval_coverage"], values["interval_coverage_nominal"]
+    for label, end in [(str(h), f"_{h}") for h in data.horizons] + [("all", "")]:
+        errors = [values[f"mae{end}{name}"] for name in ("", "_linear", "_last_value", "_seasonal_last_value")]
+        cells = [*(f"{error:.3f}" for error in errors), f"{values[f'interval_coverage{end}']:.0%}"]
+        rows.append(f"| {label} | " + " | ".join(cells) + " |")
     rows += [
         "",
-        f"A season is {data.season_steps} steps. Pinball loss {values['pinball_loss']:.4f} {data.unit}.",
-        f"Between the outer quantiles lie {share:.0%} of the true values, where {nominal:.0%} should.",
+        f"Pinball loss {values['pinball_loss']:.4f} {data.unit}. A season is {data.season_steps} steps.",
+        "Linear: from the present value and the latest three changes, by least squares on the training part.",
     ]
     return "\n".join(rows)
 
@@ -77,17 +85,19 @@ def _written(text: str) -> str:
     return "After the first lines of the test part:\n\n" + "\n".join(f"    {line}" for line in text.splitlines())
 
 
-def _numerics(numerics: pb.Numerics) -> str:
+def _numerics(contract: pb.ModelContract) -> str:
     """The verdict in words."""
+    numerics = contract.numerics
     verdict = (
         "bit for bit the same"
         if numerics.bitwise
         else f"the same within {numerics.tolerance:.1e} (largest absolute difference)"
     )
+    unit = f", outputs in {contract.outputs[0].unit}" if contract.outputs[0].unit else ""
     batches, chunks = (", ".join(map(str, values)) for values in (numerics.batches, numerics.chunk_steps))
     return (
         f"Outputs and final states are {verdict} over batches of {batches} and chunks of {chunks} steps.\n"
-        f"Largest difference from PyTorch: {numerics.parity_max_difference:.1e}.\n"
+        f"Largest difference from PyTorch: {numerics.parity_max_difference:.1e}{unit}.\n"
         f"Measured with {numerics.runtime} on {numerics.cpu}."
     )
 
@@ -99,6 +109,10 @@ def _data(recipe: Recipe, contract: pb.ModelContract, sample: str) -> str:
     if isinstance(data, SeriesSource):
         lines.append("Scaling was fitted on the training part and lives inside the graph: values go in and come out in")
         lines.append(f"{data.unit}. `{sample}` holds the validation and test parts; its second half is the test part.")
+        if data.time:
+            lines.append(GAPS)
+        if data.note:
+            lines.append(data.note)
     else:
         lines.append("The vocabulary was fitted on the training part; its symbol 0 stands for any other character.")
         lines.append(f"`{sample}` holds the beginning of the test part.")

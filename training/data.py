@@ -1,15 +1,12 @@
 """Data: texts and series, read, checked, split in time order and turned into inputs and targets.
 
-Owns: reading files, the vocabulary, the 80/10/10 split and the scaling. Must not know torch or models.
+Owns: reading texts, the vocabulary, the 80/10/10 split and the scaling. Must not know torch or models.
 
 Order matters: split first, then fit the vocabulary and the scaling on the training part only, so that nothing of the
 validation and test parts leaks into the model.
 """
 
-import csv
-import gzip
 import importlib.metadata
-import importlib.util
 import math
 import platform
 from collections import Counter
@@ -22,6 +19,7 @@ import numpy.typing as npt
 
 from eddy.training.errors import DataError
 from eddy.training.recipe import SeriesSource, TextSource
+from eddy.training.table import read_columns, read_times
 
 UNKNOWN = "\ufffd"
 # Marks a target that does not count, in the two dtypes that targets have.
@@ -30,6 +28,7 @@ NO_VALUE = math.nan
 
 Floats = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
+Seconds = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +83,14 @@ class SeriesData:
     """A series with targets K horizons ahead, all in the series' own units.
 
     The inputs of a part run from the very start of the series to the part's end, so that a model reaches it with the
-    state it would have in service; targets are set only where origin and target both lie inside the part.
-    values: float32 [N, F], everything. mean, scale: per feature, of the training part. starts: first step of the
-    validation and of the test part.
+    state it would have in service; targets are set only where origin and target both lie inside the part and the target
+    is as many steps of time ahead as of rows.
+    values: float32 [N, F], everything. seconds: int64 [N], the time of each row, rising. mean, scale: per feature, of
+    the training part. starts: first step of the validation and of the test part.
     """
 
     values: Floats
+    seconds: Seconds
     mean: tuple[float, ...]
     scale: tuple[float, ...]
     target: int
@@ -115,6 +116,11 @@ def load_text(source: TextSource) -> TextData:
 def load_series(source: SeriesSource) -> SeriesData:
     """Read and split a series and fit its scaling. Raises DataError."""
     values = read_columns(source.source, source.columns) * np.float32(source.factor) + np.float32(source.offset)
+    seconds = np.arange(len(values)) * source.step_seconds
+    if source.time:
+        seconds = read_times(source.source, source.time)
+        kept = spaced_rows(seconds, source.step_seconds)
+        values, seconds = values[kept], seconds[kept]
     first, second = split_points(len(values))
     longest = max(source.horizons)
     if len(values) - second <= longest:
@@ -129,11 +135,14 @@ def load_series(source: SeriesSource) -> SeriesData:
         raise DataError(f"{source.source}: column {constant!r} is constant in the training part, expected variation")
     target = source.columns.index(source.target)
     train, validation, test = (
-        Part(values[:stop], future_values(values[:stop, target], source.horizons, start))
+        Part(
+            values[:stop],
+            future_values(values[:stop, target], seconds[:stop], source.horizons, source.step_seconds, start),
+        )
         for start, stop in ((0, first), (first, second), (second, len(values)))
     )
     as_tuple = tuple(float(m) for m in mean), tuple(float(s) for s in scale)
-    return SeriesData(values, *as_tuple, target, (first, second), train, validation, test)
+    return SeriesData(values, seconds, *as_tuple, target, (first, second), train, validation, test)
 
 
 def split_points(length: int) -> tuple[int, int]:
@@ -141,11 +150,31 @@ def split_points(length: int) -> tuple[int, int]:
     return length * 8 // 10, length * 9 // 10
 
 
-def future_values(values: Floats, horizons: Sequence[int], start: int) -> Floats:
-    """Targets of every origin: float32 [N] -> [N, K], NaN before `start` and where the horizon passes the end."""
+def spaced_rows(seconds: Seconds, step_seconds: int) -> Tokens:
+    """Indices of the rows to keep, int64: the first, then each that is at least half a step after the last one kept.
+
+    A row is judged by what came before it only, so a client can do the same while it streams.
+    """
+    kept = [0]
+    for row in range(1, len(seconds)):
+        if 2 * (seconds[row] - seconds[kept[-1]]) >= step_seconds:
+            kept.append(row)
+    return np.array(kept, np.int64)
+
+
+def future_values(
+    values: Floats, seconds: Seconds, horizons: Sequence[int], step_seconds: int, start: int = 0
+) -> Floats:
+    """Targets of every origin: float32 [N] and int64 [N] -> [N, K].
+
+    NaN before `start`, where the horizon passes the end, and where the row that many rows ahead is more than half a
+    step away from the time that many steps ahead, as it is across a gap.
+    """
     targets = np.full((len(values), len(horizons)), NO_VALUE, dtype=np.float32)
     for k, horizon in enumerate(horizons):
-        targets[start : len(values) - horizon, k] = values[start + horizon :]
+        late = seconds[start + horizon :] - seconds[start : len(values) - horizon] - horizon * step_seconds
+        ahead = values[start + horizon :]
+        targets[start : len(values) - horizon, k] = np.where(2 * np.abs(late) <= step_seconds, ahead, NO_VALUE)
     return targets
 
 
@@ -164,55 +193,12 @@ def read_text(source: str) -> str:
     return text
 
 
-def read_columns(source: str, columns: Sequence[str]) -> Floats:
-    """Named columns of a CSV file with a header, float32 [N, F], rows in file order. Raises DataError."""
-    path = resolve(source)
-    try:
-        with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{source}: not readable as CSV: {error}") from error
-    if len(rows) < 2:
-        raise DataError(f"{source}: {len(rows)} lines, expected a header and at least one row")
-    for name in columns:
-        if name not in rows[0]:
-            raise DataError(f"{source}: no column {name!r}; the columns are {', '.join(map(repr, rows[0]))}")
-    picked = [rows[0].index(name) for name in columns]
-    return np.array(
-        [[_number(row, i, rows[0][i], source, line) for i in picked] for line, row in enumerate(rows[1:], start=2)],
-        dtype=np.float32,
-    )
-
-
-def resolve(source: str) -> Path:
-    """The path of a source; "package:file" is looked up in the package's `_data` folder without importing it."""
-    package, colon, name = source.partition(":")
-    if not colon:
-        return Path(source)
-    found = importlib.util.find_spec(package) if package.isidentifier() else None
-    if found is None or not found.submodule_search_locations:
-        raise DataError(f"{source}: no installed package {package!r}; expected PACKAGE:FILE or a path")
-    return Path(found.submodule_search_locations[0]) / "_data" / name
-
-
 def describe_origin(source: str) -> str:
     """A source with the version of what brought it, since other versions hold other data."""
     if source == "pydoc_data.topics":
         return f"{source} of Python {platform.python_version()}"
     package, colon, name = source.partition(":")
     return f"{name} of {package} {importlib.metadata.version(package)}" if colon else source
-
-
-def _number(row: list[str], index: int, column: str, source: str, line: int) -> float:
-    """One finite number of a row, or DataError naming line and column."""
-    try:
-        value = float(row[index])
-    except (ValueError, IndexError):
-        came = row[index] if index < len(row) else "nothing"
-        raise DataError(f"{source} line {line}, column {column!r}: got {came!r}, expected a number") from None
-    if not abs(value) <= float(np.finfo(np.float32).max):
-        raise DataError(f"{source} line {line}, column {column!r}: got {value}, expected a finite number")
-    return value
 
 
 def _next_token_part(tokens: Tokens) -> Part:

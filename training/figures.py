@@ -13,12 +13,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from eddy.training.data import Floats, SeriesData, TextData, Tokens
+from eddy.training.data import Floats, Seconds, SeriesData, TextData, Tokens
+from eddy.training.recipe import SeriesSource
+
+# Changes before the present value that the linear baseline looks at; on the shipped series more gained nothing.
+LINEAR_CHANGES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One named result. unit: "bit", "degC", "share"; empty for a plain number."""
+    """One named result. unit: "bit", "mg/dL", "share"; empty for a plain number."""
 
     name: str
     value: float
@@ -55,46 +59,75 @@ def bigram_bits(train: Tokens, test: Tokens, size: int) -> float:
     return float(bits[test[:-1], test[1:]].mean())
 
 
-def series_figures(
-    predicted: Floats, data: SeriesData, horizons: Sequence[int], quantiles: Sequence[float], season: int, unit: str
-) -> list[Figure]:
-    """Errors on the test part, of the model and of two baselines.
+def series_figures(predicted: Floats, data: SeriesData, source: SeriesSource) -> list[Figure]:
+    """Errors on the test part, of the model and of three baselines.
 
     predicted: float32 [N, K, Q] for every step of the series. The model's forecast is its middle quantile. Baselines:
-    the last value, and the value one season (or as many as reach the horizon) before the forecast's time.
+    the last value; the value one season (or as many as reach the horizon) before the forecast's time; and a straight
+    line through the latest values, by least squares.
     """
-    targets = _floats(data.test.targets)
+    targets, horizons, quantiles, unit = _floats(data.test.targets), source.horizons, source.quantiles, source.unit
+    values = data.values[:, data.target]
     middle = predicted[:, :, len(quantiles) // 2]
-    last = np.repeat(data.values[:, data.target, None], len(horizons), axis=1)
-    seasonal = seasonal_values(data.values[:, data.target], horizons, season)
+    baselines = {
+        "last_value": np.repeat(values[:, None], len(horizons), axis=1),
+        "seasonal_last_value": seasonal_values(
+            values, data.seconds, horizons, source.season_steps, source.step_seconds
+        ),
+        "linear": linear_values(values, horizons, _floats(data.train.targets)),
+    }
     inside = (predicted[:, :, 0] <= targets) & (targets <= predicted[:, :, -1])
     counted = ~np.isnan(targets)
     figures = [
         Figure("mae", _mae(middle, targets), unit),
-        Figure("mae_last_value", _mae(last, targets), unit),
-        Figure("mae_seasonal_last_value", _mae(seasonal, targets), unit),
+        *(Figure(f"mae_{name}", _mae(baseline, targets), unit) for name, baseline in baselines.items()),
         Figure("pinball_loss", pinball(predicted, targets, quantiles), unit),
         Figure("interval_coverage", float(inside[counted].mean()), "share"),
         Figure("interval_coverage_nominal", quantiles[-1] - quantiles[0], "share"),
     ]
     for k, horizon in enumerate(horizons):
+        figures.append(Figure(f"mae_{horizon}", _mae(middle[:, k], targets[:, k]), unit))
         figures += [
-            Figure(f"mae_{horizon}", _mae(middle[:, k], targets[:, k]), unit),
-            Figure(f"mae_{horizon}_last_value", _mae(last[:, k], targets[:, k]), unit),
-            Figure(f"mae_{horizon}_seasonal_last_value", _mae(seasonal[:, k], targets[:, k]), unit),
+            Figure(f"mae_{horizon}_{name}", _mae(baseline[:, k], targets[:, k]), unit)
+            for name, baseline in baselines.items()
         ]
+        share = float(inside[counted[:, k], k].mean())
+        figures.append(Figure(f"interval_coverage_{horizon}", share, "share"))
     return figures
 
 
-def seasonal_values(values: Floats, horizons: Sequence[int], season: int) -> Floats:
-    """For each origin and horizon, the last known value a whole number of seasons before the target's time.
+def seasonal_values(
+    values: Floats, seconds: Seconds, horizons: Sequence[int], season: int, step_seconds: int
+) -> Floats:
+    """For each origin and horizon, the value a whole number of seasons before the target's time.
 
-    values: float32 [N]. Returns float32 [N, K], NaN where the series does not reach back that far.
+    It is the fewest seasons that need no value after the origin; in a gap the last value before that time stands.
+    values: float32 [N]; seconds: int64 [N]; season in steps. Returns float32 [N, K], NaN before the series' start.
     """
     out = np.full((len(values), len(horizons)), np.nan, dtype=np.float32)
     for k, horizon in enumerate(horizons):
         back = -(-horizon // season) * season - horizon
-        out[back:, k] = values[: len(values) - back]
+        rows = np.searchsorted(seconds, seconds - back * step_seconds, side="right") - 1
+        out[rows >= 0, k] = values[rows[rows >= 0]]
+    return out
+
+
+def linear_values(values: Floats, horizons: Sequence[int], targets: Floats) -> Floats:
+    """For each origin and horizon, the present value plus a linear function of it and of the latest changes.
+
+    values: float32 [N]; targets: float32 [M, K] of the training part's M rows, to which the function is fitted by
+    least squares. Returns float32 [N, K], NaN where there are fewer than LINEAR_CHANGES changes before the origin.
+    """
+    changes = np.diff(values.astype(np.float64))
+    now = values[LINEAR_CHANGES:].astype(np.float64)
+    latest = [changes[j : j + len(now)] for j in range(LINEAR_CHANGES)]
+    given = np.stack([*latest, now, np.ones_like(now)], axis=1)
+    out = np.full((len(values), len(horizons)), np.nan, dtype=np.float32)
+    for k in range(len(horizons)):
+        change = targets[LINEAR_CHANGES:, k] - now[: len(targets) - LINEAR_CHANGES]
+        rows = np.flatnonzero(~np.isnan(change))
+        weights = np.linalg.lstsq(given[rows], change[rows], rcond=None)[0]
+        out[LINEAR_CHANGES:, k] = now + given @ weights
     return out
 
 

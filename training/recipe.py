@@ -52,6 +52,12 @@ class SeriesSource:
     horizons: tuple[int, ...]
     # Median for the forecast itself, the outer two for an 80 % interval.
     quantiles: tuple[float, ...] = (0.1, 0.5, 0.9)
+    # Column of ISO 8601 times, for a record with gaps: a reading less than half a step after the one before is dropped,
+    # and a forecast counts only where a reading lies within half a step of the time that it is for. Without one, the
+    # rows are taken to be evenly spaced.
+    time: str = ""
+    # What the card must say of the data beyond that.
+    note: str = ""
     # value = number in the file * factor + offset, for a file whose unit is not the one wanted.
     factor: float = 1.0
     offset: float = 0.0

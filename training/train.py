@@ -27,6 +27,8 @@ from eddy.training.spec import FeatureInput, ModelSpec, QuantileHead, TokenHead,
 # the start of each does not show. A series is read as one stream, as a session would.
 TEXT_EVALUATION_STREAMS = 16
 EVALUATION_STEPS = 512
+# Steps before the validation part that a forecaster reads first, so that it enters with the state it would have.
+WARM_UP_STEPS = 1000
 SAMPLE_CHARACTERS = 2000
 
 
@@ -128,6 +130,13 @@ def evaluate(model: RecurrentModel, part: Part, streams: int) -> float:
     return total / count
 
 
+def _warmed_up(part: Part) -> Part:
+    """A part without what lies more than WARM_UP_STEPS before its first target."""
+    first = int(np.argmax((~np.isnan(part.targets)).any(axis=1)))
+    start = max(0, first - WARM_UP_STEPS)
+    return Part(part.inputs[start:], part.targets[start:])
+
+
 @dataclass(frozen=True, slots=True)
 class _Best:
     """The weights with the lowest validation loss so far."""
@@ -145,6 +154,7 @@ def _fit(model: RecurrentModel, data: TextData | SeriesData, recipe: Recipe, bar
     # Falls along a cosine to a twentieth: large steps find the region, small ones settle in it.
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.epochs, plan.learning_rate / 20)
     streams = TEXT_EVALUATION_STREAMS if isinstance(data, TextData) else 1
+    validation = data.validation if isinstance(data, TextData) else _warmed_up(data.validation)
     longest = len(data.train.inputs) // plan.streams
     if longest < 2:
         raise TrainingError(f"training.streams: got {plan.streams}, expected at most {len(data.train.inputs) // 2}")
@@ -156,7 +166,7 @@ def _fit(model: RecurrentModel, data: TextData | SeriesData, recipe: Recipe, bar
             offset = int(rng.integers(min(plan.steps, longest)))
             trained = _epoch(model, data.train, plan, optimizer, rng, offset)
             decay.step()
-            loss = evaluate(model, data.validation, streams)
+            loss = evaluate(model, validation, streams)
             if not math.isfinite(loss):
                 raise TrainingError(f"epoch {epoch}: validation loss is {loss}; expected a finite one, lower the rate")
             if loss < best.loss:
@@ -210,7 +220,7 @@ def _measure(model: RecurrentModel, data: TextData | SeriesData, recipe: Recipe)
     state = model.initial_state(1)
     output, _ = model(torch.from_numpy(data.values[None]).to(state[0].device), state)
     predicted = output[0].cpu().numpy()
-    return series_figures(predicted, data, source.horizons, source.quantiles, source.season_steps, source.unit)
+    return series_figures(predicted, data, source)
 
 
 def _sample(data: TextData | SeriesData, recipe: Recipe) -> str:

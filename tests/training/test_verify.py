@@ -173,15 +173,26 @@ def test_bare_models_verify_without_torch(tmp_path: Path) -> None:
 
 
 def test_worst_element_by_hand() -> None:
-    """Differences count relative to the expected value where that is above 1; NaN is worse than any number."""
-    expected = {"y": np.array([[100.0, 0.5]]), "s": np.array([0.0])}
-    found = compare({"y": np.array([[101.0, 0.6]]), "s": np.array([0.05])}, expected, "a run")
+    """Differences count relative to the value or the tensor's root mean square, whichever is larger, and above 1."""
+    expected = {"y": np.array([[7.0, 1.0]]), "s": np.array([0.0])}
+    found = compare({"y": np.array([[7.5, 1.5]]), "s": np.array([0.05])}, expected, "a run")
     assert (found.worst.tensor, found.worst.index) == ("y", (0, 1))
     assert found.worst.relative == pytest.approx(0.1)
-    assert found.largest == 1
-    assert str(found.worst).startswith("y[0, 1] is 0.6, expected 0.5")
-    found = compare({"y": np.array([[np.nan, 9.0]]), "s": np.array([0.0])}, expected, "a run")
-    assert (found.worst.index, found.worst.relative) == ((0, 0), np.inf)
+    assert found.largest == 0.5
+    assert str(found.worst).startswith("y[0, 1] is 1.5, expected 1.0")
+    found = compare({"y": np.array([[14.0, 1.0]]), "s": np.array([0.05])}, expected, "a run")
+    assert (found.worst.index, found.worst.relative) == ((0, 0), 1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("side", ["found", "expected", "both"])
+def test_what_is_not_finite_is_infinitely_far(bad: float, side: str) -> None:
+    """A NaN or an infinity on either side is worse than any number, and does not hide behind itself."""
+    found, expected = np.array([[bad, 9.0]]), np.array([[bad, 0.5]])
+    if side != "both":
+        (expected if side == "found" else found)[0, 0] = 7.0
+    worst = compare({"y": found}, {"y": expected}, "a run").worst
+    assert (worst.index, worst.relative) == ((0, 0), np.inf)
 
 
 def test_wrong_shapes_are_named() -> None:
