@@ -35,7 +35,7 @@ class Forecast:
         coming: what came then, float [at most H].
         bounds: lowest and highest value of the axis.
         horizons: steps ahead at which the model forecasts; between them the lines are straight.
-        step_unit: what one step is, for the labels of time.
+        step_size, step_unit: what one step is, for the labels of time.
     """
 
     past: np.ndarray
@@ -45,6 +45,7 @@ class Forecast:
     coming: np.ndarray
     bounds: tuple[float, float]
     horizons: tuple[int, ...]
+    step_size: int
     step_unit: str
 
 
@@ -117,7 +118,7 @@ def draw(forecast: Forecast, width: int, height: int) -> Text:
         grid.put(grid.height(forecast.median[horizon - 1]) // 4, now + horizon, "◆", MEDIAN)
     grid.line(past, now + 1 - len(past), PAST)
     lines = _with_values(grid, forecast)
-    lines += _time_axis(now, columns, forecast.step_unit)
+    lines += _time_axis(now, columns, forecast)
     return Text("\n").join(lines)
 
 
@@ -140,13 +141,13 @@ def _with_values(grid: _Grid, forecast: Forecast) -> list[Text]:
     return lines
 
 
-def _time_axis(now: int, columns: int, step_unit: str) -> list[Text]:
+def _time_axis(now: int, columns: int, forecast: Forecast) -> list[Text]:
     """The time axis and its labels: a tick every 12 steps to both sides of the present."""
     axis = ["─"] * columns
     labels = [" "] * (columns + _LABEL_COLUMNS)
     for offset in range(-(now // _TICK_STEPS) * _TICK_STEPS, columns - now, _TICK_STEPS):
         column = now + offset
-        label = "now" if offset == 0 else f"{offset:+d} {step_unit}"
+        label = "now" if offset == 0 else f"{offset * forecast.step_size:+d} {forecast.step_unit}"
         begin = min(_LABEL_COLUMNS + column - len(label) // 2, len(labels) - len(label))
         if begin < 0 or any(place != " " for place in labels[begin : begin + len(label)]):
             continue

@@ -26,7 +26,12 @@ from examples.screen import Screen
 _PACE_SECONDS = 1 / 10
 _TABLE_ROWS = 8
 _UNITS = {"degF": "°F", "degC": "°C"}
-_STEP_UNITS = {60: "min", 3600: "h", 86400: "d", 604800: "weeks"}
+# Seconds in the units of time, the largest that divides a step first.
+_STEP_UNITS = {604800: "weeks", 86400: "d", 3600: "h", 60: "min", 1: "s"}
+# Unseen values that are read before the scene begins, so that what the chart shows as past is unseen, too; and values
+# before them, so that the session knows the past. One chunk takes 4,096 values at most.
+_LEAD = 120
+_HISTORY = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class Series:
     Attributes:
         values: float32 [N, F]; target: the column that is forecast; start: the first value that no training has seen.
         horizons: steps ahead, int [K]; quantiles: float [Q].
+        step_size, step_unit: what one step is: 5 and "min".
     """
 
     values: np.ndarray
@@ -45,7 +51,12 @@ class Series:
     quantiles: np.ndarray
     meaning: str
     unit: str
+    step_size: int
     step_unit: str
+
+    def ahead(self, num_steps: int) -> str:
+        """So many steps, in the unit of time."""
+        return f"{num_steps * self.step_size} {self.step_unit}"
 
     @property
     def truth(self) -> np.ndarray:
@@ -88,16 +99,19 @@ def read_series(model: Model) -> Series:
         header, *rows = csv.reader(file)
     output = model.contract.outputs[0]
     labels = {axis.name: list(axis.labels) for axis in output.axes}
-    seconds = re.search(r"steps of (\d+) s", output.meaning)
+    found = re.search(r"steps of (\d+) s", output.meaning)
+    seconds = int(found[1]) if found else 0
+    unit_seconds = next((size for size in _STEP_UNITS if seconds and seconds % size == 0), 0)
     return Series(
         values=np.array(rows, np.float32),
         target=0,
-        start=len(rows) // 2,
+        start=len(rows) // 2 + _LEAD,
         horizons=np.array(labels["horizons"], np.int64),
         quantiles=np.array(labels["quantiles"], np.float64),
         meaning=re.sub(r"^quantiles of |, a number of steps.*$", "", output.meaning) or header[0],
         unit=_UNITS.get(output.unit, output.unit),
-        step_unit=_STEP_UNITS.get(int(seconds[1]), "steps") if seconds else "steps",
+        step_size=seconds // unit_seconds if unit_seconds else 1,
+        step_unit=_STEP_UNITS.get(unit_seconds, "steps"),
     )
 
 
@@ -108,16 +122,16 @@ async def play(client: Client, screen: Screen, model: Model) -> str:
     number = min(60 if screen.is_quick else 180, len(series.values) - series.start - furthest)
     screen.say(
         f"[bold]{series.meaning}[/] in {series.unit}, one value a step ({model.origin}). "
-        f"{model.name} reads the {series.start} values before as one chunk; then each "
-        f"new value is one step, and its answer is a forecast up to {furthest} "
-        f"{series.step_unit} ahead. No training has seen these values."
+        f"{model.name} reads the {min(_HISTORY, series.start)} values before as one chunk; then each "
+        f"new value is one step, and its answer is a forecast up to {series.ahead(furthest)} "
+        "ahead. No training has seen these values."
     )
     errors, seconds = Errors(series), []
     span = series.truth[series.start - 60 : series.start + number + furthest]
     margin = 0.15 * (span.max() - span.min())
     bounds = (float(span.min() - margin), float(span.max() + margin))
     async with client.session(model.name) as session:
-        await session.step(series.values[: series.start])
+        await session.step(series.values[max(0, series.start - _HISTORY) : series.start])
         with screen.picture() as picture:
             for step in range(series.start, series.start + number):
                 begin = time.perf_counter()
@@ -153,6 +167,7 @@ def _forecast(series: Series, step: int, quantiles: np.ndarray, bounds: tuple[fl
         coming=series.truth[step + 1 : step + 1 + furthest],
         bounds=bounds,
         horizons=tuple(series.horizons.tolist()),
+        step_size=series.step_size,
         step_unit=series.step_unit,
     )
 
@@ -167,7 +182,7 @@ def _page(series: Series, errors: Errors, drawing: Text, state: str) -> Renderab
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     table.add_column(f"mean abs. error, {series.unit}", no_wrap=True)
     for horizon in series.horizons:
-        table.add_column(f"+{horizon} {series.step_unit}", justify="right", no_wrap=True)
+        table.add_column(f"+{series.ahead(int(horizon))}", justify="right", no_wrap=True)
     table.add_row("forecast (median)", *_means(errors.model, errors.count, ".2f"), style=chart.MEDIAN)
     table.add_row("last value", *_means(errors.last_value, errors.count, ".2f"))
     table.add_row(f"in the band ({share:.0%} due)", *_means(errors.inside, errors.count, ".0%"), style=chart.BAND)
@@ -179,23 +194,20 @@ def _means(sums: np.ndarray, counts: np.ndarray, form: str) -> list[str]:
 
 
 def _card_line(model: Model, series: Series) -> str:
-    """What the model's card says of the whole test part, the strong baseline included."""
+    """What the model's card says of the whole test part, baselines included."""
     names = {
         "mae": "forecast",
         "mae_last_value": "last value",
-        "mae_seasonal_last_value": "the value one season before",
+        "mae_linear": "linear extrapolation",
     }
     known = [f"{text} {model.figure(name):.2f}" for name, text in names.items()]
-    line = f"Over the whole test part, all horizons, by the model's card ({series.unit}): {', '.join(known)}."
-    if model.figure("mae_seasonal_last_value") < model.figure("mae"):
-        line += " This series repeats itself so closely that the value one season before is the better forecast."
-    return line
+    return f"Over the whole test part, all horizons, by the model's card ({series.unit}): {', '.join(known)}."
 
 
 def _summary(model: Model, series: Series, errors: Errors, number: int) -> str:
     middle = len(series.horizons) // 2
     ours, theirs = (sums[middle] / max(1, errors.count[middle]) for sums in (errors.model, errors.last_value))
     return (
-        f"{model.name}, {number} values, {series.horizons[middle]} {series.step_unit} ahead: error {ours:.2f} "
+        f"{model.name}, {number} values, {series.ahead(int(series.horizons[middle]))} ahead: error {ours:.2f} "
         f"{series.unit}, last value {theirs:.2f}"
     )

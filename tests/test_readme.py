@@ -212,7 +212,7 @@ def test_small_examples_run(server: ServerProcess) -> None:
     sample = str(ROOT / "models" / "forecast-gru" / "1" / "sample.csv")
     cases = {
         "stream_text": [server.target],
-        "stream_csv": [sample, "temp", server.target],
+        "stream_csv": [sample, "glucose", server.target],
         "many_sessions": [server.target],
         "sync_client": [server.target],
     }
