@@ -4,7 +4,7 @@ Owns the engine thread and the hand-over. Must not know what is in a tick, or th
 the models happens once the event loop has read what has arrived, and while a tick runs the next one gathers itself.
 
 A hand-over between threads costs 50 to 100 us, so ticks expected to be shorter than `inline_tick_seconds` run where
-they are formed. One more tick is formed while one runs, so that the engine thread never waits for the event loop.
+they are formed. More ticks are formed while one runs, so that the engine thread does not wait for the event loop.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from eddy.service.scheduler import Tick
 
 _LOG = logging.getLogger(__name__)
 
-# One running and one waiting: more would only fix the order of later chunks too early.
-_MAX_TICKS_AWAY = 2
+# One running and two waiting: with one, the engine thread is busy for 0.83 of the time under four streams of 256
+# sessions, with two for 0.90. More would only fix the order of later chunks too early.
+_MAX_TICKS_AWAY = 3
 
 
 class Dispatcher:
