@@ -8,6 +8,7 @@ Dimension key: B batch, T steps, F features, H hidden, L layers, O outputs.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ _OPSET = 17
 _IR_VERSION = 8
 
 
-def write_repository(root: Path) -> Path:
-    """Writes every measured model as `root/<name>/1/model.onnx`; returns `root`."""
-    for shape in SHAPES.values():
+def write_repository(root: Path, shapes: Iterable[Shape] = tuple(SHAPES.values())) -> Path:
+    """Writes models as `root/<name>/1/model.onnx`; returns `root`."""
+    for shape in shapes:
         path = model_path(root, shape)
         path.parent.mkdir(parents=True)
         onnx.save(build_model(shape), path)

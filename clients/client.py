@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import Message
 
 from eddy.clients.connection import Connection, Group
-from eddy.clients.errors import EddyError, from_rpc
+from eddy.clients.errors import Disconnected, EddyError, from_rpc
 from eddy.clients.session import Session, SessionBatch, SessionGrant
 from eddy.clients.tensors import Signature
 from eddy.v1 import contract_pb2, inference_pb2, models_pb2, sessions_pb2
@@ -23,8 +23,6 @@ _Response = TypeVar("_Response", bound=Message)
 
 # The service's limits decide; the channel only has to let its replies through.
 _OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
-# Room for tags, names and shapes beside a message's tensor data.
-_MESSAGE_OVERHEAD_BYTES = 4096
 
 
 class Client:
@@ -122,7 +120,7 @@ class Client:
         Raises:
             NotFound, ServerBusy, ModelUnavailable, Disconnected: see `eddy.errors`.
         """
-        opened, group = await self._open(model, version, 1, max_in_flight, idle_timeout_seconds)
+        opened, stream, group = await self._open(model, version, 1, max_in_flight, idle_timeout_seconds)
         grant = SessionGrant(
             opened.session_ids[0],
             int.from_bytes(opened.handles, "little"),
@@ -131,12 +129,12 @@ class Client:
             opened.version,
             opened.max_in_flight,
         )
-        return self._add(group, grant)
+        return self._add(stream, group, grant)
 
     async def open_batch(self, model: str, count: int, version: str = "") -> SessionBatch:
         """Opens `count` sessions of one model, to be stepped together."""
-        opened, group = await self._open(model, version, count, 1, 0.0)
-        return SessionBatch(self._stream(), group, opened)
+        opened, stream, group = await self._open(model, version, count, 1, 0.0)
+        return SessionBatch(stream, group, opened)
 
     async def attach(self, session_id: bytes) -> Session:
         """Takes over a session by its id, at the position it has reached; whoever had it before is fenced.
@@ -145,7 +143,8 @@ class Client:
             SessionEnded: no such session is open.
         """
         request = inference_pb2.StreamRequest(attach=inference_pb2.AttachSession(session_id=session_id))
-        attached = (await self._stream().request(request)).attached
+        stream = self._stream()
+        attached = (await stream.request(request)).attached
         group = await self._group(attached.model, attached.version, attached.limits)
         grant = SessionGrant(
             session_id,
@@ -155,7 +154,7 @@ class Client:
             attached.version,
             attached.max_in_flight,
         )
-        return self._add(group, grant)
+        return self._add(stream, group, grant)
 
     async def sessions(self, model: str = "", page_size: int = 100) -> AsyncIterator[sessions_pb2.Session]:
         """Every open session of the server, or of one model; ids are not told."""
@@ -173,7 +172,7 @@ class Client:
 
     async def _open(
         self, model: str, version: str, count: int, max_in_flight: int, idle_timeout_seconds: float
-    ) -> tuple[inference_pb2.SessionsOpened, Group]:
+    ) -> tuple[inference_pb2.SessionsOpened, Connection, Group]:
         request = inference_pb2.StreamRequest(
             open=inference_pb2.OpenSessions(
                 model=model,
@@ -183,20 +182,28 @@ class Client:
                 idle_timeout_seconds=idle_timeout_seconds,
             )
         )
-        opened = (await self._stream().request(request)).opened
-        return opened, await self._group(opened.model, opened.version, opened.limits)
+        stream = self._stream()
+        opening = stream.post(request)
+        try:
+            opened = (await opening).opened
+            return opened, stream, await self._group(opened.model, opened.version, opened.limits)
+        except BaseException:  # Also a cancelled task: nobody has these sessions.
+            if opening.done() and not opening.cancelled() and opening.exception() is None:
+                stream.discard(opening.result().opened.handles)
+            raise
 
     async def _group(self, model: str, version: str, limits: inference_pb2.Limits) -> Group:
         group = self._groups.get((model, version))
         if group is None:
             signature = Signature((await self._get_model(model, version)).contract)
-            size = max(1, limits.max_message_bytes - _MESSAGE_OVERHEAD_BYTES)
             # Another task may have been quicker while this one waited: all sessions must share one group.
-            group = self._groups.setdefault((model, version), Group(signature, limits.max_rows, size))
+            group = self._groups.setdefault(
+                (model, version), Group(signature, limits.max_rows, limits.max_message_bytes)
+            )
         return group
 
-    def _add(self, group: Group, grant: SessionGrant) -> Session:
-        session = Session(self._stream(), group, grant, self._track)
+    def _add(self, stream: Connection, group: Group, grant: SessionGrant) -> Session:
+        session = Session(stream, group, grant, self._track)
         self._sessions[grant.handle] = session
         return session
 
@@ -205,8 +212,8 @@ class Client:
         handle = int.from_bytes(session.handle, "little")
         if renewed:
             self._sessions[handle] = session
-        else:
-            self._sessions.pop(handle, None)
+        elif self._sessions.get(handle) is session:  # Another server may have given the same handle since.
+            del self._sessions[handle]
 
     def _ended(self, handle: int, error: EddyError) -> None:
         session = self._sessions.pop(handle, None)
@@ -216,11 +223,16 @@ class Client:
     def _stream(self) -> Connection:
         """The stream; a new one when the last has ended (sessions of the last one must be attached again)."""
         if self._connection is None or self._connection.failure is not None:
-            self._connection = Connection(self._channel, self._ended)
+            self._connection = Connection(self._open_channel(), self._ended)
         return self._connection
 
+    def _open_channel(self) -> Any:
+        if self._channel is None:
+            raise Disconnected("the client is not open: use it within `async with`", "CLOSED")
+        return self._channel
+
     async def _unary(self, method: str, request: Message, response_type: type[_Response]) -> _Response:
-        call = self._channel.unary_unary(f"/eddy.v1.{method}")
+        call = self._open_channel().unary_unary(f"/eddy.v1.{method}")
         try:
             data = await call(request.SerializeToString())
         except grpc.RpcError as error:

@@ -80,6 +80,12 @@ class BatchError(EddyError):
         self.outputs = outputs
 
 
+def invalid(reason: str, field: str, received: object, expected: object) -> InvalidInput:
+    """An error of the client's own checks, as the service would word it."""
+    detail = errors_pb2.ErrorDetail(field=field, received=str(received), expected=str(expected))
+    return InvalidInput(f"{field}: got {received}, expected {expected}", reason, detail)
+
+
 _PREFIX = "ERROR_REASON_"
 _ENDED = {"SESSION_EXPIRED", "SESSION_CLOSED", "UNKNOWN_SESSION", "MODEL_FAILED"}
 _KINDS: dict[str, type[EddyError]] = {

@@ -2,6 +2,10 @@
 
 Owns positions on the client's side and the limit of steps in flight. Must not know messages.
 
+Ordering rules: whoever asks first goes first; a step is in flight until it is answered, also when nobody waits for it
+any more; when a pipelined step fails, those asked for before its failure was known fail likewise; a reset has the
+session to itself.
+
 Dimension key: B sessions, T steps.
 """
 
@@ -18,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eddy.clients.connection import Connection, Group, PendingStep, Rows
-from eddy.clients.errors import BatchError, EddyError, InvalidInput, SessionEnded, from_detail
+from eddy.clients.errors import BatchError, EddyError, SessionEnded, from_detail, invalid
 from eddy.clients.tensors import Inputs, Outputs
 from eddy.v1 import inference_pb2
 
@@ -46,11 +50,13 @@ class Session:
         # Changed only by this session and, in flight, by the connection.
         self.handle = grant.handle.to_bytes(8, "little")
         self.sent_position = grant.position
+        self.num_rewinds = 0
         self._connection = connection
         self._group = group
         self._forget = forget
         self._num_in_flight = 0
-        self._turns: deque[asyncio.Future[None]] = deque()
+        # Who waits for room in flight, and for how much of it, in the order of asking.
+        self._turns: deque[tuple[asyncio.Future[None], int]] = deque()
         self._end: EddyError | None = None
 
     @property
@@ -90,39 +96,67 @@ class Session:
         arrays, is_single = self._group.signature.arrays(inputs, 0)
         num_steps = 1 if is_single else len(arrays[0])
         if not num_steps:
-            raise InvalidInput("inputs: got T = 0 steps, expected at least 1", "ZERO_STEPS")
-        if self._num_in_flight >= self.max_in_flight:
-            await self._turn()
-        self._num_in_flight += 1
+            raise invalid("ZERO_STEPS", "inputs", "T = 0 steps", "at least 1")
+        self._group.check_size(num_steps)
+        num_rewinds = self.num_rewinds
+        await self._take(1)
+        if self.max_in_flight == 1:
+            num_rewinds = self.num_rewinds  # Without pipelining whoever waited does not build on the step before.
         done: asyncio.Future[list[np.ndarray]] = asyncio.get_running_loop().create_future()
         try:
-            self._connection.step(self._group, PendingStep(self, arrays, num_steps, done))
-            outputs = await done
-        finally:
-            self._num_in_flight -= 1
-            while self._turns:
-                turn = self._turns.popleft()
-                if not turn.done():
-                    turn.set_result(None)
-                    break
+            if self._end is not None:  # While this waited.
+                raise self._end
+            self._connection.step(self._group, PendingStep(self, arrays, num_steps, done, num_rewinds))
+        except EddyError:
+            self.release()
+            raise
+        outputs = await done
         return [output[0] for output in outputs] if is_single else outputs
 
-    async def _turn(self) -> None:
-        while self._num_in_flight >= self.max_in_flight:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._turns.append(turn)
+    async def _take(self, room: int) -> None:
+        """Takes room in flight, in the order of asking; `release` hands it on."""
+        if not self._turns and self._num_in_flight + room <= self.max_in_flight:
+            self._num_in_flight += room
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._turns.append((turn, room))
+        try:
             await turn
+        except asyncio.CancelledError:
+            # It may have been this one's turn already; if not, others may have waited behind it only.
+            self.release(0 if turn.cancelled() else room)
+            raise
+
+    def release(self, room: int = 1) -> None:
+        """Gives room back (called by the connection for each step): whoever has waited longest gets it."""
+        self._num_in_flight -= room
+        while self._turns:
+            turn, wanted = self._turns[0]
+            if not turn.cancelled():
+                if self._num_in_flight + wanted > self.max_in_flight:
+                    return
+                self._num_in_flight += wanted
+                turn.set_result(None)
+            self._turns.popleft()
 
     async def reset(self) -> None:
         """Back to position 0 and the model's initial state, after the steps before it."""
+        if self._end is not None:
+            raise self._end
+        await self._take(self.max_in_flight)
         request = inference_pb2.StreamRequest(reset=inference_pb2.ResetSessions(handles=self.handle))
-        response = await self._connection.request(request)
+        response = await self._connection.request(request, self._reset_done)
         for error in response.reset.errors:
             raise from_detail(error.error)
-        self._forget(self)
-        self.handle = response.reset.handles
-        self._forget(self, renewed=True)
-        self.sent_position = 0
+
+    def _reset_done(self, response: inference_pb2.StreamResponse | None) -> None:
+        if response is not None and not response.reset.errors:
+            self._forget(self)
+            self.handle = response.reset.handles
+            self.sent_position = 0
+            if self._end is None:
+                self._forget(self, renewed=True)
+        self.release(self.max_in_flight)
 
     async def close(self) -> None:
         """Ends the session; ending it twice is fine."""
@@ -159,6 +193,8 @@ class SessionBatch:
         # Changed only by `step`, `reset` and `close`; uint64 [B] each.
         self.handles = np.frombuffer(opened.handles, "<u8").copy()
         self.positions = np.full(len(self.ids), start, np.uint64)
+        # How often a position was set back, as in `Session`.
+        self._num_rewinds = np.zeros(len(self.ids), np.int64)
         self._connection = connection
         self._group = group
         self._is_open = True
@@ -178,7 +214,7 @@ class SessionBatch:
 
         Raises:
             BatchError: some rows failed; it carries their errors and everybody's outputs.
-            EddyError: the whole call failed.
+            EddyError: the whole call failed; nothing was applied.
         """
         self._group.signature.check_single_output()
         (output,) = (await self.step_outputs(inputs, rows)).values()
@@ -187,25 +223,40 @@ class SessionBatch:
     async def step_outputs(self, inputs: Inputs, rows: ArrayLike | None = None) -> Outputs:
         """As `step`, for models with any number of outputs: each by its name."""
         arrays, is_single = self._group.signature.arrays(inputs, 1)
-        chosen = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
+        chosen = self._chosen(rows)
         if len(arrays[0]) != len(chosen):
-            raise InvalidInput(f"inputs: got {len(arrays[0])} rows, expected {len(chosen)}", "INVALID_SHAPE")
+            raise invalid("INVALID_SHAPE", "inputs", f"{len(arrays[0])} rows", f"{len(chosen)}")
         num_steps = 1 if is_single else arrays[0].shape[1]
         if not num_steps or not len(chosen):
-            raise InvalidInput(
-                f"inputs: got {len(chosen)} rows of {num_steps} steps, expected at least one of each",
-                "ZERO_STEPS" if len(chosen) else "EMPTY_BATCH",
-            )
-        row_bytes = self._group.signature.row_bytes(num_steps)
-        size = max(1, min(self._group.max_rows, self._group.max_bytes // row_bytes))
+            reason = "ZERO_STEPS" if len(chosen) else "EMPTY_BATCH"
+            raise invalid(reason, "inputs", f"{len(chosen)} rows of {num_steps} steps", "at least one of each")
+        self._group.check_size(num_steps)
+        size = self._group.rows_of_message(num_steps)
         spans = [slice(start, start + size) for start in range(0, len(chosen), size)]
-        results = await asyncio.gather(*(self._step_rows(arrays, chosen, span, num_steps) for span in spans))
-        outputs = [np.concatenate(parts) for parts in zip(*(part for part, _ in results), strict=True)]
-        errors = {
-            span.start + row: error
-            for span, (_, failed) in zip(spans, results, strict=True)
-            for row, error in failed.items()
-        }
+        messages = [self._step_rows(arrays, chosen[span], span, num_steps) for span in spans]
+        results = await asyncio.gather(*messages, return_exceptions=True)
+        parts: list[list[np.ndarray]] = []
+        errors: dict[int, EddyError] = {}
+        refused: list[EddyError] = []
+        for span, result in zip(spans, results, strict=True):
+            if isinstance(result, EddyError):  # The whole message.
+                count = len(chosen[span])
+                refused.append(result)
+                parts.append(self._zeros(count, num_steps))
+                errors |= {span.start + row: result for row in range(count)}
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                step = result.step
+                errors |= {span.start + error.row: from_detail(error.error) for error in step.errors}
+                # No outputs: every row was refused before the model was known.
+                signature = self._group.signature
+                parts.append(
+                    signature.read(step.outputs) if step.outputs else self._zeros(len(chosen[span]), num_steps)
+                )
+        if len(refused) == len(spans):
+            raise refused[0]
+        outputs = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
         if is_single:
             outputs = [output[:, 0] for output in outputs]
         by_name = self._group.signature.by_name(outputs)
@@ -213,31 +264,68 @@ class SessionBatch:
             raise BatchError(errors, by_name)
         return by_name
 
-    async def _step_rows(
-        self, arrays: Sequence[np.ndarray], chosen: np.ndarray, span: slice, num_steps: int
-    ) -> tuple[list[np.ndarray], dict[int, EddyError]]:
-        rows = chosen[span]
+    def _step_rows(
+        self, arrays: Sequence[np.ndarray], rows: np.ndarray, span: slice, num_steps: int
+    ) -> asyncio.Future[inference_pb2.StreamResponse]:
+        """Queues one message for `rows`, whose inputs are those in `span`."""
         raw = [array[span].tobytes() for array in arrays]
-        message = Rows(self.handles[rows].tobytes(), self.positions[rows].tobytes(), num_steps, raw)
-        result = await self._connection.step_rows(self._group, message)
-        errors = {error.row: from_detail(error.error) for error in result.errors}
-        done = np.ones(len(rows), np.bool_)
-        done[list(errors)] = False
-        self.positions[rows[done]] += np.uint64(num_steps)
-        if not result.outputs:  # Every row was refused before the model was known.
-            shapes = [(len(rows), num_steps, *spec.shape) for spec in self._group.signature.outputs]
-            specs = self._group.signature.outputs
-            return [np.zeros(shape, spec.dtype) for shape, spec in zip(shapes, specs, strict=True)], errors
-        return self._group.signature.read(result.outputs), errors
+        positions, rewinds = self.positions[rows], self._num_rewinds[rows]
+        message = Rows(self.handles[rows].tobytes(), positions.tobytes(), num_steps, raw)
+        # The next step may be asked for before this one is answered; rows that fail are set back then.
+        self.positions[rows] += np.uint64(num_steps)
+
+        def answered(response: inference_pb2.StreamResponse | None) -> None:
+            failed = dict(enumerate(positions.tolist())) if response is None else {}
+            for error in response.step.errors if response is not None else ():
+                detail = error.error
+                failed[error.row] = detail.next_position if detail.HasField("next_position") else positions[error.row]
+            for row, position in failed.items():
+                if self._num_rewinds[rows[row]] == rewinds[row]:
+                    self.positions[rows[row]] = position
+                    self._num_rewinds[rows[row]] += 1
+
+        return self._connection.step_rows(self._group, message, answered)
+
+    def _chosen(self, rows: ArrayLike | None) -> np.ndarray:
+        """Indices of the rows to step, int64 [B]."""
+        if rows is None:
+            return np.arange(len(self))
+        chosen = np.asarray(rows)
+        if not chosen.size:
+            return np.empty(0, np.int64)
+        if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
+            raise invalid("INVALID_SHAPE", "rows", f"{chosen.dtype} {list(chosen.shape)}", "indices, int [B]")
+        chosen = chosen.astype(np.int64)
+        if chosen.min() < 0 or chosen.max() >= len(self):
+            wrong = chosen.min() if chosen.min() < 0 else chosen.max()
+            raise invalid("OUT_OF_RANGE", "rows", wrong, f"0 to {len(self) - 1}")
+        if len(np.unique(chosen)) != len(chosen):
+            raise invalid("DUPLICATE_HANDLE", "rows", "a row twice", "each session at most once in a call")
+        return chosen
+
+    def _zeros(self, num_rows: int, num_steps: int) -> list[np.ndarray]:
+        """Outputs of rows that have none, [B, T, ...] each."""
+        return [np.zeros((num_rows, num_steps, *spec.shape), spec.dtype) for spec in self._group.signature.outputs]
 
     async def reset(self) -> None:
-        """Every session back to position 0 and the initial state."""
+        """Every session back to position 0 and the initial state, after the steps before it.
+
+        Steps that are asked for before it is through are fenced.
+        """
         request = inference_pb2.StreamRequest(reset=inference_pb2.ResetSessions(handles=self.handles.tobytes()))
-        response = await self._connection.request(request)
+        response = await self._connection.request(request, self._reset_done)
         for error in response.reset.errors:
             raise from_detail(error.error)
-        self.handles = np.frombuffer(response.reset.handles, "<u8").copy()
-        self.positions[:] = 0
+
+    def _reset_done(self, response: inference_pb2.StreamResponse | None) -> None:
+        """The sessions that were reset have new handles; those that were not keep the old ones."""
+        if response is None:
+            return
+        done = np.ones(len(self), np.bool_)
+        done[[error.row for error in response.reset.errors]] = False
+        self.handles[done] = np.frombuffer(response.reset.handles, "<u8")[done]
+        self.positions[done] = 0
+        self._num_rewinds[done] += 1
 
     async def close(self) -> None:
         """Ends every session; ending them twice is fine."""

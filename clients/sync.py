@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eddy.clients.client import Client
+from eddy.clients.errors import Disconnected
 from eddy.clients.session import Session, SessionBatch
 from eddy.clients.tensors import Inputs, Outputs
 from eddy.v1 import contract_pb2, models_pb2
@@ -38,23 +40,49 @@ class SyncClient:
         self._client = Client(target)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="eddy-client", daemon=True)
+        # Guards `_is_open`: nothing is handed to the loop once it may stop.
+        self._lock = threading.Lock()
+        self._is_open = False
 
     def __enter__(self) -> Self:
         self._thread.start()
+        self._is_open = True
         self.wait(self._client.__aenter__())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.wait(self._client.close())
+        with self._lock:
+            self._is_open = False
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
+    async def _end(self) -> None:
+        """Closes the client, and cancels what other threads still wait for."""
+        await self._client.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
     def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Runs `work` on the client's event loop and returns its result."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        """Runs `work` on the client's event loop and returns its result.
+
+        Raises:
+            Disconnected: the client is not open, or is closed meanwhile.
+        """
+        with self._lock:
+            if not self._is_open:
+                work.close()
+                raise Disconnected("the client is not open: use it within `with`", "CLOSED")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except CancelledError:
+            raise Disconnected("the client was closed", "CLOSED") from None
 
     def models(self) -> list[models_pb2.ModelStatus]:
         """As `Client.models`."""
@@ -133,6 +161,10 @@ class SyncBatch:
     def step_outputs(self, inputs: Inputs, rows: ArrayLike | None = None) -> Outputs:
         """As `SessionBatch.step_outputs`."""
         return self._client.wait(self.batch.step_outputs(inputs, rows))
+
+    def reset(self) -> None:
+        """As `SessionBatch.reset`."""
+        self._client.wait(self.batch.reset())
 
     def close(self) -> None:
         """As `SessionBatch.close`."""

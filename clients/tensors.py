@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eddy.clients.errors import InvalidInput
+from eddy.clients.errors import invalid
 from eddy.v1 import contract_pb2, inference_pb2
 
 # What `step` takes: the one input's values, or every input's by name.
@@ -69,24 +69,23 @@ class Signature:
         """
         if isinstance(values, Mapping):
             if values.keys() != {spec.name for spec in self.inputs}:
-                expected = ", ".join(spec.name for spec in self.inputs)
-                raise InvalidInput(f"inputs: got {', '.join(values)}, expected {expected}", "UNKNOWN_INPUT")
+                raise invalid("UNKNOWN_INPUT", "inputs", ", ".join(map(str, values)) or "none", self._input_names())
             given = [values[spec.name] for spec in self.inputs]
         elif len(self.inputs) == 1:
             given = [values]
         else:
-            expected = ", ".join(spec.name for spec in self.inputs)
-            raise InvalidInput(f"inputs: got one array, expected a mapping with {expected}", "MISSING_FIELD")
+            raise invalid("MISSING_FIELD", "inputs", "one array", f"a mapping with {self._input_names()}")
         arrays = [_convert(spec, value) for spec, value in zip(self.inputs, given, strict=True)]
         is_single = arrays[0].ndim == leading + len(self.inputs[0].shape)
         lead = arrays[0].shape[: leading if is_single else leading + 1]
         for spec, array in zip(self.inputs, arrays, strict=True):
             if array.shape != (*lead, *spec.shape) or len(lead) != leading + (not is_single):
-                raise InvalidInput(
-                    f"{spec.name}: got shape {list(array.shape)}, expected {self._shape_text(spec, leading)}",
-                    "INVALID_SHAPE",
-                )
+                expected = self._shape_text(spec, leading)
+                raise invalid("INVALID_SHAPE", spec.name, f"shape {list(array.shape)}", expected)
         return arrays, is_single
+
+    def _input_names(self) -> str:
+        return ", ".join(spec.name for spec in self.inputs)
 
     @staticmethod
     def _shape_text(spec: _Spec, leading: int) -> str:
@@ -118,7 +117,9 @@ class Signature:
         """Raises InvalidInput when the model has several outputs."""
         if len(self.outputs) != 1:
             names = ", ".join(spec.name for spec in self.outputs)
-            raise InvalidInput(f"step: the model has the outputs {names}; use step_outputs", "UNKNOWN_OUTPUT")
+            raise invalid(
+                "UNKNOWN_OUTPUT", "step", f"a model with the outputs {names}", "one output (use step_outputs)"
+            )
 
     def row_bytes(self, num_steps: int) -> int:
         """Bytes that one row of T steps counts against a message's limit.
@@ -135,10 +136,22 @@ def _spec(spec: contract_pb2.TensorSpec) -> _Spec:
 
 
 def _convert(spec: _Spec, value: ArrayLike) -> np.ndarray:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # Lists of different lengths.
+        raise invalid("INVALID_SHAPE", spec.name, f"ragged values ({error})", "an array") from error
     if array.dtype != spec.dtype:
-        # Narrowing within a kind is what callers mean by plain Python numbers; float to int is a mistake.
-        if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
-            raise InvalidInput(f"{spec.name}: got dtype {array.dtype}, expected {spec.dtype}", "INVALID_DTYPE")
-        array = array.astype(spec.dtype)
+        array = _narrow(spec, array)
     return np.ascontiguousarray(array) if array.ndim else array
+
+
+def _narrow(spec: _Spec, array: np.ndarray) -> np.ndarray:
+    """Narrowing within a kind is what callers mean by plain Python numbers; float to int, or overflow, is a mistake."""
+    if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+        raise invalid("INVALID_DTYPE", spec.name, f"dtype {array.dtype}", spec.dtype)
+    with np.errstate(over="ignore"):
+        narrowed = array.astype(spec.dtype)
+    is_lost = np.isinf(narrowed) & np.isfinite(array) if spec.dtype.kind == "f" else narrowed != array
+    if is_lost.any():
+        raise invalid("OUT_OF_RANGE", spec.name, array[is_lost].flat[0], f"values that {spec.dtype} can hold")
+    return narrowed

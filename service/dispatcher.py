@@ -116,7 +116,7 @@ class Dispatcher:
             model.scheduler.commit(tick, outcome, self._clock(), was_begun=was_begun)
         except Exception:  # noqa: BLE001  the task's root: the tick's sessions fail, the server goes on
             _LOG.exception("model %s version %s: a tick was not committed", model.file.name, model.file.version)
-            model.scheduler.abort(tick, _bug())
+            model.scheduler.abort(tick, _bug(), was_begun=was_begun)
 
     def _finish(self, model: ServedModel, tick: Tick, outcome: list[bytes] | EddyError) -> None:
         self._ticks_away[model] -= 1

@@ -63,6 +63,10 @@ class StreamConnection:
     async def serve(self) -> None:
         """Serves the call until the client ends it; everything read by then is answered."""
         writer = asyncio.create_task(self._write())
+        # Without a writer nobody would be answered: the call ends.
+        reader = asyncio.current_task()
+        assert reader is not None, "a call is served by a task"
+        writer.add_done_callback(lambda _: reader.cancel() if not self.is_gone else None)
         try:
             while (data := await self._context.read()) is not grpc.aio.EOF:
                 self._receive(data)

@@ -1,0 +1,131 @@
+"""Streams of the load generator: raw `grpc.aio` calls in closed loops, to Eddy and to the echo alike.
+
+Owns connections, sessions and round trips. Must not know time or what is measured.
+
+Dimension key: B rows of a message, one session each, one step (T = 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from benchmarks.echo import METHOD as ECHO_METHOD
+from benchmarks.echo import REPLY_BYTES
+from benchmarks.message import StepMessage, reply_bytes
+from benchmarks.shape import Shape
+from eddy.v1 import inference_pb2
+
+EDDY_METHOD = "/eddy.v1.InferenceService/Stream"
+# More in one OpenSessions would only make one large reply.
+_MAX_OPEN = 1024
+
+
+class LoadError(Exception):
+    """The server answered other than expected; the measurement means nothing."""
+
+
+@dataclass(slots=True)
+class Loop:
+    """One stream and what it sends.
+
+    Attributes:
+        call: the bidirectional call; expected_bytes: of every reply.
+        num_messages: answered so far; changed by `step` only.
+    """
+
+    call: Any
+    message: StepMessage
+    expected_bytes: int
+    num_messages: int = 0
+
+    async def step(self) -> bytes:
+        """One round trip."""
+        await self.call.write(self.message.next())
+        reply: bytes = await self.call.read()
+        if reply is grpc.aio.EOF or len(reply) != self.expected_bytes:
+            raise LoadError(f"expected a reply of {self.expected_bytes} bytes, got {_describe(reply)}")
+        self.num_messages += 1
+        return reply
+
+
+# Connections
+
+
+def open_channel(target: str) -> grpc.aio.Channel:
+    """A connection of its own, as another client would have."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+    return grpc.aio.insecure_channel(target, options=options)
+
+
+async def open_sessions(call: Any, model: str, count: int) -> np.ndarray:
+    """Opens sessions on a stream; returns their handles, uint64 [count]."""
+    handles = []
+    for begin in range(0, count, _MAX_OPEN):
+        request = inference_pb2.OpenSessions(model=model, count=min(_MAX_OPEN, count - begin))
+        response = await _exchange(call, inference_pb2.StreamRequest(open=request))
+        handles.append(np.frombuffer(response.opened.handles, "<u8"))
+    return np.concatenate(handles)
+
+
+async def _exchange(call: Any, request: inference_pb2.StreamRequest) -> inference_pb2.StreamResponse:
+    await call.write(request.SerializeToString())
+    response = inference_pb2.StreamResponse.FromString(await call.read())
+    if response.HasField("error"):
+        raise LoadError(response.error.message)
+    return response
+
+
+@asynccontextmanager
+async def eddy_loops(
+    target: str, shape: Shape, num_streams: int, num_rows: int, one_connection: bool = False
+) -> AsyncIterator[list[Loop]]:
+    """Streams with B sessions each on Eddy; the sessions are closed in the end."""
+    channels = [open_channel(target) for _ in range(1 if one_connection else num_streams)]
+    loops, columns = [], []
+    for number in range(num_streams):
+        call: Any = channels[number % len(channels)].stream_stream(EDDY_METHOD)()
+        handles = await open_sessions(call, shape.name, num_rows)
+        columns.append(handles)
+        loops.append(Loop(call, StepMessage(shape, handles, number), reply_bytes(shape, num_rows)))
+    yield loops
+    for loop, handles in zip(loops, columns, strict=True):
+        close = inference_pb2.CloseSessions(handles=handles.tobytes())
+        await _exchange(loop.call, inference_pb2.StreamRequest(close=close))
+        await loop.call.done_writing()
+    for channel in channels:
+        await channel.close()
+
+
+@asynccontextmanager
+async def echo_loops(
+    target: str, shape: Shape, num_streams: int, num_rows: int, one_connection: bool = False
+) -> AsyncIterator[list[Loop]]:
+    """The same streams on the echo server."""
+    channels = [open_channel(target) for _ in range(1 if one_connection else num_streams)]
+    size = reply_bytes(shape, num_rows)
+    loops = []
+    for number in range(num_streams):
+        call: Any = channels[number % len(channels)].stream_stream(ECHO_METHOD)(metadata=((REPLY_BYTES, str(size)),))
+        message = StepMessage(shape, np.arange(num_rows, dtype=np.uint64), number)
+        loops.append(Loop(call, message, size))
+    yield loops
+    for loop in loops:
+        await loop.call.done_writing()
+    for channel in channels:
+        await channel.close()
+
+
+def _describe(reply: Any) -> str:
+    if reply is grpc.aio.EOF:
+        return "the end of the stream"
+    try:
+        return f"{len(reply)} bytes: {inference_pb2.StreamResponse.FromString(reply)!s:.500}"
+    except DecodeError:
+        return f"{len(reply)} bytes that do not parse"
