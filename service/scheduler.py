@@ -24,12 +24,13 @@ from itertools import accumulate
 
 import numpy as np
 
+from eddy.service.admission import Admission, input_arrays, is_acceptable
 from eddy.service.arena import SlotAllocator
 from eddy.service.chunk import Chunk, ChunkResult
-from eddy.service.contract import Contract, Port
-from eddy.service.errors import CapacityError, ClientError, Detail, EddyError, Reason
+from eddy.service.contract import Contract
+from eddy.service.errors import CapacityError, Detail, EddyError, Reason
 from eddy.service.replies import ReplyStore
-from eddy.service.sessions import MODEL_BITS, SessionTable
+from eddy.service.sessions import SessionTable
 
 # Marks of a pass over the queue lie above every row index, so that both can share the table's scratch column.
 _FIRST_PASS = 1 << 32
@@ -116,6 +117,7 @@ class Scheduler:
         self._replies = replies
         self._work_slots = work_slots
         self._on_failed = on_failed
+        self._admission = Admission(contract, table, replies)
         # Changed only by the methods below.
         self._queue: deque[Chunk | Control] = deque()
         self._pass = _FIRST_PASS
@@ -329,7 +331,7 @@ class Scheduler:
         inputs = []
         for port, raw in zip(self._contract.inputs, raw_inputs, strict=True):
             values = np.frombuffer(raw, port.dtype)
-            if not _is_acceptable(port, values):
+            if not is_acceptable(port, values):
                 return None
             inputs.append(values.reshape(num_rows, num_steps, *port.shape))
         return inputs
@@ -376,7 +378,7 @@ class Scheduler:
     def _begin(self, chunk: Chunk, num_steps: int) -> None:
         """Sorts out the rows of a chunk and prepares those that run."""
         rows = self._rows(chunk)
-        errors, replays = self._check_rows(chunk, rows)
+        errors, replays = self._admission.check(chunk, rows)
         runs = np.ones(chunk.num_rows, np.bool_)
         runs[[*errors, *replays]] = False
         good = np.flatnonzero(runs)
@@ -388,12 +390,6 @@ class Scheduler:
                 np.empty((len(good), chunk.num_steps, *port.shape), port.dtype) for port in self._contract.outputs
             ]
             self._set_busy(rows[good])
-
-    def _input_arrays(self, chunk: Chunk) -> list[np.ndarray]:
-        return [
-            np.frombuffer(raw, port.dtype).reshape(chunk.num_rows, chunk.num_steps, *port.shape)
-            for port, raw in zip(self._contract.inputs, chunk.inputs, strict=True)
-        ]
 
     def _assemble(self, chunks: list[Chunk], num_steps: int) -> Tick:
         table = self._table
@@ -408,7 +404,7 @@ class Scheduler:
             read.append(table.read_slot[mine] if is_first else work)
             write.append(table.slot[mine] if is_last else work)
             span = slice(chunk.done_steps, chunk.done_steps + num_steps)
-            for parts, values in zip(inputs, self._input_arrays(chunk), strict=True):
+            for parts, values in zip(inputs, input_arrays(self._contract, chunk), strict=True):
                 parts.append(values[chunk.index, span])
         return Tick(
             chunks,
@@ -420,117 +416,6 @@ class Scheduler:
             num_steps,
             is_fast=False,
         )
-
-    # Checking rows, one by one: only rows that are not fine come here
-
-    def _check_rows(self, chunk: Chunk, rows: np.ndarray) -> tuple[dict[int, EddyError], dict[int, tuple[bytes, ...]]]:
-        """Refused rows and rows to answer from kept replies, by row of the chunk.
-
-        Cases in order: not this stream's session; twice in the message; bad values; a repeat; out of order.
-        """
-        table = self._table
-        handles = np.frombuffer(chunk.handles, "<u8")
-        positions = np.frombuffer(chunk.positions, "<u8")
-        arrays = self._input_arrays(chunk)
-        is_good = (table.handle[rows] == handles) & (table.route[rows] == chunk.route)
-        unique, counts = np.unique(handles, return_counts=True)
-        repeated = set(unique[counts > 1].tolist())
-        bad_values = np.zeros(chunk.num_rows, np.bool_)
-        for port, values in zip(self._contract.inputs, arrays, strict=True):
-            bad_values |= _bad_rows(port, values)
-        expected = table.next_position[rows].astype(np.uint64)
-        suspects = ~is_good | bad_values | (positions != expected)
-        if repeated:
-            suspects |= np.isin(handles, unique[counts > 1])
-        errors: dict[int, EddyError] = {}
-        replays: dict[int, tuple[bytes, ...]] = {}
-        for row in np.flatnonzero(suspects).tolist():
-            handle = int(handles[row])
-            if not is_good[row]:
-                errors[row] = self._not_yours(int(rows[row]), handle, chunk.route)
-            elif handle in repeated:
-                errors[row] = ClientError(
-                    Reason.DUPLICATE_HANDLE,
-                    "handles: the same session is in this message more than once",
-                    Detail("handles", str(handle), "each session at most once in a message"),
-                )
-            elif bad_values[row]:
-                errors[row] = self._bad_value(arrays, row)
-            else:
-                kept = self._repeat(chunk, int(rows[row]), row, int(positions[row]), arrays)
-                if isinstance(kept, EddyError):
-                    errors[row] = kept
-                else:
-                    replays[row] = kept
-        return errors, replays
-
-    def _not_yours(self, row: int, handle: int, wanted_route: int) -> EddyError:
-        stream = wanted_route >> MODEL_BITS
-        if int(self._table.handle[row]) == handle and int(self._table.route[row]) >> MODEL_BITS == stream:
-            return ClientError(
-                Reason.MIXED_MODELS,
-                "handles: this session is of another model than the message's first",
-                Detail("handles", "sessions of several models", "one model a message"),
-            )
-        return self._table.explain(handle)
-
-    def _bad_value(self, arrays: Sequence[np.ndarray], row: int) -> EddyError:
-        for port, values in zip(self._contract.inputs, arrays, strict=True):
-            mine = values[row : row + 1]
-            if not _bad_rows(port, mine)[0]:
-                continue
-            where = f"inputs[{port.name}]"
-            if port.dtype.kind == "f" and not np.isfinite(mine).all():
-                place = np.argwhere(~np.isfinite(mine[0]))[0].tolist()
-                return ClientError(
-                    Reason.NON_FINITE,
-                    f"{where}: {mine[0][tuple(place)]} at step {place[0]}, expected finite values",
-                    Detail(where, str(mine[0][tuple(place)]), "finite values"),
-                )
-            wanted = "0 or 1" if port.dtype.kind == "b" else f"{port.minimum:g} to {port.maximum:g}"
-            if port.dtype.kind == "b":
-                came = str(mine.view(np.uint8).max())
-            else:
-                came = str(mine.min() if mine.min() < (port.minimum or 0) else mine.max())
-            return ClientError(
-                Reason.OUT_OF_RANGE, f"{where}: got {came}, expected {wanted}", Detail(where, came, wanted)
-            )
-        raise AssertionError("a row was refused for its values, and none is bad")
-
-    def _repeat(
-        self, chunk: Chunk, table_row: int, row: int, position: int, arrays: Sequence[np.ndarray]
-    ) -> EddyError | tuple[bytes, ...]:
-        """The kept reply for a chunk that comes again, or why there is none."""
-        table = self._table
-        expected = int(table.next_position[table_row])
-        detail = Detail("positions", str(position), str(expected), next_position=expected)
-        if position > expected:
-            return ClientError(
-                Reason.POSITION_AHEAD, f"positions: got {position}, the session expects {expected} next", detail
-            )
-        kept = self._replies.find(int(table.ring_start[table_row]), int(table.ring_size[table_row]), position)
-        if kept is None:
-            return ClientError(
-                Reason.POSITION_BEHIND,
-                f"positions: got {position}, the session expects {expected} next and keeps no reply for that chunk",
-                detail,
-            )
-        inputs = tuple(values[row].tobytes() for values in arrays)
-        if not kept.is_forgotten and (kept.num_steps != chunk.num_steps or kept.inputs != inputs):
-            return ClientError(
-                Reason.REPEAT_MISMATCH,
-                f"positions: the chunk at {position} was applied with other inputs; "
-                f"the session expects {expected} next",
-                detail,
-            )
-        if kept.is_forgotten:
-            return ClientError(
-                Reason.REPLY_NOT_KEPT,
-                f"positions: the chunk at {position} was applied and its reply is no longer kept; "
-                f"the session expects {expected} next",
-                detail,
-            )
-        return kept.outputs
 
     # Carrying out
 
@@ -655,7 +540,7 @@ class Scheduler:
             self._clear_busy(rows)
             self._release_work_slots(chunk)
             positions = np.frombuffer(chunk.positions, "<i8")[chunk.index]
-            inputs = [values[chunk.index].tobytes() for values in self._input_arrays(chunk)]
+            inputs = [values[chunk.index].tobytes() for values in input_arrays(self._contract, chunk)]
             whole_outputs = [array.tobytes() for array in chunk.outputs]
             self._advance(rows, positions, tick.write_slots[begin:end], chunk.num_steps, (*inputs, *whole_outputs), now)
             self._finish(chunk)
@@ -704,29 +589,3 @@ def _late() -> CapacityError:
 def _route_bytes(chunk: Chunk) -> bytes:
     """The owner column that the chunk's rows must have, int64 [B] raw."""
     return chunk.route.to_bytes(8, "little") * chunk.num_rows
-
-
-def _is_acceptable(port: Port, values: np.ndarray) -> bool:
-    """All of `values` are finite and in the port's range."""
-    if port.dtype.kind == "f" and b"\0" in np.isfinite(values).tobytes():
-        return False
-    if port.dtype.kind == "b":
-        return bool(values.view(np.uint8).max() <= 1)
-    if port.minimum is not None and values.min() < port.minimum:
-        return False
-    return port.maximum is None or bool(values.max() <= port.maximum)
-
-
-def _bad_rows(port: Port, values: np.ndarray) -> np.ndarray:
-    """Rows of `values` [B, T, ...] that are not acceptable, bool [B]."""
-    flat = values.reshape(len(values), -1)
-    if port.dtype.kind == "b":
-        return np.asarray(flat.view(np.uint8).max(axis=1) > 1)
-    bad = np.zeros(len(values), np.bool_)
-    if port.dtype.kind == "f":
-        bad |= ~np.isfinite(flat).all(axis=1)
-    if port.minimum is not None:
-        bad |= flat.min(axis=1) < port.minimum
-    if port.maximum is not None:
-        bad |= flat.max(axis=1) > port.maximum
-    return bad

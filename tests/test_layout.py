@@ -17,6 +17,7 @@ RANKS = {
             ("errors", "index", "lifecycle", "metrics"),
             ("config", "arena", "contract", "http"),
             ("graph", "sessions", "replies", "chunk"),
+            ("admission",),
             ("engine", "scheduler"),
             ("model",),
             ("catalog", "dispatcher", "codec"),
