@@ -56,13 +56,6 @@ class Dispatcher:
             self._is_scheduled = True
             self._loop.call_soon(self._pass)
 
-    def notify_alone(self, model: ServedModel) -> None:
-        """As `notify` where nobody else could join the tick: it is formed at once."""
-        if self._is_scheduled or self._ticks_away.get(model):
-            self.notify(model)
-        else:
-            self._advance(model)
-
     def close(self) -> None:
         """Ends the engine thread after what it has been given."""
         self._jobs.put(None)

@@ -234,10 +234,7 @@ class Host:
         """
         self.refuse_if_draining()
         model.scheduler.submit(chunk)
-        if len(self._ended_listeners) <= 1:
-            self.dispatcher.notify_alone(model)
-        else:
-            self.dispatcher.notify(model)
+        self.dispatcher.notify(model)
 
     def route(self, stream: int, model: ServedModel) -> int:
         """The route of chunks of `model` on `stream`."""

@@ -70,10 +70,6 @@ class StreamConnection:
         try:
             while (data := await self._context.read()) is not grpc.aio.EOF:
                 self._receive(data)
-                if self._outbox:
-                    await asyncio.sleep(
-                        0
-                    )  # The writer first: whoever waits for an answer does not wait for us to read.
                 if self._num_unanswered >= self._max_requests:
                     await self._wait_until(self._max_requests - 1)
                 if self._outbox_bytes > self._max_bytes or self._chunk_bytes > self._max_bytes:
@@ -116,7 +112,7 @@ class StreamConnection:
     def _put(self, data: bytes, num_answered: int) -> None:
         self._outbox.append((data, num_answered))
         self._outbox_bytes += len(data)
-        if self._wake is not None:
+        if self._wake is not None and not self._wake.done():  # Done: the writer was cancelled, the call ends.
             self._wake.set_result(None)
             self._wake = None
 

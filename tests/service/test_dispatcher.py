@@ -87,10 +87,10 @@ class Floor:
         self.rigs = rigs
         self.dispatcher = Dispatcher(asyncio.get_running_loop(), rigs[0].clock, 0.5)
 
-    def submit(self, rig: Rig, row: int, position: int, digits: list[int], *, alone: bool = False) -> int:
+    def submit(self, rig: Rig, row: int, position: int, digits: list[int]) -> int:
         """Queues a chunk as the host does; returns its tag."""
         tag = rig.submit(np.array([row]), [position], [np.array([digits], np.int64)])
-        (self.dispatcher.notify_alone if alone else self.dispatcher.notify)(rig.model)
+        self.dispatcher.notify(rig.model)
         return tag
 
     async def settle(self) -> None:
@@ -135,7 +135,7 @@ def test_a_tick_that_breaks(where: str, cost: TickCost, caplog: pytest.LogCaptur
             rig.model.engine.num_failures = 1
         else:
             rig.scheduler.num_bad_commits = 1
-        bad = [floor.submit(rig, first, 0, [1, 2], alone=alone)]
+        bad = [floor.submit(rig, first, 0, [1, 2])]
         if not alone:
             bad.append(floor.submit(rig, second, 0, [3, 4]))  # The same tick.
         good = floor.submit(other, elsewhere, 0, [7])
@@ -231,7 +231,7 @@ def test_cheap_ticks_run_inline_and_dear_ones_on_the_thread() -> None:
         floor = Floor(cheap, dear)
         for rig in (cheap, dear):
             (row,) = rig.open(1).tolist()
-            floor.submit(rig, row, 0, [1, 2], alone=True)
+            floor.submit(rig, row, 0, [1, 2])
         await floor.settle()
         assert (floor.dispatcher.num_inline_ticks, floor.dispatcher.num_thread_ticks) == (1, 1)
         assert [_answers(rig, 1) for rig in (cheap, dear)] == [[1, 12]] * 2
@@ -248,7 +248,9 @@ def test_closing_finishes_what_was_given() -> None:
         rig.model.cost = THREAD
         floor = Floor(rig)
         (row,) = rig.open(1).tolist()
-        tag = floor.submit(rig, row, 0, [1, 2], alone=True)
+        tag = floor.submit(rig, row, 0, [1, 2])
+        await asyncio.sleep(0)  # The event loop's next turn hands the tick to the engine thread.
+        assert floor.dispatcher.num_thread_ticks == 1
         floor.dispatcher.close()
         await floor.settle()
         assert _answers(rig, tag) == [1, 12]
