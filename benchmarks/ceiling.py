@@ -67,8 +67,8 @@ class Ceiling:
     def _wrapped(self, shape: Shape, rows: int) -> Callable[[], None]:
         engine = self._engine(shape)
         slots = np.arange(rows) + NUM_RESERVED_SLOTS
-        inputs = [_inputs(shape, rows)]
-        return lambda: _drop(engine.run(inputs, slots, slots, 1))
+        inputs = [_inputs(shape, rows).tobytes()]
+        return lambda: _drop(engine.run(inputs, slots, slots, rows, 1))
 
     def _session(self, shape: Shape) -> Any:
         if shape.name not in self._sessions:

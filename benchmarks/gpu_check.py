@@ -117,8 +117,8 @@ def _run(
     parts: list[list[np.ndarray]] = [[] for _ in contract.outputs]
     done = 0
     for steps in cuts:
-        chunk = [values[:, done : done + steps] for values in inputs]
-        blocks = engine.run(chunk, read, write, steps)
+        chunk = [values[:, done : done + steps].tobytes() for values in inputs]
+        blocks = engine.run(chunk, read, write, rows, steps)
         for port, part, block in zip(contract.outputs, parts, blocks, strict=True):
             part.append(np.frombuffer(block, port.dtype).reshape(rows, steps, *port.shape))
         read = write
@@ -134,12 +134,12 @@ def _worst(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
 
 def _tick_seconds(engine: Engine, contract: Contract, rows: int, repeats: int = 30) -> float:
     generator = np.random.default_rng(1)
-    inputs = [_values(port, rows, 1, generator) for port in contract.inputs]
+    inputs = [_values(port, rows, 1, generator).tobytes() for port in contract.inputs]
     slots = np.arange(rows) + NUM_RESERVED_SLOTS
     durations = []
     for _ in range(repeats):
         start = time.perf_counter()
-        engine.run(inputs, slots, slots, 1)
+        engine.run(inputs, slots, slots, rows, 1)
         durations.append(time.perf_counter() - start)
     return float(np.median(durations))
 

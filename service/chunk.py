@@ -95,7 +95,7 @@ class Chunk:
         handles: bytes,
         positions: bytes,
         num_steps: int,
-        inputs: Sequence[bytes],
+        inputs: tuple[bytes, ...],
         route: int,
         source: Source,
         tag: int,

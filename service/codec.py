@@ -69,6 +69,8 @@ _MAX_QUOTE = 400
 # About 100 bytes each; a stream that uses more shapes than this encodes some of them again.
 _MAX_HEADS = 256
 
+_TAG_KEY = bytes((inference_pb2.StreamResponse.DESCRIPTOR.fields_by_name["tag"].number << 3,))
+
 # Outputs may be larger than inputs (logits of a token), yet not without limit.
 _MAX_ANSWER_RATIO = 4
 
@@ -173,7 +175,7 @@ def tag_of(data: bytes) -> int:
 
 def read_inputs(
     contract: Contract, tensors: Sequence[inference_pb2.Tensor], num_rows: int, num_steps: int
-) -> list[bytes]:
+) -> tuple[bytes, ...]:
     """Raw bytes an input port of the contract, [B, T, ...].
 
     Raises:
@@ -194,7 +196,7 @@ def read_inputs(
         ):
             raise _bad_tensor(tensor, port.name, port.wire_dtype, (num_rows, num_steps, *port.shape), port.step_bytes)
         raw.append(data)
-    return raw
+    return tuple(raw)
 
 
 def _in_order(contract: Contract, tensors: Iterable[inference_pb2.Tensor]) -> list[inference_pb2.Tensor]:
@@ -261,31 +263,44 @@ class StepResponses:
 
     def encode(self, contract: Contract, tag: int, num_rows: int, num_steps: int, result: ChunkResult) -> bytes:
         """The answer to a step message, as `eddy.v1.StreamResponse`."""
+        outputs = result.outputs
+        if len(outputs) == 1 and not result.errors and not result.replayed:
+            head = self._heads.get((id(contract), num_rows, num_steps))
+            if head is None:
+                head = self._learn_head(contract, num_rows, num_steps)
+            return _TAG_KEY + _varint(tag) + head + outputs[0] if tag else head + outputs[0]
         response = inference_pb2.StreamResponse(tag=tag)
         if result.failure is not None:
             response.error.CopyFrom(error_detail(result.failure))
-        elif result.errors or result.replayed or len(contract.outputs) > 1:
+        else:
             step = response.step
-            _write_outputs(contract, step.outputs, num_rows, num_steps, result.outputs)
+            _write_outputs(contract, step.outputs, num_rows, num_steps, outputs)
             step.errors.extend(row_errors(result.errors))
             step.replayed_rows = np.array(result.replayed, "<u4").tobytes()
-        else:
-            return response.SerializeToString() + self._head(contract, num_rows, num_steps) + result.outputs[0]
         return response.SerializeToString()
 
-    def _head(self, contract: Contract, num_rows: int, num_steps: int) -> bytes:
-        key = (id(contract), num_rows, num_steps)
-        head = self._heads.get(key)
-        if head is None:
-            data = bytes(contract.outputs[0].step_bytes * num_rows * num_steps)
-            response = inference_pb2.StreamResponse()
-            _write_outputs(contract, response.step.outputs, num_rows, num_steps, [data])
-            encoded = response.SerializeToString()
-            assert encoded.endswith(data), "a tensor's data is encoded last"
-            if len(self._heads) >= _MAX_HEADS:
-                self._heads.clear()
-            head = self._heads[key] = encoded[: -len(data)]
+    def _learn_head(self, contract: Contract, num_rows: int, num_steps: int) -> bytes:
+        data = bytes(contract.outputs[0].step_bytes * num_rows * num_steps)
+        response = inference_pb2.StreamResponse()
+        _write_outputs(contract, response.step.outputs, num_rows, num_steps, [data])
+        encoded = response.SerializeToString()
+        assert encoded.endswith(data), "a tensor's data is encoded last"
+        if len(self._heads) >= _MAX_HEADS:
+            self._heads.clear()
+        head = self._heads[id(contract), num_rows, num_steps] = encoded[: -len(data)]
         return head
+
+
+def _varint(value: int) -> bytes:
+    """Protobuf's base-128 encoding, https://protobuf.dev/programming-guides/encoding/."""
+    if value < 0x80:
+        return bytes((value,))
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
 
 
 def _write_outputs(contract: Contract, outputs, num_rows, num_steps, blocks) -> None:  # type: ignore[no-untyped-def]

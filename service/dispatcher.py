@@ -17,7 +17,7 @@ from queue import SimpleQueue
 
 from eddy.service.errors import EddyError, Reason, ServerBug
 from eddy.service.model import ServedModel
-from eddy.service.scheduler import Tick
+from eddy.service.scheduler import AnyTick
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Dispatcher:
         self._is_scheduled = False
         self.num_inline_ticks = 0
         self.num_thread_ticks = 0
-        self._jobs: SimpleQueue[tuple[ServedModel, Tick] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[ServedModel, AnyTick] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="eddy-engine", daemon=True)
         self._thread.start()
 
@@ -81,7 +81,7 @@ class Dispatcher:
         tick = self._next_tick(model)
         if tick is None:
             return
-        expected = model.cost.seconds(len(tick.rows) * tick.num_steps)
+        expected = model.cost.seconds(tick.num_rows * tick.num_steps)
         if away == 0 and expected <= self._inline_tick_seconds:
             self.num_inline_ticks += 1
             self._complete(model, tick, self._run(model, tick), was_begun=False)
@@ -93,7 +93,7 @@ class Dispatcher:
         if model.scheduler.num_queued:
             self.notify(model)
 
-    def _next_tick(self, model: ServedModel) -> Tick | None:
+    def _next_tick(self, model: ServedModel) -> AnyTick | None:
         try:
             return model.scheduler.next_tick(self._clock())
         except Exception:  # noqa: BLE001  the task's root: what waits for this model fails, the server goes on
@@ -101,7 +101,9 @@ class Dispatcher:
             model.scheduler.fail_queue(_bug())
             return None
 
-    def _complete(self, model: ServedModel, tick: Tick, outcome: list[bytes] | EddyError, *, was_begun: bool) -> None:
+    def _complete(
+        self, model: ServedModel, tick: AnyTick, outcome: list[bytes] | EddyError, *, was_begun: bool
+    ) -> None:
         if isinstance(outcome, EddyError):
             model.scheduler.abort(tick, outcome, was_begun=was_begun)
             return
@@ -111,15 +113,15 @@ class Dispatcher:
             _LOG.exception("model %s version %s: a tick was not committed", model.file.name, model.file.version)
             model.scheduler.abort(tick, _bug(), was_begun=was_begun)
 
-    def _finish(self, model: ServedModel, tick: Tick, outcome: list[bytes] | EddyError) -> None:
+    def _finish(self, model: ServedModel, tick: AnyTick, outcome: list[bytes] | EddyError) -> None:
         self._ticks_away[model] -= 1
         self._complete(model, tick, outcome, was_begun=True)
         if model.scheduler.num_queued:
             self.notify(model)
 
-    def _run(self, model: ServedModel, tick: Tick) -> list[bytes] | EddyError:
+    def _run(self, model: ServedModel, tick: AnyTick) -> list[bytes] | EddyError:
         try:
-            return model.engine.run(tick.inputs, tick.read_slots, tick.write_slots, tick.num_steps)
+            return model.engine.run(tick.inputs, tick.read_slots, tick.write_slots, tick.num_rows, tick.num_steps)
         except EddyError as error:
             _LOG.error("model %s version %s: %s", model.file.name, model.file.version, error.message)
             return error

@@ -59,17 +59,17 @@ class _Binding:
     """Buffers of one (B, T), bound once: filling them and running is all that a tick does.
 
     Attributes:
-        inputs: [B, T, ...] an input port; read_slots, write_slots: int64 [B]; outputs: [B, T, ...] an output port, on
-            the CPU. All are views that leave padding rows out.
+        inputs: [B, T, ...] an input port; outputs: [B, T, ...] an output port, on the CPU; both as raw bytes.
+        read_slots, write_slots: int64 [B]. All of these are views that leave padding rows out.
         device_inputs: values on the device, each with the host array to copy from; device_outputs: values on the
             device, padding included.
     """
 
     io: Any
-    inputs: list[np.ndarray]
+    inputs: list[memoryview]
     read_slots: np.ndarray
     write_slots: np.ndarray
-    outputs: list[np.ndarray]
+    outputs: list[memoryview]
     device_inputs: list[tuple[Any, np.ndarray]]
     device_outputs: list[Any]
     num_bytes: int
@@ -134,14 +134,19 @@ class Engine:
         return self.contract.state_bytes * (self.num_slots + NUM_RESERVED_SLOTS)
 
     def run(
-        self, inputs: Sequence[np.ndarray], read_slots: np.ndarray, write_slots: np.ndarray, num_steps: int
+        self,
+        inputs: Sequence[bytes],
+        read_slots: np.ndarray | int,
+        write_slots: np.ndarray | int,
+        num_rows: int,
+        num_steps: int,
     ) -> list[bytes]:
         """Steps B rows by T steps: state of row b comes from `read_slots[b]` and goes to `write_slots[b]`.
 
         Args:
-            inputs: one array a port of the contract, [B, T, ...], any memory layout that numpy can copy.
-            read_slots, write_slots: int64 [B]; write slots are distinct.
-            num_steps: T.
+            inputs: one block of raw bytes a port of the contract, [B, T, ...] in C order.
+            read_slots, write_slots: int64 [B], or the slot itself where B = 1; write slots are distinct.
+            num_rows: B; num_steps: T.
 
         Returns:
             One block of raw bytes an output port, [B, T, ...] in C order.
@@ -149,7 +154,7 @@ class Engine:
         Raises:
             ModelError: the graph failed; the rows' states are undefined.
         """
-        binding = self._binding(len(read_slots), num_steps)
+        binding = self._binding(num_rows, num_steps)
         for buffer, values in zip(binding.inputs, inputs, strict=True):
             buffer[:] = values
         binding.read_slots[:] = read_slots
@@ -162,7 +167,7 @@ class Engine:
         except Exception as error:  # ONNX Runtime raises bare exceptions of several kinds.
             raise ModelError(Reason.MODEL_FAILED, f"the graph of {self.contract.name!r} failed: {error}") from error
         if binding.device_outputs:
-            return [value.numpy()[: len(read_slots)].tobytes() for value in binding.device_outputs]
+            return [value.numpy()[:num_rows].tobytes() for value in binding.device_outputs]
         return [buffer.tobytes() for buffer in binding.outputs]
 
     def read_states(self, slots: np.ndarray) -> list[np.ndarray]:
@@ -188,13 +193,13 @@ class Engine:
         return TickCost(max(few - small * per_row_step, 0.0), per_row_step)
 
     def _least_seconds(self, rows: int, repeats: int) -> float:
-        inputs = [_example(port, rows, 1) for port in self.contract.inputs]
+        inputs = [_example(port, rows, 1).tobytes() for port in self.contract.inputs]
         read = np.full(rows, INITIAL_SLOT)
         write = np.arange(rows) % self.num_slots + NUM_RESERVED_SLOTS
         durations = []
         for _ in range(repeats):
             start = time.perf_counter()
-            self.run(inputs, read, write, 1)
+            self.run(inputs, read, write, rows, 1)
             durations.append(time.perf_counter() - start)
         return min(durations)
 
@@ -238,7 +243,7 @@ class Engine:
         inputs = [_example(port, padded, num_steps) for port in self.contract.inputs]
         read = np.full(padded, INITIAL_SLOT)
         write = np.full((padded, 1), SCRATCH_SLOT)
-        binding = _Binding(io, [array[:rows] for array in inputs], read[:rows], write[:rows, 0], [], [], [], 0)
+        binding = _Binding(io, [_raw(array[:rows]) for array in inputs], read[:rows], write[:rows, 0], [], [], [], 0)
         hosts = [(port.name, array) for port, array in zip(self.contract.inputs, inputs, strict=True)]
         for name, array in [*hosts, (READ_SLOTS, read), (WRITE_SLOTS, write)]:
             value = self._value(array)
@@ -256,7 +261,7 @@ class Engine:
             array = np.zeros((padded, num_steps, *port.shape), port.dtype)
             value = self._value(array)
             if self._device == "cpu":
-                binding.outputs.append(array[:rows])
+                binding.outputs.append(_raw(array[:rows]))
             else:
                 binding.device_outputs.append(value)
             io.bind_ortvalue_output(port.name, value)
@@ -310,7 +315,7 @@ class Engine:
                         f"output {port.name!r} has shape {list(wanted.shape)} after {num_steps} steps of {pad} rows, "
                         f"the contract says {list(shape)}",
                     )
-            got = self.run([value[:rows] for value in inputs], read, slots, num_steps)
+            got = self.run([value[:rows].tobytes() for value in inputs], read, slots, rows, num_steps)
             read = slots
             for port, block, wanted in zip(self.contract.outputs, got, expected, strict=False):
                 values = np.frombuffer(block, port.dtype).reshape(rows, num_steps, *port.shape)
@@ -333,6 +338,11 @@ class Engine:
                 f"self-test: {name!r} differs by {difference:.3g} between the wrapped and the plain graph "
                 f"(allowed: {tolerance:.3g})",
             )
+
+
+def _raw(array: np.ndarray) -> memoryview:
+    """The memory of `array`, contiguous, as bytes."""
+    return array.view(np.uint8).reshape(-1).data
 
 
 def _create_session(model: onnx.ModelProto, provider: str, num_threads: int) -> ort.InferenceSession:

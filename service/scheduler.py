@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -58,22 +58,39 @@ class Tick:
 
     Attributes:
         chunks: whose rows these are, in order; bounds: where each chunk's rows begin, and their number at the end.
-        inputs: one array a port, [B, T, ...]; read_slots, write_slots: int64 [B]; num_steps: T.
-        rows: table rows, int64 [B].
-        is_fast: every chunk is whole and all of its rows run (fast and single path).
-        positions: int64 [B], fast path only; raw_inputs: the inputs as bytes, fast and single path only.
+        inputs: raw bytes a port, [B, T, ...].
+        rows: table rows; read_slots, write_slots: int64 [B] all; num_rows: B; num_steps: T.
+        positions: int64 [B] on the fast path, where every chunk is whole and all of its rows run; otherwise None.
     """
 
     chunks: list[Chunk]
     bounds: list[int]
-    inputs: list[np.ndarray]
+    inputs: tuple[bytes, ...]
     rows: np.ndarray
     read_slots: np.ndarray
     write_slots: np.ndarray
+    num_rows: int
     num_steps: int
-    is_fast: bool
     positions: np.ndarray | None = None
-    raw_inputs: tuple[bytes, ...] = ()
+
+
+class SingleTick:
+    """A `Tick` of one whole chunk of one row: `row`, `position` and slots are integers. Plain, as `ChunkResult` is."""
+
+    __slots__ = ("chunk", "inputs", "num_rows", "num_steps", "position", "read_slots", "row", "write_slots")
+
+    def __init__(self, chunk: Chunk, row: int, position: int, read_slot: int, write_slot: int) -> None:
+        self.chunk = chunk
+        self.inputs = chunk.inputs
+        self.row = row
+        self.position = position
+        self.read_slots = read_slot
+        self.write_slots = write_slot
+        self.num_rows = 1
+        self.num_steps = chunk.num_steps
+
+
+AnyTick = Tick | SingleTick
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +180,7 @@ class Scheduler:
 
     # Deciding
 
-    def next_tick(self, now: float) -> Tick | None:
+    def next_tick(self, now: float) -> AnyTick | None:
         """Forms the next tick; None when nothing can run now. Chunks that need no run are answered on the way."""
         while self._queue:
             chunks, num_steps = self._pick(now)
@@ -248,7 +265,7 @@ class Scheduler:
             chunk.rows = self._table.rows_of(np.frombuffer(chunk.handles, "<u8"))
         return chunk.rows
 
-    def _fast_tick(self, chunks: list[Chunk], num_steps: int) -> Tick | None:
+    def _fast_tick(self, chunks: list[Chunk], num_steps: int) -> AnyTick | None:
         """A tick of whole chunks whose every row is fine, or None.
 
         Columns are compared as bytes: on a few rows that costs a fifth of comparing arrays and asking for `all`.
@@ -281,10 +298,10 @@ class Scheduler:
             table.mark[rows] = order
             if table.mark[rows].tobytes() != order.tobytes():
                 return None
-        raw_inputs = self._join_inputs(chunks)
-        inputs = self._read_inputs(raw_inputs, len(rows), num_steps)
-        if inputs is None:
-            return None
+        inputs = self._join_inputs(chunks)
+        for port, raw in zip(self._contract.inputs, inputs, strict=True):
+            if not is_acceptable(port, raw):
+                return None
         return Tick(
             chunks,
             bounds,
@@ -292,49 +309,28 @@ class Scheduler:
             rows,
             table.read_slot[rows],
             table.slot[rows],
+            len(rows),
             num_steps,
-            is_fast=True,
-            positions=np.frombuffer(positions, "<i8"),
-            raw_inputs=raw_inputs,
+            np.frombuffer(positions, "<i8"),
         )
 
-    def _single_tick(self, chunk: Chunk) -> Tick | None:
+    def _single_tick(self, chunk: Chunk) -> SingleTick | None:
         """A tick of one whole chunk of one row that is fine, or None."""
         table = self._table
         handle = int.from_bytes(chunk.handles, "little")
+        position = int.from_bytes(chunk.positions, "little")
         row = handle & _ROW_MASK
         if (
             row >= table.num_rows
             or table.handle.item(row) != handle
             or table.route.item(row) != chunk.route
-            or table.next_position.item(row) != int.from_bytes(chunk.positions, "little")
+            or table.next_position.item(row) != position
         ):
             return None
-        raw_inputs = tuple(chunk.inputs)
-        inputs = self._read_inputs(raw_inputs, 1, chunk.num_steps)
-        if inputs is None:
-            return None
-        return Tick(
-            [chunk],
-            [0, 1],
-            inputs,
-            np.array([row]),
-            np.array([table.read_slot.item(row)]),
-            np.array([table.slot.item(row)]),
-            chunk.num_steps,
-            is_fast=True,
-            raw_inputs=raw_inputs,
-        )
-
-    def _read_inputs(self, raw_inputs: tuple[bytes, ...], num_rows: int, num_steps: int) -> list[np.ndarray] | None:
-        """One array a port, [B, T, ...]; None when a value is not acceptable."""
-        inputs = []
-        for port, raw in zip(self._contract.inputs, raw_inputs, strict=True):
-            values = np.frombuffer(raw, port.dtype)
-            if not is_acceptable(port, values):
+        for port, raw in zip(self._contract.inputs, chunk.inputs, strict=True):
+            if not is_acceptable(port, raw):
                 return None
-            inputs.append(values.reshape(num_rows, num_steps, *port.shape))
-        return inputs
+        return SingleTick(chunk, row, position, table.read_slot.item(row), table.slot.item(row))
 
     def _order(self, count: int) -> np.ndarray:
         """0 .. count - 1."""
@@ -345,7 +341,7 @@ class Scheduler:
     @staticmethod
     def _join_inputs(chunks: list[Chunk]) -> tuple[bytes, ...]:
         if len(chunks) == 1:
-            return tuple(chunks[0].inputs)
+            return chunks[0].inputs
         return tuple([b"".join(parts) for parts in zip(*[chunk.inputs for chunk in chunks], strict=True)])
 
     # The general path
@@ -406,25 +402,28 @@ class Scheduler:
             span = slice(chunk.done_steps, chunk.done_steps + num_steps)
             for parts, values in zip(inputs, input_arrays(self._contract, chunk), strict=True):
                 parts.append(values[chunk.index, span])
+        bounds = list(accumulate(map(len, rows), initial=0))
         return Tick(
             chunks,
-            list(accumulate(map(len, rows), initial=0)),
-            [np.concatenate(parts) for parts in inputs],
+            bounds,
+            tuple([np.concatenate(parts).tobytes() for parts in inputs]),
             np.concatenate(rows),
             np.concatenate(read),
             np.concatenate(write),
+            bounds[-1],
             num_steps,
-            is_fast=False,
         )
 
     # Carrying out
 
-    def begin(self, tick: Tick) -> None:
+    def begin(self, tick: AnyTick) -> None:
         """The tick will run elsewhere while other ticks are formed: its sessions are busy until it is finished."""
-        if tick.is_fast:
+        if isinstance(tick, SingleTick):
+            self._set_busy(np.array([tick.row]))
+        elif tick.positions is not None:
             self._set_busy(tick.rows)
 
-    def commit(self, tick: Tick, blocks: Sequence[bytes], now: float, *, was_begun: bool = False) -> None:
+    def commit(self, tick: AnyTick, blocks: Sequence[bytes], now: float, *, was_begun: bool = False) -> None:
         """The tick ran: advances its sessions, keeps its replies and answers its chunks.
 
         Args:
@@ -432,38 +431,50 @@ class Scheduler:
             was_begun: `begin` was called for it.
         """
         self.num_ticks += 1
-        self.num_row_steps += len(tick.rows) * tick.num_steps
-        if not tick.is_fast:
+        self.num_row_steps += tick.num_rows * tick.num_steps
+        if isinstance(tick, SingleTick):
+            if was_begun:
+                self._clear_busy(np.array([tick.row]))
+            self._advance_one(tick, (*tick.inputs, *blocks), now)
+            tick.chunk.reply(ChunkResult(blocks))
+        elif tick.positions is None:
             self._commit_slices(tick, blocks, now)
-            return
-        if was_begun:
-            self._clear_busy(tick.rows)
-        if tick.positions is None:
-            self._advance_one(tick, blocks, now)
-            tick.chunks[0].reply(ChunkResult(blocks))
-            return
-        self._advance(tick.rows, tick.positions, tick.write_slots, tick.num_steps, (*tick.raw_inputs, *blocks), now)
+        else:
+            if was_begun:
+                self._clear_busy(tick.rows)
+            parts = (*tick.inputs, *blocks)
+            self._advance(tick.rows, tick.positions, tick.write_slots, tick.num_steps, parts, now)
+            self._reply_whole(tick, blocks)
+
+    def _reply_whole(self, tick: Tick, blocks: Sequence[bytes]) -> None:
+        """Answers the chunks of a tick of the fast path."""
         if len(tick.chunks) == 1:
             tick.chunks[0].reply(ChunkResult(blocks))
             return
-        sizes = [len(block) // len(tick.rows) for block in blocks]
-        bounds = tick.bounds
-        for number, chunk in enumerate(tick.chunks):
-            begin, end = bounds[number], bounds[number + 1]
+        sizes = [len(block) // tick.num_rows for block in blocks]
+        for chunk, (begin, end) in zip(tick.chunks, pairwise(tick.bounds), strict=True):
             parts = [block[begin * size : end * size] for block, size in zip(blocks, sizes, strict=True)]
             chunk.reply(ChunkResult(parts))
 
-    def abort(self, tick: Tick, error: EddyError, *, was_begun: bool = False) -> None:
+    def abort(self, tick: AnyTick, error: EddyError, *, was_begun: bool = False) -> None:
         """The tick failed in the engine: its chunks fail, and sessions whose state it may have touched end.
 
         A slice that is not its chunk's last writes working slots only: those sessions stay as they were.
         """
+        if isinstance(tick, SingleTick):
+            rows = np.array([tick.row])
+            if was_begun:
+                self._clear_busy(rows)
+            self._on_failed(rows)
+            self._fail(tick.chunk, error)
+            return
         undefined = []
-        if was_begun and tick.is_fast:
+        is_fast = tick.positions is not None
+        if was_begun and is_fast:
             self._clear_busy(tick.rows)
         for number, chunk in enumerate(tick.chunks):
             rows = tick.rows[tick.bounds[number] : tick.bounds[number + 1]]
-            if not tick.is_fast:
+            if not is_fast:
                 self._clear_busy(rows)
                 self._release_work_slots(chunk)
             if chunk.done_steps + tick.num_steps == chunk.num_steps:
@@ -505,24 +516,23 @@ class Scheduler:
             table.ring_next[rows] = (table.ring_next[rows] + 1) % table.ring_size[rows]
         self._replies.keep(entries, positions, parts, num_steps)
 
-    def _advance_one(self, tick: Tick, blocks: Sequence[bytes], now: float) -> None:
+    def _advance_one(self, tick: SingleTick, parts: tuple[bytes, ...], now: float) -> None:
         """`_advance` for a tick of the single path."""
         table = self._table
-        row = tick.rows.item(0)
-        position = table.next_position.item(row)
-        table.next_position[row] = position + tick.num_steps
-        table.read_slot[row] = tick.write_slots.item(0)
+        row = tick.row
+        table.next_position[row] = tick.position + tick.num_steps
+        table.read_slot[row] = tick.write_slots
         table.last_used[row] = now
         entry = table.ring_start.item(row)
         if self.uses_rings:
             turn = table.ring_next.item(row)
             entry += turn
             table.ring_next[row] = (turn + 1) % table.ring_size.item(row)
-        self._replies.keep_one(entry, position, (*tick.raw_inputs, *blocks), tick.num_steps)
+        self._replies.keep_one(entry, tick.position, parts, tick.num_steps)
 
     def _commit_slices(self, tick: Tick, blocks: Sequence[bytes], now: float) -> None:
         outputs = [
-            np.frombuffer(block, port.dtype).reshape(len(tick.rows), tick.num_steps, *port.shape)
+            np.frombuffer(block, port.dtype).reshape(tick.num_rows, tick.num_steps, *port.shape)
             for port, block in zip(self._contract.outputs, blocks, strict=True)
         ]
         unfinished: list[Chunk | Control] = []

@@ -16,13 +16,16 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from eddy.service import codec
+from eddy.service import codec, layout
 from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
 from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
 from eddy.service.host import Host
 from eddy.service.model import ServedModel
 from eddy.service.sessions import MODEL_BITS
 from eddy.v1 import inference_pb2
+
+# A stream whose messages have more lengths than this learns some of them again.
+_MAX_LAYOUTS = 64
 
 
 def limits_message(host: Host, model: ServedModel) -> inference_pb2.Limits:
@@ -53,6 +56,9 @@ class StreamConnection:
         # Of chunks that were handed over and are not answered yet.
         self._chunk_bytes = 0
         self._responses = codec.StepResponses()
+        # Layouts of step messages that passed the checks, by their length; and the last step message's length.
+        self._layouts: dict[int, layout.StepLayout] = {}
+        self._last_length = 0
         self._outbox: list[tuple[bytes, int]] = []
         # Not yet written to the connection.
         self._outbox_bytes = 0
@@ -135,6 +141,11 @@ class StreamConnection:
         self._num_unanswered += 1
         tag = 0
         try:
+            known = self._layouts.get(len(data))
+            if known is not None and (known_tag := known.read_tag(data)) >= 0:
+                tag = known_tag
+                if self._step_known(tag, known, data):
+                    return
             if len(data) > self._max_bytes:
                 tag = codec.tag_of(data)
                 raise ClientError(
@@ -149,7 +160,7 @@ class StreamConnection:
             tag = request.tag
             action = request.WhichOneof("action")
             if action == "step":
-                self._step(tag, request.step)
+                self._step(tag, request.step, data)
             elif action == "open":
                 self._open(tag, request.open)
             elif action == "attach":
@@ -167,7 +178,19 @@ class StreamConnection:
         self._host.count_refusal(error)
         self._send(inference_pb2.StreamResponse(tag=tag, error=codec.error_detail(error)))
 
-    def _step(self, tag: int, step: inference_pb2.StepChunk) -> None:
+    def _step_known(self, tag: int, known: layout.StepLayout, data: bytes) -> bool:
+        """Submits a step message of a known layout; False when it must be parsed to say what is wrong with it."""
+        begin, end = known.handles
+        handles = data[begin:end]
+        model = self._model_of(handles)
+        if model is None or model.index not in known.models:
+            return False
+        begin, end = known.positions
+        inputs = tuple([data[first:last] for first, last in known.inputs])
+        self._submit(model, tag, handles, data[begin:end], known.num_steps, inputs, known.timeout_milliseconds)
+        return True
+
+    def _step(self, tag: int, step: inference_pb2.StepChunk, data: bytes) -> None:
         host = self._host
         handles = step.handles
         positions = step.positions
@@ -180,9 +203,38 @@ class StreamConnection:
             return
         codec.check_answer(model.contract, num_rows, num_steps, self._max_bytes)
         inputs = codec.read_inputs(model.contract, step.inputs, num_rows, num_steps)
+        self._learn(data, step, model)
+        self._submit(model, tag, handles, positions, num_steps, inputs, step.timeout_milliseconds)
+
+    def _learn(self, data: bytes, step: inference_pb2.StepChunk, model: ServedModel) -> None:
+        """Remembers the layout of a step message that passed the checks, once a second one of its length comes."""
+        length = len(data)
+        if length != self._last_length:
+            self._last_length = length
+            return
+        known = self._layouts.get(length)
+        if known is None or known.read_tag(data) < 0:
+            known = layout.learn(data, step, [port.name for port in model.contract.inputs])
+            if known is None:
+                return
+            if len(self._layouts) >= _MAX_LAYOUTS:
+                self._layouts.clear()
+            self._layouts[length] = known
+        known.models.add(model.index)
+
+    def _submit(
+        self,
+        model: ServedModel,
+        tag: int,
+        handles: bytes,
+        positions: bytes,
+        num_steps: int,
+        inputs: tuple[bytes, ...],
+        timeout_milliseconds: int,
+    ) -> None:
+        host = self._host
         now = host.clock()
-        timeout = step.timeout_milliseconds
-        deadline = now + timeout * 1e-3 if timeout else NO_DEADLINE
+        deadline = now + timeout_milliseconds * 1e-3 if timeout_milliseconds else NO_DEADLINE
         route = self.number << MODEL_BITS | model.index
         chunk = Chunk(handles, positions, num_steps, inputs, route, self, tag, model.contract, now, deadline)
         self._chunk_bytes += chunk.num_bytes

@@ -23,7 +23,7 @@ from eddy.service.config import ModelConfig
 from eddy.service.contract import read_contract
 from eddy.service.errors import EddyError, ModelError, Reason
 from eddy.service.model import ModelFile, ServedModel
-from eddy.service.scheduler import Limits, Tick
+from eddy.service.scheduler import AnyTick, Limits
 from eddy.service.sessions import SessionTable, route
 
 STREAM = 7
@@ -88,7 +88,7 @@ class Rig:
         self.scheduler = self.model.scheduler
         # The measured cost would make the cutting of chunks depend on the machine.
         self.scheduler.limits = Limits(max_rows, row_steps_budget, 1024)
-        self.away: deque[tuple[Tick, list[bytes]]] = deque()
+        self.away: deque[tuple[AnyTick, list[bytes]]] = deque()
         self.mailbox = Mailbox()
         self._tags = count(1)
 
@@ -111,7 +111,7 @@ class Rig:
             np.asarray(handles, "<u8").tobytes(),
             np.asarray(positions, "<u8").tobytes(),
             inputs[0].shape[1],
-            [np.ascontiguousarray(values, port.dtype).tobytes() for values, port in self._with_ports(inputs)],
+            tuple(np.ascontiguousarray(values, port.dtype).tobytes() for values, port in self._with_ports(inputs)),
             route(stream, 0),
             source or self.mailbox,
             next(self._tags),
@@ -185,17 +185,18 @@ class Rig:
         if tick is None:
             return False
         engine = self.model.engine
-        noise = [np.ones_like(state) for state in engine.read_states(tick.write_slots)]
+        slots = np.atleast_1d(tick.write_slots)
+        noise = [np.ones_like(state) for state in engine.read_states(slots)]
         if all(state.next_name for state in self.family.states):
-            engine.write_states(tick.write_slots, noise)
+            engine.write_states(slots, noise)
         self.scheduler.abort(tick, ModelError(Reason.MODEL_FAILED, "the graph failed"))
         return True
 
-    def _run(self, tick: Tick) -> list[bytes]:
-        assert len(np.unique(tick.write_slots)) == len(tick.write_slots), "two rows of a tick write one slot"
+    def _run(self, tick: AnyTick) -> list[bytes]:
+        assert np.unique(tick.write_slots).size == tick.num_rows, "two rows of a tick write one slot"
         budget = self.scheduler.limits.row_steps_budget
-        assert tick.num_steps == 1 or len(tick.rows) * tick.num_steps <= budget, "a tick is over its budget"
-        return self.model.engine.run(tick.inputs, tick.read_slots, tick.write_slots, tick.num_steps)
+        assert tick.num_steps == 1 or tick.num_rows * tick.num_steps <= budget, "a tick is over its budget"
+        return self.model.engine.run(tick.inputs, tick.read_slots, tick.write_slots, tick.num_rows, tick.num_steps)
 
     def run_all(self) -> None:
         """Commits and runs until nothing waits."""

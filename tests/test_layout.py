@@ -20,7 +20,7 @@ RANKS = {
             ("admission",),
             ("engine", "scheduler"),
             ("model",),
-            ("catalog", "dispatcher", "codec"),
+            ("catalog", "dispatcher", "codec", "layout"),
             ("host",),
             ("stream",),
             ("server",),

@@ -36,10 +36,15 @@ class BreakableEngine(Engine):
     num_failures = 0
 
     def run(
-        self, inputs: Sequence[np.ndarray], read_slots: np.ndarray, write_slots: np.ndarray, num_steps: int
+        self,
+        inputs: Sequence[bytes],
+        read_slots: np.ndarray | int,
+        write_slots: np.ndarray | int,
+        num_rows: int,
+        num_steps: int,
     ) -> list[bytes]:
         """As `Engine.run`, then fails."""
-        blocks = super().run(inputs, read_slots, write_slots, num_steps)
+        blocks = super().run(inputs, read_slots, write_slots, num_rows, num_steps)
         if self.num_failures:
             self.num_failures -= 1
             raise Broken

@@ -48,10 +48,10 @@ def test_wrapped_is_plain_however_it_is_cut_and_batched(name: str, data: st.Data
             if not len(group):
                 continue
             values = [
-                np.stack([inputs[session][port][place : place + steps] for session in group])
+                np.stack([inputs[session][port][place : place + steps] for session in group]).tobytes()
                 for port in range(len(spec.inputs))
             ]
-            blocks = engine.run(values, reads[group], slots[group], steps)
+            blocks = engine.run(values, reads[group], slots[group], len(group), steps)
             for port, (block, wire) in enumerate(zip(blocks, engine.contract.outputs, strict=True)):
                 rows = np.frombuffer(block, wire.dtype).reshape(len(group), steps, *wire.shape)
                 for row, session in enumerate(group):
@@ -87,8 +87,10 @@ def test_neighbouring_slots_keep_their_bits(name: str) -> None:
     for rows in (1, 2, 5):
         before = engine.read_states(everything)
         write = np.arange(rows) * 3 + NUM_RESERVED_SLOTS
-        values = [np.stack([spec.example(generator, 2)[i] for _ in range(rows)]) for i in range(len(spec.inputs))]
-        engine.run(values, np.full(rows, INITIAL_SLOT), write, 2)
+        values = [
+            np.stack([spec.example(generator, 2)[i] for _ in range(rows)]).tobytes() for i in range(len(spec.inputs))
+        ]
+        engine.run(values, np.full(rows, INITIAL_SLOT), write, rows, 2)
         untouched = np.setdiff1d(everything, [*write, SCRATCH_SLOT])
         for ours, theirs in zip(before, engine.read_states(everything), strict=True):
             np.testing.assert_array_equal(ours[untouched], theirs[untouched])

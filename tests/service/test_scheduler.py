@@ -12,7 +12,7 @@ from simulation import STREAM, Mailbox, Rig
 
 from eddy.service.chunk import ChunkResult
 from eddy.service.errors import CapacityError, EddyError, ModelError, Reason
-from eddy.service.scheduler import Limits, slice_steps
+from eddy.service.scheduler import Limits, Tick, slice_steps
 
 HISTORY = family("history")
 
@@ -74,7 +74,8 @@ def test_chunks_of_one_length_share_a_tick() -> None:
         rig.submit(rows[index : index + 1], [0], _digits(digits))
     tick = rig.scheduler.next_tick(0.0)
     assert tick is not None
-    assert (tick.num_steps, tick.rows.tolist(), tick.is_fast) == (1, rows[[0, 1, 3]].tolist(), True)
+    assert isinstance(tick, Tick)
+    assert (tick.num_steps, tick.rows.tolist(), tick.positions.tolist()) == (1, rows[[0, 1, 3]].tolist(), [0, 0, 0])
 
 
 def test_a_tick_keeps_to_its_rows() -> None:
@@ -85,8 +86,9 @@ def test_a_tick_keeps_to_its_rows() -> None:
         rig.submit(rows[index : index + 1], [0], _digits([1]))
     sizes = []
     while (tick := rig.scheduler.next_tick(0.0)) is not None:
-        sizes.append(len(tick.rows))
-        rig.scheduler.commit(tick, rig.model.engine.run(tick.inputs, tick.read_slots, tick.write_slots, 1), 0.0)
+        sizes.append(tick.num_rows)
+        outputs = rig.model.engine.run(tick.inputs, tick.read_slots, tick.write_slots, tick.num_rows, 1)
+        rig.scheduler.commit(tick, outputs, 0.0)
     assert sizes == [3, 3, 2]
 
 
