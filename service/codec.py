@@ -250,7 +250,7 @@ def read_handles(raw: bytes, where: str) -> np.ndarray:
 
 
 class StepResponses:
-    """Encodes the answers to step messages of one stream.
+    """Encodes the answers to step messages.
 
     Everything but the tag and the data of an answer is the same for all messages of one model, B and T, so it is
     encoded once: protobuf fields may be encoded apart and joined, and a tensor's data comes last. That costs a third

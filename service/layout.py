@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
+from eddy.service.contract import Port
 from eddy.v1 import inference_pb2
 
 _VARINT, _BYTES = 0, 2  # https://protobuf.dev/programming-guides/encoding/
@@ -23,6 +24,10 @@ _HANDLES, _POSITIONS, _INPUTS = (_STEP[name].number for name in ("handles", "pos
 _NAME, _SHAPE, _DATA = (_TENSOR[name].number for name in ("name", "shape", "data"))
 _STEP_NUMBERS, _TENSOR_NUMBERS = ({field.number for field in fields.values()} for fields in (_STEP, _TENSOR))
 _MAX_TAG = (1 << 64) - 1
+
+# A client whose messages have more lengths than this teaches some of them again.
+_MAX_LENGTHS = 1024
+_MAX_LAYOUTS_OF_A_LENGTH = 4
 
 Window = tuple[int, int]
 
@@ -49,27 +54,66 @@ class StepLayout:
         begins, ends = [0, *(end for _, end in windows)], [*(begin for begin, _ in windows), len(data)]
         self._fixed = [(begin, end, data[begin:end]) for begin, end in zip(begins, ends, strict=True) if begin < end]
 
-    def read_tag(self, data: bytes) -> int:
-        """The tag of `data`, which has the layout's length; -1 when it is laid out otherwise."""
+    def fits(self, data: bytes) -> bool:
+        """`data`, which has the layout's length, is laid out so."""
         for begin, end, fixed in self._fixed:
             if data[begin:end] != fixed:
-                return -1
+                return False
+        begin, end = self._tag
+        # The tag ends where it did: its last byte, and no other, has no continuation bit.
+        return begin == end or (data[end - 1] < 0x80 and (end - begin == 1 or min(data[begin : end - 1]) >= 0x80))
+
+    def read_tag(self, data: bytes) -> int:
+        """The tag of `data`, which fits."""
         begin, end = self._tag
         tag = shift = 0
         for byte in data[begin:end]:
             tag |= (byte & 0x7F) << shift
             shift += 7
-            if (byte >= 0x80) is not (7 * (end - begin) > shift):
-                return -1  # The tag ends earlier or goes on: what follows lies elsewhere.
         return tag & _MAX_TAG
 
 
-def learn(data: bytes, step: inference_pb2.StepChunk, names: Sequence[str]) -> StepLayout | None:
-    """The layout of a step message with inputs `names`, None when it has fields twice or fields not known here.
+class Layouts:
+    """What was learned from the step messages of all streams. Bounded: clients choose what is learned."""
 
-    Args:
-        data: the whole request, already parsed; step: its step.
-    """
+    def __init__(self) -> None:
+        # Changed only on the server's event loop. By length; lengths of which one message was seen.
+        self._by_length: dict[int, list[StepLayout]] = {}
+        self._seen: set[int] = set()
+
+    def find(self, data: bytes) -> StepLayout | None:
+        """The layout of a step message, if it is known."""
+        for layout in self._by_length.get(len(data), ()):
+            if layout.fits(data):
+                return layout
+        return None
+
+    def learn(self, data: bytes, step: inference_pb2.StepChunk, model: int, ports: Sequence[Port]) -> None:
+        """Learns from the second message of its length that passed the checks of `model` with inputs `ports`.
+
+        Args:
+            data: the whole request, parsed and checked; step: its step.
+        """
+        length = len(data)
+        if length not in self._seen:
+            if len(self._seen) >= _MAX_LENGTHS:
+                self._seen.clear()
+                self._by_length.clear()
+            self._seen.add(length)
+            return
+        known = self.find(data)
+        if known is None:
+            known = _layout_of(data, step, [port.name for port in ports])
+            if known is None:
+                return
+            layouts = self._by_length.setdefault(length, [])
+            layouts.insert(0, known)
+            del layouts[_MAX_LAYOUTS_OF_A_LENGTH:]
+        known.models.add(model)
+
+
+def _layout_of(data: bytes, step: inference_pb2.StepChunk, names: Sequence[str]) -> StepLayout | None:
+    """The layout of a step message with inputs `names`, None when it has fields twice or fields not known here."""
     try:
         request = _once(_fields(data, 0, len(data)), {_TAG, _ACTION})
         fields = list(_fields(data, *request[_ACTION]))

@@ -26,6 +26,7 @@ from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
 from eddy.service.config import Config
 from eddy.service.errors import ClientError, Detail, EddyError, Reason, ServerBug, invalid
 from eddy.service.host import Host
+from eddy.service.layout import Layouts
 from eddy.service.sessions import NO_STREAM, SESSION_ID_BYTES, SessionInfo
 from eddy.service.stream import StreamConnection, limits_message
 from eddy.v1 import inference_pb2, models_pb2, sessions_pb2
@@ -54,6 +55,8 @@ class Server:
         self._health = health.aio.HealthServicer()
         # Changed only on the event loop.
         self._connections: set[StreamConnection] = set()
+        self._layouts = Layouts()
+        self._responses = codec.StepResponses()
         self.port = 0
 
     async def start(self) -> None:
@@ -164,7 +167,7 @@ class Server:
                 self._host.refuse_if_draining()
             except EddyError as error:
                 await self._abort(context, error)
-        connection = StreamConnection(self._host, context)
+        connection = StreamConnection(self._host, context, self._layouts, self._responses)
         self._connections.add(connection)
         try:
             await connection.serve()

@@ -16,16 +16,14 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from eddy.service import codec, layout
+from eddy.service import codec
 from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
 from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
 from eddy.service.host import Host
+from eddy.service.layout import Layouts, StepLayout
 from eddy.service.model import ServedModel
 from eddy.service.sessions import MODEL_BITS
 from eddy.v1 import inference_pb2
-
-# A stream whose messages have more lengths than this learns some of them again.
-_MAX_LAYOUTS = 64
 
 
 def limits_message(host: Host, model: ServedModel) -> inference_pb2.Limits:
@@ -42,9 +40,10 @@ class StreamConnection:
 
     Args:
         host: sessions and models; context: the call's `grpc.aio.ServicerContext`.
+        layouts, responses: of all streams of the server: what one stream taught them, the next one finds.
     """
 
-    def __init__(self, host: Host, context: Any) -> None:
+    def __init__(self, host: Host, context: Any, layouts: Layouts, responses: codec.StepResponses) -> None:
         self._host = host
         self._context = context
         self._max_bytes = host.config.server.max_message_bytes
@@ -55,10 +54,8 @@ class StreamConnection:
         self._num_unanswered = 0
         # Of chunks that were handed over and are not answered yet.
         self._chunk_bytes = 0
-        self._responses = codec.StepResponses()
-        # Layouts of step messages that passed the checks, by their length; and the last step message's length.
-        self._layouts: dict[int, layout.StepLayout] = {}
-        self._last_length = 0
+        self._layouts = layouts
+        self._responses = responses
         self._outbox: list[tuple[bytes, int]] = []
         # Not yet written to the connection.
         self._outbox_bytes = 0
@@ -141,9 +138,9 @@ class StreamConnection:
         self._num_unanswered += 1
         tag = 0
         try:
-            known = self._layouts.get(len(data))
-            if known is not None and (known_tag := known.read_tag(data)) >= 0:
-                tag = known_tag
+            known = self._layouts.find(data)
+            if known is not None:
+                tag = known.read_tag(data)
                 if self._step_known(tag, known, data):
                     return
             if len(data) > self._max_bytes:
@@ -178,7 +175,7 @@ class StreamConnection:
         self._host.count_refusal(error)
         self._send(inference_pb2.StreamResponse(tag=tag, error=codec.error_detail(error)))
 
-    def _step_known(self, tag: int, known: layout.StepLayout, data: bytes) -> bool:
+    def _step_known(self, tag: int, known: StepLayout, data: bytes) -> bool:
         """Submits a step message of a known layout; False when it must be parsed to say what is wrong with it."""
         begin, end = known.handles
         handles = data[begin:end]
@@ -203,24 +200,8 @@ class StreamConnection:
             return
         codec.check_answer(model.contract, num_rows, num_steps, self._max_bytes)
         inputs = codec.read_inputs(model.contract, step.inputs, num_rows, num_steps)
-        self._learn(data, step, model)
+        self._layouts.learn(data, step, model.index, model.contract.inputs)
         self._submit(model, tag, handles, positions, num_steps, inputs, step.timeout_milliseconds)
-
-    def _learn(self, data: bytes, step: inference_pb2.StepChunk, model: ServedModel) -> None:
-        """Remembers the layout of a step message that passed the checks, once a second one of its length comes."""
-        length = len(data)
-        if length != self._last_length:
-            self._last_length = length
-            return
-        known = self._layouts.get(length)
-        if known is None or known.read_tag(data) < 0:
-            known = layout.learn(data, step, [port.name for port in model.contract.inputs])
-            if known is None:
-                return
-            if len(self._layouts) >= _MAX_LAYOUTS:
-                self._layouts.clear()
-            self._layouts[length] = known
-        known.models.add(model.index)
 
     def _submit(
         self,
@@ -249,8 +230,9 @@ class StreamConnection:
         self._chunk_bytes -= chunk.num_bytes
         if result.failure is not None:
             self._host.count_refusal(result.failure)
-        for error in result.errors.values():
-            self._host.count_refusal(error)
+        elif result.errors:
+            for error in result.errors.values():
+                self._host.count_refusal(error)
         if not self.is_gone:
             self._put(self._responses.encode(chunk.contract, chunk.tag, chunk.num_rows, chunk.num_steps, result), 1)
 
