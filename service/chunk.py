@@ -18,6 +18,7 @@ from eddy.service.errors import EddyError
 
 NO_DEADLINE = float("inf")
 _NO_ERRORS: Mapping[int, EddyError] = MappingProxyType({})
+_NO_REPLAYS: Mapping[int, tuple[bytes, ...]] = MappingProxyType({})
 
 
 class ChunkResult:
@@ -125,8 +126,8 @@ class Chunk:
         self.index: np.ndarray | None = None
         self.work_slots: np.ndarray | None = None
         self.outputs: list[np.ndarray] | None = None
-        self.errors: dict[int, EddyError] = {}
-        self.replays: dict[int, tuple[bytes, ...]] = {}
+        self.errors: Mapping[int, EddyError] = _NO_ERRORS
+        self.replays: Mapping[int, tuple[bytes, ...]] = _NO_REPLAYS
 
     def reply(self, result: ChunkResult) -> None:
         """Delivers the chunk's one result."""

@@ -295,6 +295,8 @@ def _varint(value: int) -> bytes:
     """Protobuf's base-128 encoding, https://protobuf.dev/programming-guides/encoding/."""
     if value < 0x80:
         return bytes((value,))
+    if value < 0x4000:
+        return bytes((value & 0x7F | 0x80, value >> 7))
     encoded = bytearray()
     while value >= 0x80:
         encoded.append(value & 0x7F | 0x80)

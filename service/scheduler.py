@@ -30,11 +30,10 @@ from eddy.service.chunk import Chunk, ChunkResult
 from eddy.service.contract import Contract
 from eddy.service.errors import CapacityError, Detail, EddyError, Reason
 from eddy.service.replies import ReplyStore
-from eddy.service.sessions import SessionTable
+from eddy.service.sessions import ROW_MASK, SessionTable
 
 # Marks of a pass over the queue lie above every row index, so that both can share the table's scratch column.
 _FIRST_PASS = 1 << 32
-_ROW_MASK = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,9 +330,9 @@ class Scheduler:
         table = self._table
         handle = int.from_bytes(chunk.handles, "little")
         position = int.from_bytes(chunk.positions, "little")
-        row = handle & _ROW_MASK
+        row = handle & ROW_MASK
         if (
-            row >= table.num_rows
+            row >= len(table.handle)
             or table.handle.item(row) != handle
             or table.route.item(row) != chunk.route
             or table.next_position.item(row) != position
@@ -463,9 +462,11 @@ class Scheduler:
         if len(tick.chunks) == 1:
             tick.chunks[0].reply(ChunkResult(blocks))
             return
-        sizes = [len(block) // tick.num_rows for block in blocks]
-        for chunk, (begin, end) in zip(tick.chunks, pairwise(tick.bounds), strict=True):
-            parts = [block[begin * size : end * size] for block, size in zip(blocks, sizes, strict=True)]
+        cut = []
+        for block in blocks:
+            size = len(block) // tick.num_rows
+            cut.append([block[begin * size : end * size] for begin, end in pairwise(tick.bounds)])
+        for chunk, parts in zip(tick.chunks, zip(*cut, strict=True), strict=True):
             chunk.reply(ChunkResult(parts))
 
     def abort(self, tick: AnyTick, error: EddyError, *, was_begun: bool = False) -> None:

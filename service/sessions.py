@@ -22,7 +22,7 @@ from eddy.service.errors import CapacityError, ClientError, Detail, EddyError, M
 from eddy.service.index import IdIndex
 from eddy.service.lifecycle import Event, Status, transition
 
-ROW_MASK = np.uint64(0xFFFFFFFF)
+ROW_MASK = 0xFFFFFFFF
 EPOCH_SHIFT = np.uint64(32)
 SESSION_ID_BYTES = 16
 NO_STREAM = 0

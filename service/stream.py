@@ -22,7 +22,7 @@ from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
 from eddy.service.host import Host
 from eddy.service.layout import Layouts, StepLayout
 from eddy.service.model import ServedModel
-from eddy.service.sessions import MODEL_BITS
+from eddy.service.sessions import MODEL_BITS, MODEL_MASK, ROW_MASK
 from eddy.v1 import inference_pb2
 
 
@@ -238,16 +238,15 @@ class StreamConnection:
 
     def _model_of(self, raw_handles: bytes) -> ServedModel | None:
         """The model of the first handle that is good and this stream's, None when none is."""
-        table = self._host.table
-        row = int.from_bytes(raw_handles[:4], "little")
-        if (
-            row < table.num_rows
-            and table.handle.item(row) == int.from_bytes(raw_handles[:8], "little")
-            and table.route.item(row) >> MODEL_BITS == self.number
-        ):
-            return self._host.catalog.served[table.model_of(row)]
+        table, served = self._host.table, self._host.catalog.served
+        first = int.from_bytes(raw_handles[:8], "little")
+        row = first & ROW_MASK
+        if row < len(table.handle) and table.handle.item(row) == first:
+            owner = table.route.item(row)
+            if owner >> MODEL_BITS == self.number:
+                return served[owner & MODEL_MASK]
         rows = self._own_rows(np.frombuffer(raw_handles, "<u8"))[0]
-        return self._host.catalog.served[table.model_of(int(rows[0]))] if len(rows) else None
+        return served[table.model_of(int(rows[0]))] if len(rows) else None
 
     def _refuse_all_rows(self, tag: int, raw_handles: bytes) -> None:
         handles = np.frombuffer(raw_handles, "<u8").tolist()
