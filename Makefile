@@ -63,7 +63,7 @@ models: $(VENV)/.dev  ## train and export the shipped models again
 protos: $(VENV)/.dev  ## generated code beside the .proto files
 	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. eddy/v1/*.proto
 	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I. --grpc_python_out=. \
-		eddy/v1/inference.proto eddy/v1/sessions.proto eddy/v1/models.proto
+		eddy/v1/inference.proto eddy/v1/generation.proto eddy/v1/sessions.proto eddy/v1/models.proto
 
 clean:  ## remove what was generated
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs

@@ -45,6 +45,11 @@ class InferenceServiceStub:
                 request_serializer=eddy_dot_v1_dot_inference__pb2.StepRequest.SerializeToString,
                 response_deserializer=eddy_dot_v1_dot_inference__pb2.StepResponse.FromString,
                 _registered_method=True)
+        self.Infer = channel.unary_unary(
+                '/eddy.v1.InferenceService/Infer',
+                request_serializer=eddy_dot_v1_dot_inference__pb2.InferRequest.SerializeToString,
+                response_deserializer=eddy_dot_v1_dot_inference__pb2.InferResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -66,6 +71,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Infer(self, request, context):
+        """Whole sequences in one call, each from the initial state; no session stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +90,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Step,
                     request_deserializer=eddy_dot_v1_dot_inference__pb2.StepRequest.FromString,
                     response_serializer=eddy_dot_v1_dot_inference__pb2.StepResponse.SerializeToString,
+            ),
+            'Infer': grpc.unary_unary_rpc_method_handler(
+                    servicer.Infer,
+                    request_deserializer=eddy_dot_v1_dot_inference__pb2.InferRequest.FromString,
+                    response_serializer=eddy_dot_v1_dot_inference__pb2.InferResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +152,33 @@ class InferenceService:
             '/eddy.v1.InferenceService/Step',
             eddy_dot_v1_dot_inference__pb2.StepRequest.SerializeToString,
             eddy_dot_v1_dot_inference__pb2.StepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Infer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/eddy.v1.InferenceService/Infer',
+            eddy_dot_v1_dot_inference__pb2.InferRequest.SerializeToString,
+            eddy_dot_v1_dot_inference__pb2.InferResponse.FromString,
             options,
             channel_credentials,
             insecure,
