@@ -11,6 +11,7 @@ Dimension key: B rows of a message, T steps.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 
 import numpy as np
 from google.protobuf import any_pb2
@@ -18,7 +19,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from eddy.service.chunk import ChunkResult
-from eddy.service.contract import Contract
+from eddy.service.contract import Contract, Port
 from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
 from eddy.v1 import contract_pb2, errors_pb2, inference_pb2
 
@@ -177,9 +178,12 @@ def tag_of(data: bytes) -> int:
 
 
 def read_inputs(
-    contract: Contract, tensors: Sequence[inference_pb2.Tensor], num_rows: int, num_steps: int
+    contract: Contract, tensors: Sequence[inference_pb2.Tensor], lead: tuple[int, ...]
 ) -> tuple[bytes, ...]:
-    """Raw bytes an input port of the contract, [B, T, ...].
+    """Raw bytes an input port of the contract, [*lead, ...].
+
+    Args:
+        lead: the axes before a step's own: (B, T), or the sum of T for sequences one after the other.
 
     Raises:
         ClientError: an input is missing, unknown, twice there, or has the wrong dtype, shape or byte length.
@@ -188,16 +192,17 @@ def read_inputs(
     if len(tensors) != len(ports):
         tensors = _in_order(contract, tensors)
     raw = []
+    num_steps = prod(lead)
     for port, tensor in zip(ports, tensors, strict=True):
         if tensor.name != port.name:
-            return read_inputs(contract, _in_order(contract, tensors), num_rows, num_steps)
+            return read_inputs(contract, _in_order(contract, tensors), lead)
         data = tensor.data
         if (
             tensor.dtype != port.wire_dtype
-            or len(data) != num_rows * num_steps * port.step_bytes
-            or tensor.shape != [num_rows, num_steps, *port.shape]
+            or len(data) != num_steps * port.step_bytes
+            or tensor.shape != [*lead, *port.shape]
         ):
-            raise _bad_tensor(tensor, port.name, port.wire_dtype, (num_rows, num_steps, *port.shape), port.step_bytes)
+            raise _bad_tensor(tensor, port, lead)
         raw.append(data)
     return tuple(raw)
 
@@ -215,15 +220,14 @@ def _in_order(contract: Contract, tensors: Iterable[inference_pb2.Tensor]) -> li
     return [by_name[port.name] for port in contract.inputs]
 
 
-def _bad_tensor(
-    tensor: inference_pb2.Tensor, name: str, wire_dtype: int, shape: tuple[int, ...], step_bytes: int
-) -> ClientError:
-    where = f"inputs[{name}]"
-    if tensor.dtype != wire_dtype:
-        return invalid(Reason.INVALID_DTYPE, f"{where}.dtype", _dtype_name(tensor.dtype), _dtype_name(wire_dtype))
-    if tuple(tensor.shape) != shape:
-        return invalid(Reason.INVALID_SHAPE, f"{where}.shape", list(tensor.shape), list(shape))
-    expected = shape[0] * shape[1] * step_bytes
+def _bad_tensor(tensor: inference_pb2.Tensor, port: Port, lead: tuple[int, ...]) -> ClientError:
+    where = f"inputs[{port.name}]"
+    if tensor.dtype != port.wire_dtype:
+        return invalid(Reason.INVALID_DTYPE, f"{where}.dtype", _dtype_name(tensor.dtype), _dtype_name(port.wire_dtype))
+    shape = [*lead, *port.shape]
+    if list(tensor.shape) != shape:
+        return invalid(Reason.INVALID_SHAPE, f"{where}.shape", list(tensor.shape), shape)
+    expected = prod(lead) * port.step_bytes
     return invalid(Reason.INVALID_BYTE_LENGTH, f"{where}.data", f"{len(tensor.data)} bytes", f"{expected} bytes")
 
 
@@ -277,7 +281,7 @@ class StepResponses:
             response.error.CopyFrom(error_detail(result.failure))
         else:
             step = response.step
-            _write_outputs(contract, step.outputs, num_rows, num_steps, outputs)
+            write_outputs(contract, step.outputs, (num_rows, num_steps), outputs)
             step.errors.extend(row_errors(result.errors))
             step.replayed_rows = np.array(result.replayed, "<u4").tobytes()
         return response.SerializeToString()
@@ -285,7 +289,7 @@ class StepResponses:
     def _learn_head(self, contract: Contract, num_rows: int, num_steps: int) -> bytes:
         data = bytes(contract.outputs[0].step_bytes * num_rows * num_steps)
         response = inference_pb2.StreamResponse()
-        _write_outputs(contract, response.step.outputs, num_rows, num_steps, [data])
+        write_outputs(contract, response.step.outputs, (num_rows, num_steps), [data])
         encoded = response.SerializeToString()
         assert encoded.endswith(data), "a tensor's data is encoded last"
         if len(self._heads) >= _MAX_HEADS:
@@ -308,13 +312,14 @@ def _varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-def _write_outputs(contract: Contract, outputs, num_rows, num_steps, blocks) -> None:  # type: ignore[no-untyped-def]
-    # `outputs` is a repeated field of Tensor, for which the stubs have no public name.
+def write_outputs(contract: Contract, outputs, lead, blocks) -> None:  # type: ignore[no-untyped-def]
+    """Adds each output to a repeated field of `Tensor`: `blocks` raw bytes a port, [*lead, ...]."""
+    # The stubs have no public name for such a field.
     for port, block in zip(contract.outputs, blocks, strict=True):
         tensor = outputs.add()
         tensor.name = port.name
         tensor.dtype = port.wire_dtype
-        tensor.shape.extend((num_rows, num_steps, *port.shape))
+        tensor.shape.extend((*lead, *port.shape))
         tensor.data = block
 
 
@@ -333,7 +338,7 @@ def unary_step_response(
     response = inference_pb2.StepResponse(
         next_position=request.position + request.num_steps, replayed=bool(result.replayed)
     )
-    _write_outputs(contract, response.outputs, 1, request.num_steps, result.outputs)
+    write_outputs(contract, response.outputs, (1, request.num_steps), result.outputs)
     return response
 
 

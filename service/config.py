@@ -36,6 +36,8 @@ class ModelConfig:
         max_queued_chunks: chunks that may wait for one model before unary calls are refused.
         max_kept_reply_bytes: memory for kept replies, a model. Beyond it the oldest replies are forgotten.
         max_in_flight: most chunks that a session may pipeline.
+        max_generated_tokens: tokens of one Generate call. About a minute of a small model's work; a session that is
+            kept goes on in a next call.
         num_threads: threads within one operator. One: streams arrive one tick after the other, and a second core
             is better used by the event loop.
     """
@@ -48,6 +50,7 @@ class ModelConfig:
     max_queued_chunks: int = 8192
     max_kept_reply_bytes: int = 256 << 20
     max_in_flight: int = 64
+    max_generated_tokens: int = 65_536
     num_threads: int = 1
 
     def __post_init__(self) -> None:

@@ -48,7 +48,7 @@ class Host:
 
     Args:
         config: everything.
-        clock: monotonic seconds; random_bytes: for session ids.
+        clock: monotonic seconds; random_bytes: for session ids and seeds.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Host:
     ) -> None:
         self.config = config
         self.clock = clock
+        self.random_bytes = random_bytes
         self.table = SessionTable(config.session.max_sessions, clock, random_bytes)
         self.catalog = Catalog(config, self.table, self._tell_ended)
         # Changed only on the event loop, after `start`.

@@ -120,6 +120,12 @@ class ServedModel:
             self.scheduler.uses_rings = True
         return rows
 
+    def last_reply(self, row: int) -> tuple[bytes, ...] | None:
+        """The kept outputs of the last chunk of the session in `row`, raw bytes a port; None when forgotten."""
+        table = self._table
+        kept = self.replies.last(table.ring_start.item(row), table.ring_size.item(row), table.next_position.item(row))
+        return None if kept is None else kept.outputs
+
     def close_sessions(self, rows: np.ndarray) -> None:
         """Ends sessions at their client's wish; `rows` int64 [B], open and not busy."""
         self._end(rows, Event.CLOSE)

@@ -140,6 +140,14 @@ class ReplyStore:
                 return KeptReply(steps, parts[: self._num_inputs], parts[self._num_inputs :])
         return None
 
+    def last(self, start: int, size: int, next_position: int) -> KeptReply | None:
+        """The reply in a ring to the chunk that ended at `next_position`, None when it is forgotten."""
+        for entry in range(start, start + size):
+            block = int(self._block[entry])
+            if block != _NO_BLOCK and self._position[entry] + self._steps[block] == next_position:
+                return self.find(entry, 1, int(self._position[entry]))
+        return None
+
     def _rows_up_to(self, count: int) -> np.ndarray:
         if count > len(self._counting):
             self._counting = np.arange(2 * count, dtype=np.int32)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -25,13 +26,17 @@ from eddy.service.catalog import Entry
 from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
 from eddy.service.config import Config
 from eddy.service.errors import ClientError, Detail, EddyError, Reason, ServerBug, invalid
+from eddy.service.generate import GenerateCall
 from eddy.service.host import Host
+from eddy.service.infer import InferCall
 from eddy.service.layout import Layouts
 from eddy.service.sessions import NO_STREAM, SESSION_ID_BYTES, SessionInfo
 from eddy.service.stream import StreamConnection, limits_message
-from eddy.v1 import inference_pb2, models_pb2, sessions_pb2
+from eddy.v1 import generation_pb2, inference_pb2, models_pb2, sessions_pb2
 
 _LOG = logging.getLogger(__name__)
+
+_Request = TypeVar("_Request", bound=Message)
 
 _MAX_PAGE = 1000
 _DEFAULT_PAGE = 100
@@ -124,6 +129,10 @@ class Server:
             "eddy.v1.InferenceService": {
                 "Stream": grpc.stream_stream_rpc_method_handler(self._stream),
                 "Step": unary(inference_pb2.StepRequest, self._step),
+                "Infer": unary(inference_pb2.InferRequest, self._infer),
+            },
+            "eddy.v1.GenerationService": {
+                "Generate": grpc.unary_stream_rpc_method_handler(self._generate),
             },
             "eddy.v1.SessionService": {
                 "OpenSession": unary(sessions_pb2.OpenSessionRequest, self._open_session),
@@ -140,21 +149,27 @@ class Server:
 
     def _unary(self, request_type: type[Message], method: Callable[[Any, Any], Awaitable[Message]]) -> Any:
         async def call(data: bytes, context: Any) -> bytes:
-            try:
-                try:
-                    request = request_type.FromString(data)
-                except DecodeError as error:
-                    raise codec.malformed(error, request_type.DESCRIPTOR.full_name) from error
-                return (await method(request, context)).SerializeToString()
-            except EddyError as error:
-                self._host.count_refusal(error)
-                await self._abort(context, error)
-            except Exception:  # noqa: BLE001  the task's root: one call fails, with its traceback in the log
-                _LOG.exception("%s failed", request_type.DESCRIPTOR.full_name)
-                await self._abort(context, ServerBug(Reason.INTERNAL, "the server failed to carry out this call"))
+            async with self._typed_errors(context, request_type):
+                return (await method(_parse(request_type, data), context)).SerializeToString()
             raise AssertionError("abort raises")
 
         return grpc.unary_unary_rpc_method_handler(call)
+
+    async def _generate(self, data: bytes, context: Any) -> None:
+        async with self._typed_errors(context, generation_pb2.GenerateRequest):
+            await GenerateCall(self._host, context, _parse(generation_pb2.GenerateRequest, data)).serve()
+
+    @asynccontextmanager
+    async def _typed_errors(self, context: Any, request_type: type[Message]) -> AsyncIterator[None]:
+        """Whatever goes wrong within ends the call with a typed error."""
+        try:
+            yield
+        except EddyError as error:
+            self._host.count_refusal(error)
+            await self._abort(context, error)
+        except Exception:  # noqa: BLE001  the task's root: one call fails, with its traceback in the log
+            _LOG.exception("%s failed", request_type.DESCRIPTOR.full_name)
+            await self._abort(context, ServerBug(Reason.INTERNAL, "the server failed to carry out this call"))
 
     @staticmethod
     async def _abort(context: Any, error: EddyError) -> None:
@@ -190,7 +205,7 @@ class Server:
         codec.check_steps(request.num_steps, model.config.max_steps, "num_steps")
         if request.position >= 1 << 63:
             raise invalid(Reason.OUT_OF_RANGE, "position", request.position, "less than 2**63")
-        inputs = codec.read_inputs(model.contract, request.inputs, 1, request.num_steps)
+        inputs = codec.read_inputs(model.contract, request.inputs, (1, request.num_steps))
         now = host.clock()
         remaining = context.time_remaining()
         call = _UnaryCall()
@@ -209,6 +224,9 @@ class Server:
         )
         host.submit(model, chunk)
         return codec.unary_step_response(model.contract, request, await call.result())
+
+    async def _infer(self, request: inference_pb2.InferRequest, context: Any) -> Message:
+        return await InferCall(self._host, request).run(context.time_remaining())
 
     # SessionService
 
@@ -322,6 +340,13 @@ class _UnaryCall:
 def _resolve(future: asyncio.Future[Any], value: Any) -> None:
     if not future.done():
         future.set_result(value)
+
+
+def _parse(request_type: type[_Request], data: bytes) -> _Request:
+    try:
+        return request_type.FromString(data)
+    except DecodeError as error:
+        raise codec.malformed(error, request_type.DESCRIPTOR.full_name) from error
 
 
 def _session_id(value: bytes) -> bytes:

@@ -14,15 +14,16 @@ RANKS = {
     name: rank
     for rank, names in enumerate(
         (
-            ("errors", "index", "lifecycle", "metrics"),
-            ("config", "arena", "contract", "http"),
+            ("errors", "index", "lifecycle", "metrics", "stops"),
+            ("config", "arena", "contract", "http", "sampling", "vocabulary"),
             ("graph", "sessions", "replies", "chunk"),
             ("admission",),
             ("engine", "scheduler"),
             ("model",),
             ("catalog", "dispatcher", "codec", "layout"),
             ("host",),
-            ("stream",),
+            ("generation",),
+            ("generate", "infer", "stream"),
             ("server",),
             ("main",),
         )

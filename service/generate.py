@@ -1,0 +1,236 @@
+"""One `Generate` call: reads the request, runs a generation, writes its events.
+
+Owns the session of the call (opened here, or continued), the making of text from tokens, and the writing. Must not know
+how tokens are drawn or chunks are run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+
+from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
+from eddy.service.generation import FinishReason, Generation, Plan, Token, check_task
+from eddy.service.host import Host
+from eddy.service.model import ServedModel
+from eddy.service.sampling import Sampling
+from eddy.service.sessions import NO_STREAM, SESSION_ID_BYTES
+from eddy.service.stops import StopMatcher
+from eddy.service.vocabulary import Vocabulary
+from eddy.v1 import generation_pb2 as wire
+
+_MAX_STOPS = 16
+_MAX_STOP_CHARACTERS = 256
+_MAX_ALTERNATIVES = 20
+_FINISH = {
+    FinishReason.MAX_TOKENS: wire.GenerationFinished.REASON_MAX_TOKENS,
+    FinishReason.STOP: wire.GenerationFinished.REASON_STOP,
+    FinishReason.DRAINING: wire.GenerationFinished.REASON_DRAINING,
+}
+
+
+class GenerateCall:
+    """One call, from request to last event.
+
+    Args:
+        host: sessions and models; context: the call's `grpc.aio.ServicerContext`; request: what was asked for.
+
+    Raises:
+        EddyError: the request is refused; nothing was opened or fed.
+    """
+
+    def __init__(self, host: Host, context: Any, request: wire.GenerateRequest) -> None:
+        self._host = host
+        self._context = context
+        self._is_new = request.WhichOneof("session") != "existing"
+        self._keeps_session = request.keep_session or not self._is_new
+        # Everything is checked before a session is opened.
+        row = None if self._is_new else self._existing_row(request.existing)
+        self._model = self._model_of(request, row)
+        check_task(self._model)
+        self._vocabulary = Vocabulary(self._model.contract.message.vocabulary)
+        plan = self._plan(request)
+        self._wants_logs = plan.wants_log_probabilities
+        self._stops = StopMatcher(request.stop)
+        if row is None:
+            host.refuse_if_draining()
+            opened = host.open(
+                self._model.file.name, self._model.file.version, 1, 1, request.open.idle_timeout_seconds, NO_STREAM
+            )
+            row = int(opened.rows[0])
+        self._info = host.table.info(row)
+        self._num_prompt_tokens = len(plan.prompt)
+        self._seed = plan.sampling.seed
+        # The writer waits on it; set by the generation.
+        self._changed = asyncio.Event()
+        self._text: list[str] = []
+        self._generation = Generation(host, self._model, row, plan, self._take_token, self._changed.set)
+
+    async def serve(self) -> None:
+        """Runs the generation; returns when everything is written.
+
+        Raises:
+            EddyError: the generation failed; what was written before stands.
+        """
+        generation = self._generation
+        try:
+            generation.start()
+            await self._write(started=self._started())
+            while True:
+                await self._changed.wait()
+                self._changed.clear()
+                tokens = generation.take()
+                # Read together with the tokens: more may come while this writes.
+                failure, finish = generation.failure, generation.finish
+                if failure is not None or finish is not None:
+                    self._text.append(self._stops.flush())
+                text = "".join(self._text)
+                self._text.clear()
+                if tokens or text:
+                    await self._write(tokens=wire.GeneratedTokens(tokens=map(self._token, tokens), text=text))
+                if failure is not None:
+                    raise failure
+                if finish is not None:
+                    break
+            if not self._keeps_session:
+                self._close()
+            await self._write(finished=self._finished(finish))
+        finally:
+            generation.cancel()
+            if not self._keeps_session:
+                self._close()
+
+    async def _write(self, **event: Any) -> None:
+        await self._context.write(wire.GenerateResponse(**event).SerializeToString())
+
+    # Request
+
+    def _existing_row(self, existing: wire.ExistingSession) -> int:
+        if len(existing.session_id) != SESSION_ID_BYTES:
+            raise invalid(
+                Reason.INVALID_BYTE_LENGTH,
+                "existing.session_id",
+                f"{len(existing.session_id)} bytes",
+                f"{SESSION_ID_BYTES} bytes",
+            )
+        row = self._host.table.row_of_id(existing.session_id)
+        info = self._host.table.info(row)
+        if existing.epoch != info.epoch:
+            raise ClientError(
+                Reason.FENCED,
+                f"existing.epoch: got {existing.epoch}, the session is in epoch {info.epoch}",
+                Detail("existing.epoch", str(existing.epoch), str(info.epoch), epoch=info.epoch),
+            )
+        if existing.HasField("position") and existing.position != info.next_position:
+            is_ahead = existing.position > info.next_position
+            raise ClientError(
+                Reason.POSITION_AHEAD if is_ahead else Reason.POSITION_BEHIND,
+                f"existing.position: got {existing.position}, the session expects {info.next_position} next",
+                Detail(
+                    "existing.position",
+                    str(existing.position),
+                    str(info.next_position),
+                    next_position=info.next_position,
+                ),
+            )
+        return row
+
+    def _model_of(self, request: wire.GenerateRequest, row: int | None) -> ServedModel:
+        if row is not None:
+            return self._host.catalog.served[self._host.table.model_of(row)]
+        if request.WhichOneof("session") is None:
+            raise invalid(Reason.MISSING_FIELD, "session", "none", "one of open, existing")
+        return self._host.catalog.ready(request.open.model, request.open.version)
+
+    def _plan(self, request: wire.GenerateRequest) -> Plan:
+        limit = self._model.config.max_generated_tokens
+        if request.max_tokens > limit:
+            raise invalid(Reason.OUT_OF_RANGE, "max_tokens", request.max_tokens, f"at most {limit}")
+        if request.num_alternatives > _MAX_ALTERNATIVES:
+            raise invalid(
+                Reason.OUT_OF_RANGE, "num_alternatives", request.num_alternatives, f"at most {_MAX_ALTERNATIVES}"
+            )
+        self._check_stops(list(request.stop))
+        prompt = self._prompt(request)
+        if not prompt and self._is_new:
+            raise invalid(Reason.MISSING_FIELD, "prompt", "none", "at least one token for a new session")
+        asked = request.sampling
+        return Plan(
+            prompt,
+            Sampling(
+                asked.seed if asked.HasField("seed") else int.from_bytes(self._host.random_bytes(8), "little"),
+                asked.temperature if asked.HasField("temperature") else 1.0,
+                asked.top_k,
+                asked.top_p if asked.HasField("top_p") else 1.0,
+            ),
+            request.max_tokens or limit,
+            self._vocabulary.unknown_id,
+            request.log_probabilities,
+            request.num_alternatives,
+        )
+
+    def _check_stops(self, stops: list[str]) -> None:
+        if not stops:
+            return
+        self._vocabulary.check_text("stop")
+        if len(stops) > _MAX_STOPS:
+            raise invalid(Reason.OUT_OF_RANGE, "stop", f"{len(stops)} strings", f"at most {_MAX_STOPS}")
+        for stop in stops:
+            if not 1 <= len(stop) <= _MAX_STOP_CHARACTERS:
+                raise invalid(
+                    Reason.OUT_OF_RANGE, "stop", f"a string of {len(stop)} characters", f"1 to {_MAX_STOP_CHARACTERS}"
+                )
+
+    def _prompt(self, request: wire.GenerateRequest) -> list[int]:
+        if request.WhichOneof("prompt") == "text":
+            return self._vocabulary.encode(request.text, "text")
+        ids = np.array(request.tokens.ids, np.int64)
+        count = self._model.contract.outputs[0].shape[0]
+        wrong = np.flatnonzero(ids >= count)
+        if len(wrong):
+            raise invalid(Reason.OUT_OF_RANGE, "tokens", f"{ids[wrong[0]]} at {wrong[0]}", f"ids from 0 to {count - 1}")
+        return [int(number) for number in ids]
+
+    # Events
+
+    def _take_token(self, token: int) -> bool:
+        self._text.append(self._stops.feed(self._vocabulary.decode((token,))))
+        return bool(self._stops.found)
+
+    def _token(self, token: Token) -> wire.GeneratedToken:
+        return wire.GeneratedToken(
+            id=token.id,
+            log_probability=token.log_probability if self._wants_logs else None,
+            alternatives=[wire.Alternative(id=each, log_probability=log) for each, log in token.alternatives],
+        )
+
+    def _started(self) -> wire.GenerationStarted:
+        return wire.GenerationStarted(
+            session_id=self._info.session_id,
+            epoch=self._info.epoch,
+            model=self._model.file.name,
+            version=self._model.file.version,
+            seed=self._seed,
+            num_prompt_tokens=self._num_prompt_tokens,
+            position=self._info.next_position,
+        )
+
+    def _finished(self, reason: FinishReason) -> wire.GenerationFinished:
+        return wire.GenerationFinished(
+            reason=_FINISH[reason],
+            stop=self._stops.found,
+            num_tokens=self._generation.num_tokens,
+            next_position=self._generation.position,
+            session_kept=self._keeps_session,
+        )
+
+    def _close(self) -> None:
+        """Ends the call's own session, unless it has ended or was taken over."""
+        try:
+            row = self._host.table.row_of_id(self._info.session_id)
+        except EddyError:
+            return
+        if int(self._host.table.handle[row]) == self._info.handle:
+            self._host.close(np.array([row]), lambda _: None)

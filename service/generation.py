@@ -1,0 +1,264 @@
+"""A generation: one session whose model samples its own next inputs.
+
+Owns the loop from scores to token to next step. It is a chunk's source: the scheduler delivers scores to it, it draws
+and queues the next step at once, so that no token waits for a task or the wire. Must not know the wire or text.
+
+Ordering rules: one chunk at a time. Every token that is told is fed, the last one too, so that the session's state is
+that of all tokens told; only a generation that is broken off (cancelled, failed) may end between the two, and then the
+session stands before the token, which is drawn again by whoever goes on with the same seed.
+
+Dimension key: T steps, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from eddy.service.chunk import Chunk, ChunkResult
+from eddy.service.errors import ClientError, Detail, EddyError, ModelError, Reason, invalid
+from eddy.service.host import Host
+from eddy.service.model import ServedModel
+from eddy.service.sampling import Sampling, draw, log_probabilities
+from eddy.v1 import contract_pb2
+
+# Scores of a prompt are computed for every step of a chunk, and only the last is used.
+_MAX_PROMPT_CHUNK_BYTES = 1 << 20
+# Tokens told and not taken; a reader that is slower than the model stops the model.
+_MAX_WAITING_TOKENS = 64
+
+
+class FinishReason(Enum):
+    """Why a generation ended by itself."""
+
+    MAX_TOKENS = "max_tokens"
+    STOP = "stop"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token.
+
+    Attributes:
+        log_probability: in the model's own distribution, natural logarithm; None unless asked for.
+        alternatives: the most likely tokens with theirs, best first.
+    """
+
+    id: int
+    log_probability: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to generate.
+
+    Attributes:
+        prompt: token ids, may be empty for a session that has taken a step.
+        max_tokens: at least 1.
+        banned: a token that is never drawn.
+        wants_log_probabilities, num_alternatives: what to tell beside each token.
+    """
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    max_tokens: int
+    banned: int | None = None
+    wants_log_probabilities: bool = False
+    num_alternatives: int = 0
+
+
+def check_task(model: ServedModel) -> None:
+    """The model can generate: its task is next-token, with one integer in and one row of scores out.
+
+    Raises:
+        ClientError: WRONG_TASK.
+    """
+    contract = model.contract
+    fits = (
+        contract.message.task == contract_pb2.TASK_NEXT_TOKEN
+        and len(contract.inputs) == len(contract.outputs) == 1
+        and contract.inputs[0].dtype.kind in "iu"
+        and contract.inputs[0].shape == ()
+        and len(contract.outputs[0].shape) == 1
+        and contract.outputs[0].dtype.kind == "f"
+    )
+    if not fits:
+        task = contract_pb2.Task.Name(contract.message.task).removeprefix("TASK_")
+        raise ClientError(
+            Reason.WRONG_TASK,
+            f"model: {model.file.name!r} has the task {task}, expected NEXT_TOKEN with token ids in and scores out",
+            Detail("model", task, "NEXT_TOKEN"),
+        )
+
+
+class Generation:
+    """One run over one session.
+
+    Args:
+        host: sessions and models; model: the session's, checked by `check_task`.
+        row: the session's row; it may be ended or taken over meanwhile, which fails the generation.
+        plan: what to generate.
+        is_last: told each token as it is drawn; True ends the generation after it (a stop string).
+        notify: called when there is something to take, or an end. Must not raise.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        model: ServedModel,
+        row: int,
+        plan: Plan,
+        is_last: Callable[[int], bool],
+        notify: Callable[[], None],
+    ) -> None:
+        self._host = host
+        self._model = model
+        self._plan = plan
+        self._is_last = is_last
+        self._notify = notify
+        self._handle = int(host.table.handle[row])
+        # The id and the epoch were the right to step, whichever stream owns the session.
+        self._route = int(host.table.route[row])
+        port = model.contract.inputs[0]
+        self._dtype = port.dtype
+        self._max_prompt_steps = max(
+            1, min(model.config.max_steps, _MAX_PROMPT_CHUNK_BYTES // model.contract.output_step_bytes)
+        )
+        # Changed only on the event loop. `is_gone`: nobody waits any more (`chunk.Source`).
+        self.is_gone = False
+        self.position = int(host.table.next_position[row])
+        self.num_tokens = 0
+        self.finish: FinishReason | None = None
+        self.failure: EddyError | None = None
+        self._num_prompt_fed = 0
+        self._tokens: list[Token] = []
+        # The end that follows once the last token is fed.
+        self._ending: FinishReason | None = None
+        # Scores that wait for the reader to catch up.
+        self._paused_scores: np.ndarray | None = None
+
+    def start(self) -> None:
+        """Queues the prompt, or goes on from the session's last scores.
+
+        Raises:
+            EddyError: nothing was queued: an empty prompt without kept scores, draining, a full queue.
+        """
+        if self._plan.prompt:
+            self._feed_prompt()
+            return
+        if self.position == 0:
+            raise invalid(Reason.MISSING_FIELD, "prompt", "none", "at least one token: the session has taken no step")
+        kept = self._model.last_reply(self._handle & 0xFFFFFFFF)
+        if kept is None:
+            raise ClientError(
+                Reason.REPLY_NOT_KEPT,
+                "prompt: none, and the scores of the session's last step are no longer kept; send at least one token",
+                Detail("prompt", "none", "at least one token", next_position=self.position),
+            )
+        self._go_on(self._last_scores(kept))
+
+    def take(self) -> list[Token]:
+        """The tokens drawn since the last time; a generation that waited for this goes on."""
+        tokens, self._tokens = self._tokens, []
+        if self._paused_scores is not None and not self.is_gone:
+            scores, self._paused_scores = self._paused_scores, None
+            self._guarded(lambda: self._go_on(scores))
+        return tokens
+
+    def cancel(self) -> None:
+        """Nobody waits any more: a step that has not begun is dropped."""
+        self.is_gone = True
+
+    def deliver(self, chunk: Chunk, result: ChunkResult) -> None:
+        """Takes the scores of a chunk (`chunk.Source`)."""
+        if self.is_gone:
+            return
+        if result.failure is not None or result.errors:
+            self._fail(result.failure or result.errors[0])
+            return
+        self.position += chunk.num_steps
+        scores = self._last_scores(result.outputs)
+        if self._num_prompt_fed < len(self._plan.prompt):
+            self._guarded(self._feed_prompt)
+        else:
+            self._guarded(lambda: self._go_on(scores))
+
+    # Inner
+
+    def _guarded(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except EddyError as error:
+            self._fail(error)
+
+    def _go_on(self, scores: np.ndarray) -> None:
+        """Ends, waits for the reader, or draws the next token and feeds it."""
+        if self._ending is not None:
+            self._end(self._ending)
+        elif self._host.is_draining:
+            self._end(FinishReason.DRAINING)
+        elif len(self._tokens) >= _MAX_WAITING_TOKENS:
+            self._paused_scores = scores
+        else:
+            self._draw(scores)
+
+    def _draw(self, scores: np.ndarray) -> None:
+        token = draw(scores, self._plan.sampling, self.position, self._plan.banned)
+        if token is None:
+            raise ModelError(
+                Reason.MODEL_FAILED, f"the model's scores after position {self.position} are not finite numbers"
+            )
+        self.num_tokens += 1
+        self._tokens.append(self._describe(token, scores))
+        if self._is_last(token):
+            self._ending = FinishReason.STOP
+        elif self.num_tokens >= self._plan.max_tokens:
+            self._ending = FinishReason.MAX_TOKENS
+        self._notify()
+        self._submit(np.array([token], self._dtype))
+
+    def _describe(self, token: int, scores: np.ndarray) -> Token:
+        plan = self._plan
+        if not (plan.wants_log_probabilities or plan.num_alternatives):
+            return Token(token)
+        logs = log_probabilities(scores)
+        best = np.argsort(-logs, kind="stable")[: plan.num_alternatives]
+        return Token(token, float(logs[token]), tuple((int(each), float(logs[each])) for each in best))
+
+    def _feed_prompt(self) -> None:
+        begin = self._num_prompt_fed
+        part = self._plan.prompt[begin : begin + self._max_prompt_steps]
+        self._submit(np.array(part, self._dtype))
+        self._num_prompt_fed += len(part)
+
+    def _submit(self, ids: np.ndarray) -> None:
+        chunk = Chunk(
+            self._handle.to_bytes(8, "little"),
+            self.position.to_bytes(8, "little"),
+            len(ids),
+            (ids.tobytes(),),
+            self._route,
+            self,
+            0,
+            self._model.contract,
+            self._host.clock(),
+        )
+        self._host.submit(self._model, chunk)
+
+    def _last_scores(self, outputs: Sequence[bytes]) -> np.ndarray:
+        """Scores of the last step, [V]."""
+        port = self._model.contract.outputs[0]
+        return np.frombuffer(outputs[0][-port.step_bytes :], port.dtype)
+
+    def _end(self, reason: FinishReason) -> None:
+        self.finish = reason
+        self._notify()
+
+    def _fail(self, error: EddyError) -> None:
+        self.failure = error
+        self._notify()

@@ -1,0 +1,185 @@
+"""One `Infer` call: whole sequences, each from the initial state.
+
+Owns the cutting of the ragged request into chunks and the putting together of the answer. The sequences run as
+sessions that nobody else ever sees, so they share ticks with everything else, are sliced where they are long, and give
+what stepping gives. Must not know how chunks are run.
+
+Dimension key: N sequences, T steps of each, B rows of a chunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+
+from eddy.service import codec
+from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
+from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
+from eddy.service.host import Host
+from eddy.service.model import ServedModel
+from eddy.service.sessions import NO_STREAM
+from eddy.v1 import inference_pb2
+
+
+class InferCall:
+    """One call.
+
+    Args:
+        host: sessions and models; request: what was asked for.
+
+    Raises:
+        EddyError: the request is refused; nothing was run.
+    """
+
+    def __init__(self, host: Host, request: inference_pb2.InferRequest) -> None:
+        self._host = host
+        self._model = host.catalog.ready(request.model, request.version)
+        self._lengths = self._read_lengths(request.lengths)
+        total = int(self._lengths.sum())
+        limit = host.config.server.max_message_bytes
+        codec.check_answer(self._model.contract, 1, total, limit)
+        raw = codec.read_inputs(self._model.contract, request.inputs, (total,))
+        self._inputs = [
+            np.frombuffer(data, port.dtype).reshape(total, *port.shape)
+            for port, data in zip(self._model.contract.inputs, raw, strict=True)
+        ]
+        # Where each sequence begins.
+        self._begins = np.cumsum(self._lengths) - self._lengths
+        self._outputs = [np.empty((total, *port.shape), port.dtype) for port in self._model.contract.outputs]
+
+    def _read_lengths(self, raw: bytes) -> np.ndarray:
+        if not raw:
+            raise invalid(Reason.EMPTY_BATCH, "lengths", "no sequences", "at least one")
+        if len(raw) % 4:
+            raise invalid(Reason.INVALID_BYTE_LENGTH, "lengths", f"{len(raw)} bytes", "4 bytes a sequence (uint32)")
+        lengths = np.frombuffer(raw, "<u4").astype(np.int64)
+        most = self._model.config.max_rows
+        if len(lengths) > most:
+            raise invalid(Reason.TOO_MANY_ROWS, "lengths", f"{len(lengths)} sequences", f"at most {most}")
+        if not lengths.all():
+            place = int(np.flatnonzero(lengths == 0)[0])
+            raise invalid(Reason.ZERO_STEPS, f"lengths[{place}]", 0, "at least 1")
+        return lengths
+
+    async def run(self, timeout_seconds: float | None) -> inference_pb2.InferResponse:
+        """The outputs of all sequences.
+
+        Args:
+            timeout_seconds: chunks that have not begun by then fail the call; None for no limit.
+
+        Raises:
+            EddyError: no room, draining, a value is not acceptable, or the model failed; nothing stays.
+        """
+        host, model = self._host, self._model
+        host.refuse_if_draining()
+        count = len(self._lengths)
+        opened = host.open(model.file.name, model.file.version, count, 1, 0.0, NO_STREAM)
+        deadline = NO_DEADLINE if timeout_seconds is None else host.clock() + timeout_seconds
+        groups = [np.flatnonzero(self._lengths == length) for length in np.unique(self._lengths)]
+        runs = [_Run(host, model, self, opened.handles[group], group, deadline) for group in groups]
+        try:
+            for run in runs:
+                run.start()
+            await asyncio.gather(*(run.done for run in runs))
+        finally:
+            for run in runs:
+                run.is_gone = True
+            present = opened.rows[host.table.handle[opened.rows] == opened.handles]
+            host.close(present, lambda _: None)
+        response = inference_pb2.InferResponse(model=model.file.name, version=model.file.version)
+        blocks = [values.tobytes() for values in self._outputs]
+        codec.write_outputs(model.contract, response.outputs, (len(self._outputs[0]),), blocks)
+        return response
+
+    def length_of(self, sequence: int) -> int:
+        """T of a sequence."""
+        return int(self._lengths[sequence])
+
+    def cut(self, sequences: np.ndarray, begin: int, end: int) -> tuple[bytes, ...]:
+        """Steps `begin` to `end` of `sequences` int64 [B]: raw bytes an input port, [B, T, ...]."""
+        places = (self._begins[sequences][:, None] + np.arange(begin, end)).reshape(-1)
+        return tuple(values[places].tobytes() for values in self._inputs)
+
+    def put(self, sequences: np.ndarray, begin: int, end: int, outputs: list[bytes]) -> None:
+        """Takes the outputs of those steps."""
+        places = (self._begins[sequences][:, None] + np.arange(begin, end)).reshape(-1)
+        for port, whole, block in zip(self._model.contract.outputs, self._outputs, outputs, strict=True):
+            whole[places] = np.frombuffer(block, port.dtype).reshape(len(places), *port.shape)
+
+
+class _Run:
+    """Sequences of one length, stepped together (`chunk.Source`).
+
+    Attributes:
+        done: set when the last step is, or the first failure.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        model: ServedModel,
+        call: InferCall,
+        handles: np.ndarray,
+        sequences: np.ndarray,
+        deadline: float,
+    ) -> None:
+        self._host = host
+        self._model = model
+        self._call = call
+        self._handles = handles.astype("<u8").tobytes()
+        self._sequences = sequences
+        self._length = call.length_of(int(sequences[0]))
+        self._deadline = deadline
+        self._position = 0
+        self.is_gone = False
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def start(self) -> None:
+        self._submit()
+
+    def deliver(self, chunk: Chunk, result: ChunkResult) -> None:
+        if self.is_gone or self.done.done():
+            return
+        if result.failure is not None or result.errors:
+            self._fail(result)
+            return
+        end = self._position + chunk.num_steps
+        self._call.put(self._sequences, self._position, end, list(result.outputs))
+        self._position = end
+        if end == self._length:
+            self.done.set_result(None)
+            return
+        try:
+            self._submit()
+        except EddyError as error:
+            self.done.set_exception(error)
+
+    def _fail(self, result: ChunkResult) -> None:
+        if result.failure is not None:
+            self.done.set_exception(result.failure)
+            return
+        row, error = next(iter(result.errors.items()))
+        where = f"sequence {int(self._sequences[row])}, from step {self._position}: "
+        detail = error.detail
+        self.done.set_exception(
+            ClientError(error.reason, where + error.message, Detail(detail.field, detail.received, detail.expected))
+        )
+
+    def _submit(self) -> None:
+        host, model = self._host, self._model
+        end = min(self._length, self._position + model.config.max_steps)
+        rows = len(self._sequences)
+        chunk = Chunk(
+            self._handles,
+            np.full(rows, self._position, "<u8").tobytes(),
+            end - self._position,
+            self._call.cut(self._sequences, self._position, end),
+            host.route(NO_STREAM, model),
+            self,
+            0,
+            model.contract,
+            host.clock(),
+            self._deadline,
+        )
+        host.submit(model, chunk)
