@@ -257,7 +257,7 @@ class Client:
             method = self._open_channel().unary_stream("/eddy.v1.GenerationService/Generate")
             return method(data, timeout=timeout_seconds)
 
-        return Generation(Calls(begin, self.find_session), request, session)
+        return Generation(Calls(begin, self.find_session, self.attach), request, session)
 
     async def complete(
         self,
@@ -287,7 +287,7 @@ class Client:
         signature = Signature(served.contract)
         if is_single:
             signature.check_single_output()
-        batch = SequenceBatch(signature, sequences, served.limits.max_message_bytes)
+        batch = SequenceBatch(signature, sequences, served.limits)
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         responses = []
         for request in batch.requests(model, served.status.version):

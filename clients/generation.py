@@ -52,11 +52,13 @@ class Calls:
     """What a generation needs of its client.
 
     Attributes:
-        begin: begins the call for a message's bytes; find: what the server knows of a session, by its id.
+        begin: begins the call for a message's bytes; find: what the server knows of a session, by its id; attach:
+            takes a session over.
     """
 
     begin: Callable[[bytes], Any]
     find: Callable[[bytes], Awaitable[sessions_pb2.Session]]
+    attach: Callable[[bytes], Awaitable[Session]]
 
 
 class Generation:
@@ -128,14 +130,16 @@ class Generation:
     async def _address(self) -> None:
         """Names the session to go on with; a `Session` is borrowed until the end."""
         source, existing = self._source, self._request.existing
+        if isinstance(source, KeptSession) and source.position is None:
+            # Something of the generation that was cut off may still be under way; taken over, the session stands.
+            source = self._source = await self._calls.attach(source.id)
         if isinstance(source, Session):
             await source.lend()
             self._is_borrowed = True
             existing.session_id, existing.epoch, existing.position = source.id, source.epoch, source.position
         elif isinstance(source, KeptSession):
-            existing.session_id, existing.epoch = source.id, source.epoch
-            if source.position is not None:
-                existing.position = source.position
+            assert source.position is not None
+            existing.session_id, existing.epoch, existing.position = source.id, source.epoch, source.position
         elif source is not None:
             existing.session_id, existing.epoch = source, (await self._calls.find(source)).epoch
 

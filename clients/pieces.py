@@ -98,7 +98,8 @@ class KeptSession:
 
     Attributes:
         id: whoever knows it can go on with the session; `Client.attach` steps it, `Client.close_session` ends it.
-        position: where the next generation must begin; None when the last one was cut off: wherever it then was.
+        position: where the next generation must begin; None when the last one was cut off: then the next
+            one takes the session over, where it is.
     """
 
     id: bytes

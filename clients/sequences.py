@@ -24,16 +24,17 @@ class SequenceBatch:
 
     Args:
         signature: the model's; values: as `Client.infer` takes them.
-        max_message_bytes: the server's limit.
+        limits: the server's, of one message.
 
     Raises:
         InvalidInput: names, dtype or shape are wrong, or a sequence is too long for a message of its own.
     """
 
-    def __init__(self, signature: Signature, values: Sequences, max_message_bytes: int) -> None:
+    def __init__(self, signature: Signature, values: Sequences, limits: inference_pb2.Limits) -> None:
         self._signature = signature
         self._sequences = signature.sequences(values)
-        self._max_bytes = max(1, max_message_bytes - _MESSAGE_OVERHEAD_BYTES)
+        self._max_bytes = max(1, limits.max_message_bytes - _MESSAGE_OVERHEAD_BYTES)
+        self._max_rows = limits.max_rows
         for number, sequence in enumerate(self._sequences):
             size = signature.row_bytes(len(sequence[0]))
             if size > self._max_bytes:
@@ -55,7 +56,7 @@ class SequenceBatch:
         room = self._max_bytes
         for sequence in self._sequences:
             size = self._signature.row_bytes(len(sequence[0]))
-            if part and size > room:
+            if part and (size > room or len(part) == self._max_rows):
                 yield part
                 part, room = [], self._max_bytes
             part.append(sequence)
