@@ -27,6 +27,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     _add_serve(commands)
     if only != "serve":  # Serving is up sooner without the imports of training.
         _add_training(commands)
+        _add_client(commands)
     return parser
 
 
@@ -79,6 +80,12 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     from eddy.training import commands as training
 
     training.add_parsers(commands)
+
+
+def _add_client(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from eddy.clients import commands as client
+
+    client.add_parsers(commands)
 
 
 if __name__ == "__main__":
