@@ -83,14 +83,17 @@ class Picture:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._live = Live(console=console, refresh_per_second=_FRAMES_PER_SECOND, get_renderable=self.draw)
+        # For the length of the `with` block.
+        self._live: Live | None = None
 
     def __enter__(self) -> Self:
+        self._live = Live(console=self.console, refresh_per_second=_FRAMES_PER_SECOND, get_renderable=self.draw)
         self._live.start(refresh=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.stop()
+        if self._live is not None:
+            self._live.stop()
 
     @property
     def width(self) -> int:
