@@ -181,31 +181,38 @@ def _guarded(command: Callable[[argparse.Namespace, SyncClient], int]) -> Callab
     """The command with a client, and its errors as one line on standard error and an exit code."""
 
     def run(options: argparse.Namespace) -> int:
-        from eddy.clients.errors import Disconnected, EddyError
-        from eddy.clients.source import SourceError
-
         # Unwinds, so that sessions are closed.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_EXIT_TERMINATED))
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(_EXIT_TERMINATED))
         try:
-            with connect(options) as client:
-                return command(options, client)
-        except SourceError as error:
-            return _say(options, str(error), _EXIT_INPUT)
-        except Disconnected as error:
-            if error.reason != "UNAVAILABLE":
-                return _say(options, f"the connection broke: {error}", _EXIT_NO_SERVER)
-            fix = "start one with `eddy serve --model-repository models`, or name another with --target HOST:PORT"
-            return _say(options, f"no server answers at {options.target}: {fix}", _EXIT_NO_SERVER)
-        except EddyError as error:
-            return _say(options, f"{error} ({error.reason})", _EXIT_REFUSED)
+            return _run(command, options)
         except BrokenPipeError:
             # Whoever read the output has enough; nothing may be written any more, not even at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _EXIT_BROKEN_PIPE
         except KeyboardInterrupt:
             return 128 + signal.SIGINT
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     return run
+
+
+def _run(command: Callable[[argparse.Namespace, SyncClient], int], options: argparse.Namespace) -> int:
+    from eddy.clients.errors import Disconnected, EddyError
+    from eddy.clients.source import SourceError
+
+    try:
+        with connect(options) as client:
+            return command(options, client)
+    except SourceError as error:
+        return _say(options, str(error), _EXIT_INPUT)
+    except Disconnected as error:
+        if error.reason != "UNAVAILABLE":
+            return _say(options, f"the connection broke: {error}", _EXIT_NO_SERVER)
+        fix = "start one with `eddy serve --model-repository models`, or name another with --target HOST:PORT"
+        return _say(options, f"no server answers at {options.target}: {fix}", _EXIT_NO_SERVER)
+    except EddyError as error:
+        return _say(options, f"{error} ({error.reason})", _EXIT_REFUSED)
 
 
 def _say(options: argparse.Namespace, message: str, code: int) -> int:

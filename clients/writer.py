@@ -149,8 +149,8 @@ def _tell_end(options: argparse.Namespace, generation: SyncGeneration) -> None:
         console.print(Text(f"[{_summary(generation)}]", "dim"))
     if shown is not None:
         where = "" if finished is None else f" at position {finished.next_position}"
-        command = f"eddy client generate {options.model} --session {shown}"
-        print(f"the session stays open{where}: {command}", file=sys.stderr)
+        command = f"eddy client generate {options.model} --session {shown} --target {options.target}"
+        print(f"the session stays open{where}; go on with: {command}", file=sys.stderr)
 
 
 def _end(finished: Finished | None) -> dict[str, Any]:

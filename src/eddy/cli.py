@@ -25,9 +25,10 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="eddy", description="Streaming inference for recurrent models.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     _add_serve(commands)
-    if only != "serve":  # Serving is up sooner without the imports of training.
-        _add_training(commands)
+    if only != "serve":  # Serving is up sooner without the imports of others.
         _add_client(commands)
+    if only not in ("serve", "client"):
+        _add_training(commands)
     return parser
 
 
