@@ -153,18 +153,18 @@ def check_steps(num_steps: int, max_steps: int, where: str) -> None:
         raise invalid(Reason.TOO_MANY_STEPS, where, num_steps, f"at most {max_steps}")
 
 
-def check_answer(contract: Contract, num_rows: int, num_steps: int, max_message_bytes: int) -> None:
-    """The outputs of B x T are not out of all proportion: a small message could otherwise ask for gigabytes.
+def check_answer(contract: Contract, num_row_steps: int, max_message_bytes: int, where: str) -> None:
+    """The outputs of so many rows x steps are not out of all proportion: a small message could ask for gigabytes.
 
     Raises:
         ClientError: MESSAGE_TOO_LARGE.
     """
-    num_bytes = num_rows * num_steps * contract.output_step_bytes
+    num_bytes = num_row_steps * contract.output_step_bytes
     if num_bytes > _MAX_ANSWER_RATIO * max_message_bytes:
         raise invalid(
             Reason.MESSAGE_TOO_LARGE,
-            "step.num_steps",
-            f"{num_rows} rows x {num_steps} steps, whose outputs have {num_bytes} bytes",
+            where,
+            f"{num_row_steps} steps, whose outputs have {num_bytes} bytes",
             f"outputs of at most {_MAX_ANSWER_RATIO * max_message_bytes} bytes",
         )
 

@@ -38,7 +38,7 @@ class InferCall:
         self._lengths = self._read_lengths(request.lengths)
         total = int(self._lengths.sum())
         limit = host.config.server.max_message_bytes
-        codec.check_answer(self._model.contract, 1, total, limit)
+        codec.check_answer(self._model.contract, total, limit, "lengths")
         raw = codec.read_inputs(self._model.contract, request.inputs, (total,))
         self._inputs = [
             np.frombuffer(data, port.dtype).reshape(total, *port.shape)

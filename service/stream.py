@@ -198,7 +198,7 @@ class StreamConnection:
         if model is None:
             self._refuse_all_rows(tag, handles)
             return
-        codec.check_answer(model.contract, num_rows, num_steps, self._max_bytes)
+        codec.check_answer(model.contract, num_rows * num_steps, self._max_bytes, "step.num_steps")
         inputs = codec.read_inputs(model.contract, step.inputs, (num_rows, num_steps))
         self._layouts.learn(data, step, model.index, model.contract.inputs)
         self._submit(model, tag, handles, positions, num_steps, inputs, step.timeout_milliseconds)
