@@ -286,7 +286,7 @@ class Client:
             self._served[model, served.status.version] = served
         signature = Signature(served.contract)
         if is_single:
-            signature.check_single_output()
+            signature.check_single_output("infer")
         batch = SequenceBatch(signature, sequences, served.limits)
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         responses = []

@@ -81,6 +81,7 @@ class Generation:
         self._is_borrowed = False
         self._started: Started | None = None
         self._finished: Finished | None = None
+        self._failure: EddyError | None = None
 
     @property
     def started(self) -> Started:
@@ -116,8 +117,8 @@ class Generation:
         try:
             self._call = self._calls.begin(self._request.SerializeToString())
             self._started = await self._read_started()
-        except BaseException as error:
-            await self._leave(error)
+        except BaseException:
+            await self._leave()
             raise
         return self
 
@@ -193,16 +194,16 @@ class Generation:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._leave(value)
+        await self._leave()
 
-    async def _leave(self, error: BaseException | None) -> None:
+    async def _leave(self) -> None:
         """Ends the call, if it has not ended, and gives a borrowed session back."""
         if self._call is not None and not self._is_over:
             self._is_over = True
             self._call.cancel()
-        await self._give_back(None, error)
+        await self._give_back(None)
 
-    async def _give_back(self, position: int | None, error: BaseException | None = None) -> None:
+    async def _give_back(self, position: int | None) -> None:
         """Hands a borrowed session back at `position`; without, where it is must be found out.
 
         Not after a refusal, which changes nothing; and not after another client took the session: finding out would
@@ -213,10 +214,9 @@ class Generation:
         self._is_borrowed = False
         source = self._source
         assert isinstance(source, Session)
-        is_refused = (
-            self._started is None and isinstance(error, EddyError) and not isinstance(error, Disconnected | ServerBusy)
-        )
-        if position is None and (self._call is None or is_refused or isinstance(error, Fenced)):
+        failure = self._failure
+        is_refused = self._started is None and not isinstance(failure, Disconnected | ServerBusy | None)
+        if position is None and (self._call is None or is_refused or isinstance(failure, Fenced)):
             position = source.position
         moved = self._started is not None and self._started.epoch != source.epoch
         if position is None or moved:
@@ -229,12 +229,13 @@ class Generation:
         if self._is_cancelled:
             return None
         if self._is_over:
-            raise _cut_off()
+            raise self._failure or _cut_off()
         try:
             data = await self._call.read()
         except grpc.RpcError as error:
             self._is_over = True
-            raise from_rpc(error) from error
+            self._failure = from_rpc(error)
+            raise self._failure from error
         except asyncio.CancelledError:
             self._is_over = True
             task = asyncio.current_task()

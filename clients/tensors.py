@@ -153,12 +153,12 @@ class Signature:
         """Every output by its name."""
         return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}
 
-    def check_single_output(self) -> None:
-        """Raises InvalidInput when the model has several outputs."""
+    def check_single_output(self, call: str = "step") -> None:
+        """Raises InvalidInput when the model has several outputs; `call` cannot give them, `call`_outputs can."""
         if len(self.outputs) != 1:
             names = ", ".join(spec.name for spec in self.outputs)
             raise invalid(
-                "UNKNOWN_OUTPUT", "step", f"a model with the outputs {names}", "one output (use step_outputs)"
+                "UNKNOWN_OUTPUT", call, f"a model with the outputs {names}", f"one output (use {call}_outputs)"
             )
 
     def row_bytes(self, num_steps: int) -> int:
