@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -18,6 +19,10 @@ from eddy.service.stats import CallStats
 
 # Of calls to methods that do not exist. Their names are the client's invention and would be labels without end.
 UNKNOWN_METHOD = "unknown"
+
+# A client that breaks a stream off looks, to who reads it, like one that ended it; the cancellation comes right behind.
+# Waiting for it this long once a stream tells the one from the other: it comes within 0.3 ms.
+_CANCEL_SECONDS = 0.01
 
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 _HANDLERS: dict[tuple[bool, bool], tuple[str, Any]] = {
@@ -56,41 +61,45 @@ class CallCounter(grpc.aio.ServerInterceptor):
     def _wrap(self, method: str, handler: Any) -> Any:
         attribute, build = _HANDLERS[handler.request_streaming, handler.response_streaming]
         behavior = getattr(handler, attribute)
-        wrap = self._wrap_generator if inspect.isasyncgenfunction(behavior) else self._wrap_coroutine
-        return build(wrap(method, behavior), handler.request_deserializer, handler.response_serializer)
+        if inspect.isasyncgenfunction(behavior):
+            wrapped: Any = self._wrap_generator(method, behavior)
+        else:
+            wrapped = self._wrap_coroutine(method, behavior, is_stream=handler.request_streaming)
+        return build(wrapped, handler.request_deserializer, handler.response_serializer)
 
-    def _wrap_coroutine(self, method: str, behavior: Callable[[Any, Any], Awaitable[Any]]) -> Any:
-        stats = self._stats
-
+    def _wrap_coroutine(
+        self, method: str, behavior: Callable[[Any, Any], Awaitable[Any]], *, is_stream: bool
+    ) -> Callable[[Any, Any], Awaitable[Any]]:
         async def call(request: Any, context: Any) -> Any:
-            stats.start(method)
-            error: BaseException | None = None
-            try:
-                return await behavior(request, context)
-            except BaseException as raised:
-                error = raised
-                raise
-            finally:
-                stats.finish(method, _code(context, error))
+            with self._count(method, context):
+                result = await behavior(request, context)
+                if is_stream:
+                    await asyncio.sleep(_CANCEL_SECONDS)
+                return result
 
         return call
 
-    def _wrap_generator(self, method: str, behavior: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
-        stats = self._stats
-
+    def _wrap_generator(
+        self, method: str, behavior: Callable[[Any, Any], AsyncIterator[Any]]
+    ) -> Callable[[Any, Any], AsyncIterator[Any]]:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-            stats.start(method)
-            error: BaseException | None = None
-            try:
+            with self._count(method, context):
                 async for response in behavior(request, context):
                     yield response
-            except BaseException as raised:
-                error = raised
-                raise
-            finally:
-                stats.finish(method, _code(context, error))
 
         return call
+
+    @contextmanager
+    def _count(self, method: str, context: Any) -> Iterator[None]:
+        self._stats.start(method)
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._stats.finish(method, _code(context, error))
 
 
 def _code(context: Any, error: BaseException | None) -> str:

@@ -86,9 +86,10 @@ def test_a_call_that_is_too_late_is_deadline_exceeded(repository: Path) -> None:
     async def scenario() -> None:
         async with serve(configure(repository)) as loopback:
             stub: Any = health_pb2_grpc.HealthStub(loopback.channel)
+            watch = stub.Watch(health_pb2.HealthCheckRequest(service=""), timeout=0.2)
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                async for answer in stub.Watch(health_pb2.HealthCheckRequest(service=""), timeout=0.2):
-                    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+                await watch.read()
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             method = "grpc.health.v1.Health/Watch"
             await until(lambda: any(name == method for name, _ in loopback.host.calls.finished))
