@@ -27,6 +27,7 @@ from examples.server import ServerProcess
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana" / "dashboards" / "eddy.json").read_text(encoding="utf-8"))
+PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 # Far beyond what it takes: a test that would wait for ever fails instead.
 PATIENCE_SECONDS = 60.0
 
@@ -38,11 +39,12 @@ needs_prometheus = pytest.mark.skipif(
 # What Grafana puts in.
 VARIABLES = {"$instance": ".*", "$model": ".*", "$__rate_interval": "1m", "$__range": "1h"}
 
-# Queries, as far as their first bracket, that have no result here, or none but NaN: why.
+# Queries, up to the instances that they choose, that have no result here, or none but NaN: why.
 EMPTY = {
     'absent(up{job="eddy"})': "the server is scraped",
     "histogram_quantile(0.5, sum by (model, le) (rate(eddy_time_to_first_token_seconds_bucket": "nothing is generated",
     "histogram_quantile(0.99, sum by (model, le) (rate(eddy_time_to_first_token_seconds_bucket": "nothing is generated",
+    'rate(eddy_grpc_finished_calls_total{method="eddy.v1.InferenceService/Stream", code!~"OK|CANCELLED"}[5m])': "none failed",
 }
 
 
@@ -258,6 +260,31 @@ def test_every_query_of_the_dashboard_has_a_result(prometheus: Prometheus) -> No
     """Each panel shows something when the server works."""
     for query in dashboard_queries():
         _check(prometheus, query)
+
+
+def page_queries() -> list[str]:
+    """The queries that the page of metrics shows."""
+    page = PAGE.partition("## Queries")[2].partition("```text\n")[2].partition("```")[0]
+    return [line.split(maxsplit=1)[1] for line in re.sub(r"^.*?  +", "- ", page, flags=re.MULTILINE).splitlines()]
+
+
+@needs_prometheus
+def test_every_query_of_the_page_has_a_result(prometheus: Prometheus) -> None:
+    """What the page of metrics tells people to ask has an answer."""
+    assert len(page_queries()) > 8
+    for query in page_queries():
+        _check(prometheus, query)
+
+
+def test_the_page_names_every_metric_and_alert() -> None:
+    """The page of metrics has every metric of the README's table, and the alerts with their severities."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    metrics = re.findall(r"^\| `(eddy_\w+)` \| (?:gauge|counter|histogram) ", readme, re.MULTILINE)
+    assert len(metrics) > 20
+    assert [name for name in metrics if f"`{name}`" not in PAGE] == []
+    rules = (DEPLOY / "prometheus" / "eddy.rules.yml").read_text(encoding="utf-8")
+    alerts = re.findall(r"alert: (\w+)\n.*\n.*\n +labels: \{severity: (\w+)\}", rules)
+    assert alerts == re.findall(r"^\| `(Eddy\w+)` \| (\w+) \|", PAGE, re.MULTILINE)
 
 
 def _check(prometheus: Prometheus, query: str) -> None:
