@@ -44,7 +44,8 @@ EMPTY = {
     'absent(up{job="eddy"})': "the server is scraped",
     "histogram_quantile(0.5, sum by (model, le) (rate(eddy_time_to_first_token_seconds_bucket": "nothing is generated",
     "histogram_quantile(0.99, sum by (model, le) (rate(eddy_time_to_first_token_seconds_bucket": "nothing is generated",
-    'rate(eddy_grpc_finished_calls_total{method="eddy.v1.InferenceService/Stream", code!~"OK|CANCELLED"}[5m])': "none failed",
+    "rate(eddy_grpc_finished_calls_total"
+    '{method="eddy.v1.InferenceService/Stream", code!~"OK|CANCELLED"}[5m])': "none failed",
 }
 
 
