@@ -5,18 +5,24 @@ Owns the channel, the stream shared by all sessions, and what is known of the se
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
+import numpy as np
 from google.protobuf.message import Message
 
+from eddy.clients.batch import SessionBatch
 from eddy.clients.connection import Connection, Group
-from eddy.clients.errors import Disconnected, EddyError, from_rpc
-from eddy.clients.session import Session, SessionBatch, SessionGrant
-from eddy.clients.tensors import Signature
+from eddy.clients.errors import Disconnected, EddyError, from_rpc, invalid
+from eddy.clients.generation import Calls, Completion, Continued, Generation
+from eddy.clients.sampling import GenerateOptions, Prompt, generate_request
+from eddy.clients.sequences import SequenceBatch
+from eddy.clients.session import Session, SessionGrant
+from eddy.clients.tensors import Sequences, Signature
 from eddy.v1 import contract_pb2, inference_pb2, models_pb2, sessions_pb2
 
 _Response = TypeVar("_Response", bound=Message)
@@ -46,6 +52,7 @@ class Client:
         self._connection: Connection | None = None
         self._groups: dict[tuple[str, str], Group] = {}
         self._sessions: dict[int, Session] = {}
+        self._served: dict[tuple[str, str], models_pb2.GetModelResponse] = {}
 
     async def __aenter__(self) -> Self:
         if self._channel is None:
@@ -168,7 +175,127 @@ class Client:
             if not token:
                 return
 
+    async def find_session(self, session_id: bytes) -> sessions_pb2.Session:
+        """What the server knows of a session.
+
+        Raises:
+            SessionEnded: no such session is open.
+        """
+        request = sessions_pb2.GetSessionRequest(session_id=session_id)
+        return (await self._unary("SessionService/GetSession", request, sessions_pb2.GetSessionResponse)).session
+
+    async def close_session(self, session_id: bytes) -> None:
+        """Ends a session by its id, whoever has it.
+
+        Raises:
+            SessionEnded: no such session is open.
+        """
+        request = sessions_pb2.CloseSessionRequest(session_id=session_id)
+        await self._unary("SessionService/CloseSession", request, sessions_pb2.CloseSessionResponse)
+
+    # Whole sequences and texts
+
+    async def infer(
+        self, model: str, sequences: Sequences, version: str = "", *, timeout_seconds: float | None = None
+    ) -> list[np.ndarray]:
+        """The outputs of whole sequences, each from the model's initial state; no session stays.
+
+        Args:
+            sequences: one array [T, ...] each, of any lengths; a mapping by name of such lists for several inputs.
+            version: the latest that is ready by default; naming it saves a call.
+            timeout_seconds: how long the server may take, no limit by default.
+
+        Returns:
+            One array [T, ...] a sequence.
+
+        Raises:
+            InvalidInput, NotFound, ServerBusy, ModelUnavailable, Disconnected: see `eddy.errors`.
+        """
+        outputs = await self._infer(model, sequences, version, timeout_seconds, is_single=True)
+        (output,) = outputs.values()
+        return output
+
+    async def infer_outputs(
+        self, model: str, sequences: Sequences, version: str = "", *, timeout_seconds: float | None = None
+    ) -> dict[str, list[np.ndarray]]:
+        """As `infer`, for models with any number of outputs: each one's arrays by its name."""
+        return await self._infer(model, sequences, version, timeout_seconds, is_single=False)
+
+    def generate(
+        self,
+        model: str = "",
+        prompt: Prompt | None = None,
+        *,
+        session: Continued | None = None,
+        timeout_seconds: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Generation:
+        r"""Text, or tokens, from a next-token model; the server samples. To be used within `async with`.
+
+        Example:
+            async with client.generate("text-lstm", "The class ", max_tokens=200, stop="\n\n") as generation:
+                async for piece in generation:
+                    print(piece.text, end="")
+
+        Args:
+            model: for a new session; empty with `session`.
+            prompt: text, or token ids. A new session needs one token at least.
+            session: what to go on with: the `session` of a generation that kept its own; a `Session`, which is at its
+                new position afterwards and refuses steps meanwhile; or a session's id.
+            timeout_seconds: how long the whole generation may take, no limit by default.
+            options: see `GenerateOptions`.
+
+        Raises:
+            InvalidInput: refused before anything is sent; other errors come when the block is entered or iterated.
+        """
+        if bool(model) == (session is not None):
+            received = f"model {model!r} and a session" if model else "neither model nor session"
+            raise invalid("MISSING_FIELD", "model, session", received, "one of them")
+        request = generate_request(model, prompt, options)
+
+        def begin(data: bytes) -> Any:
+            method = self._open_channel().unary_stream("/eddy.v1.GenerationService/Generate")
+            return method(data, timeout=timeout_seconds)
+
+        return Generation(Calls(begin, self.find_session, self.attach), request, session)
+
+    async def complete(
+        self,
+        model: str = "",
+        prompt: Prompt | None = None,
+        *,
+        session: Continued | None = None,
+        timeout_seconds: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """As `generate`, all of it at once: `str` of the result is the text."""
+        async with self.generate(
+            model, prompt, session=session, timeout_seconds=timeout_seconds, **options
+        ) as generation:
+            return await generation.read()
+
     # Inner
+
+    async def _infer(
+        self, model: str, sequences: Sequences, version: str, timeout_seconds: float | None, *, is_single: bool
+    ) -> dict[str, list[np.ndarray]]:
+        served = self._served.get((model, version))
+        if served is None:
+            served = await self._get_model(model, version)
+            # Under its own version only: which one is the latest may change.
+            self._served[model, served.status.version] = served
+        signature = Signature(served.contract)
+        if is_single:
+            signature.check_single_output("infer")
+        batch = SequenceBatch(signature, sequences, served.limits)
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        responses = []
+        for request in batch.requests(model, served.status.version):
+            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+            responses.append(
+                await self._unary("InferenceService/Infer", request, inference_pb2.InferResponse, remaining)
+            )
+        return batch.outputs(responses)
 
     async def _open(
         self, model: str, version: str, count: int, max_in_flight: int, idle_timeout_seconds: float
@@ -231,10 +358,12 @@ class Client:
             raise Disconnected("the client is not open: use it within `async with`", "CLOSED")
         return self._channel
 
-    async def _unary(self, method: str, request: Message, response_type: type[_Response]) -> _Response:
+    async def _unary(
+        self, method: str, request: Message, response_type: type[_Response], timeout_seconds: float | None = None
+    ) -> _Response:
         call = self._open_channel().unary_unary(f"/eddy.v1.{method}")
         try:
-            data = await call(request.SerializeToString())
+            data = await call(request.SerializeToString(), timeout=timeout_seconds)
         except grpc.RpcError as error:
             raise from_rpc(error) from error
         return response_type.FromString(data)

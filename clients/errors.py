@@ -137,6 +137,10 @@ def from_rpc(error: grpc.RpcError) -> EddyError:
     code = error.code() if isinstance(error, grpc.aio.AioRpcError) else None
     text = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
     name = code.name if code is not None else "UNKNOWN"
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:  # The call's own timeout, told by gRPC.
+        return ServerBusy(f"{name}: {text}", name)
+    if code == grpc.StatusCode.UNIMPLEMENTED:
+        return EddyError(f"{name}: the server does not have this call ({text})", name)
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return InvalidInput(f"{name}: {text}", "MESSAGE_TOO_LARGE")
     return Disconnected(f"{name}: {text}", name)

@@ -11,16 +11,20 @@ from collections.abc import Coroutine, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from eddy.clients.batch import SessionBatch
 from eddy.clients.client import Client
 from eddy.clients.errors import Disconnected
-from eddy.clients.session import Session, SessionBatch
-from eddy.clients.tensors import Inputs, Outputs
-from eddy.v1 import contract_pb2, models_pb2
+from eddy.clients.generation import Completion, Continued, Generation
+from eddy.clients.pieces import Finished, KeptSession, Piece, Started
+from eddy.clients.sampling import GenerateOptions, Prompt
+from eddy.clients.session import Session
+from eddy.clients.tensors import Inputs, Outputs, Sequences
+from eddy.v1 import contract_pb2, models_pb2, sessions_pb2
 
 _T = TypeVar("_T")
 
@@ -119,6 +123,61 @@ class SyncClient:
         """As `Client.attach`."""
         return SyncSession(self, self.wait(self._client.attach(session_id)))
 
+    def sessions(self, model: str = "", page_size: int = 100) -> list[sessions_pb2.Session]:
+        """As `Client.sessions`, all of them."""
+
+        async def listing() -> list[sessions_pb2.Session]:
+            return [session async for session in self._client.sessions(model, page_size)]
+
+        return self.wait(listing())
+
+    def find_session(self, session_id: bytes) -> sessions_pb2.Session:
+        """As `Client.find_session`."""
+        return self.wait(self._client.find_session(session_id))
+
+    def close_session(self, session_id: bytes) -> None:
+        """As `Client.close_session`."""
+        self.wait(self._client.close_session(session_id))
+
+    def infer(
+        self, model: str, sequences: Sequences, version: str = "", *, timeout_seconds: float | None = None
+    ) -> list[np.ndarray]:
+        """As `Client.infer`."""
+        return self.wait(self._client.infer(model, sequences, version, timeout_seconds=timeout_seconds))
+
+    def infer_outputs(
+        self, model: str, sequences: Sequences, version: str = "", *, timeout_seconds: float | None = None
+    ) -> dict[str, list[np.ndarray]]:
+        """As `Client.infer_outputs`."""
+        return self.wait(self._client.infer_outputs(model, sequences, version, timeout_seconds=timeout_seconds))
+
+    def generate(
+        self,
+        model: str = "",
+        prompt: Prompt | None = None,
+        *,
+        session: SyncSession | Continued | None = None,
+        timeout_seconds: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> SyncGeneration:
+        """As `Client.generate`, to be used within `with`."""
+        source = session.session if isinstance(session, SyncSession) else session
+        generation = self._client.generate(model, prompt, session=source, timeout_seconds=timeout_seconds, **options)
+        return SyncGeneration(self, generation)
+
+    def complete(
+        self,
+        model: str = "",
+        prompt: Prompt | None = None,
+        *,
+        session: SyncSession | Continued | None = None,
+        timeout_seconds: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """As `Client.complete`."""
+        with self.generate(model, prompt, session=session, timeout_seconds=timeout_seconds, **options) as generation:
+            return generation.read()
+
 
 class SyncSession:
     """As `Session`, with blocking calls; `session` is the asyncio one."""
@@ -169,3 +228,53 @@ class SyncBatch:
     def close(self) -> None:
         """As `SessionBatch.close`."""
         self._client.wait(self.batch.close())
+
+
+class SyncGeneration:
+    """As `Generation`, with blocking calls, to be used within `with`; `generation` is the asyncio one."""
+
+    def __init__(self, client: SyncClient, generation: Generation) -> None:
+        self._client = client
+        self.generation = generation
+
+    def __enter__(self) -> Self:
+        self._client.wait(self.generation.__aenter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.wait(self.generation.__aexit__(kind, value, trace))
+
+    def __iter__(self) -> Iterator[Piece]:
+        while (piece := self._client.wait(self._next())) is not None:
+            yield piece
+
+    async def _next(self) -> Piece | None:
+        return await anext(self.generation, None)
+
+    @property
+    def started(self) -> Started:
+        """As `Generation.started`."""
+        return self.generation.started
+
+    @property
+    def finished(self) -> Finished | None:
+        """As `Generation.finished`."""
+        return self.generation.finished
+
+    @property
+    def session(self) -> KeptSession | Session:
+        """As `Generation.session`."""
+        return self.generation.session
+
+    def read(self) -> Completion:
+        """As `Generation.read`."""
+        return self._client.wait(self.generation.read())
+
+    def cancel(self) -> None:
+        """As `Generation.cancel`."""
+        self._client.wait(self._cancel())
+
+    async def _cancel(self) -> None:
+        self.generation.cancel()

@@ -19,6 +19,8 @@ from eddy.v1 import contract_pb2, inference_pb2
 
 # What `step` takes: the one input's values, or every input's by name.
 Inputs = ArrayLike | Mapping[str, ArrayLike]
+# What `infer` takes: the one input's sequences, an array [T, ...] each, or every input's by name.
+Sequences = Sequence[ArrayLike] | np.ndarray | Mapping[str, Sequence[ArrayLike]]
 # What `step_outputs` gives: every output by name.
 Outputs = dict[str, np.ndarray]
 
@@ -84,6 +86,42 @@ class Signature:
                 raise invalid("INVALID_SHAPE", spec.name, f"shape {list(array.shape)}", expected)
         return arrays, is_single
 
+    def sequences(self, values: Sequences) -> list[list[np.ndarray]]:
+        """Checked, contiguous arrays [T, ...], sequence by sequence, in the contract's order within each.
+
+        Args:
+            values: one array [T, ...] a sequence, or a mapping by input name of such lists.
+
+        Raises:
+            InvalidInput: names, dtype or shape are wrong, or there is nothing to do.
+        """
+        if isinstance(values, Mapping):
+            if values.keys() != {spec.name for spec in self.inputs}:
+                raise invalid("UNKNOWN_INPUT", "inputs", ", ".join(map(str, values)) or "none", self._input_names())
+            columns = [list(values[spec.name]) for spec in self.inputs]
+        elif len(self.inputs) == 1:
+            columns = [list(values)]
+        else:
+            raise invalid("MISSING_FIELD", "inputs", "one list", f"a mapping with {self._input_names()}")
+        if len({len(column) for column in columns}) > 1:
+            received = ", ".join(str(len(column)) for column in columns)
+            raise invalid("INVALID_SHAPE", "inputs", f"{received} sequences", "as many of each input")
+        if not columns[0]:
+            raise invalid("EMPTY_BATCH", "inputs", "no sequences", "at least one")
+        return [self._sequence(number, arrays) for number, arrays in enumerate(zip(*columns, strict=True))]
+
+    def _sequence(self, number: int, values: Sequence[ArrayLike]) -> list[np.ndarray]:
+        arrays = [_convert(spec, value) for spec, value in zip(self.inputs, values, strict=True)]
+        for spec, array in zip(self.inputs, arrays, strict=True):
+            name = f"{spec.name}[{number}]"
+            if array.ndim != 1 + len(spec.shape) or array.shape[1:] != spec.shape or len(array) != len(arrays[0]):
+                steps = "T" if spec is self.inputs[0] or not arrays[0].ndim else len(arrays[0])
+                expected = f"[{', '.join([str(steps), *map(str, spec.shape)])}]"
+                raise invalid("INVALID_SHAPE", name, f"shape {list(array.shape)}", expected)
+            if not len(array):
+                raise invalid("ZERO_STEPS", name, "T = 0 steps", "at least 1")
+        return arrays
+
     def _input_names(self) -> str:
         return ", ".join(spec.name for spec in self.inputs)
 
@@ -93,17 +131,19 @@ class Signature:
         one, many = [*rows, *map(str, spec.shape)], [*rows, "T", *map(str, spec.shape)]
         return f"[{', '.join(one)}] for one step or [{', '.join(many)}]"
 
-    def write(self, step: inference_pb2.StepChunk, raw: Sequence[bytes], num_rows: int, num_steps: int) -> None:
-        """Adds the inputs to a message; `raw` is [B, T, ...] an input, in the contract's order."""
+    def write(
+        self, message: inference_pb2.StepChunk | inference_pb2.InferRequest, raw: Sequence[bytes], *leading: int
+    ) -> None:
+        """Adds the inputs to a message; `raw` is [*leading, ...] an input, in the contract's order."""
         for spec, data in zip(self.inputs, raw, strict=True):
-            tensor = step.inputs.add()
+            tensor = message.inputs.add()
             tensor.name = spec.name
             tensor.dtype = spec.wire_dtype  # type: ignore[assignment]  # the stub wants its own enum type
-            tensor.shape.extend((num_rows, num_steps, *spec.shape))
+            tensor.shape.extend((*leading, *spec.shape))
             tensor.data = data
 
     def read(self, tensors: Sequence[inference_pb2.Tensor]) -> list[np.ndarray]:
-        """Writable arrays [B, T, ...] of a response's outputs, in the contract's order."""
+        """Writable arrays of a response's outputs, [B, T, ...] or [T, ...], in the contract's order."""
         return [
             np.frombuffer(tensor.data, spec.dtype).reshape(tuple(tensor.shape)).copy()
             for spec, tensor in zip(self.outputs, tensors, strict=True)
@@ -113,12 +153,12 @@ class Signature:
         """Every output by its name."""
         return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}
 
-    def check_single_output(self) -> None:
-        """Raises InvalidInput when the model has several outputs."""
+    def check_single_output(self, call: str = "step") -> None:
+        """Raises InvalidInput when the model has several outputs; `call` cannot give them, `call`_outputs can."""
         if len(self.outputs) != 1:
             names = ", ".join(spec.name for spec in self.outputs)
             raise invalid(
-                "UNKNOWN_OUTPUT", "step", f"a model with the outputs {names}", "one output (use step_outputs)"
+                "UNKNOWN_OUTPUT", call, f"a model with the outputs {names}", f"one output (use {call}_outputs)"
             )
 
     def row_bytes(self, num_steps: int) -> int:

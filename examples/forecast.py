@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eddy import Client
-from examples import chart
+from eddy.clients import chart
 from examples.model import Model
 from examples.screen import Screen
 

@@ -75,7 +75,7 @@ def test_interrupted_demo_ends_its_server(number: signal.Signals, code: int) -> 
 
 def test_missing_models_are_said(tmp_path: Path) -> None:
     """A copy of the examples without models beside it: the demo says what is missing, and ends with code 1."""
-    for name in ("__init__", "demo", "server", "screen", "model", "chart", "text", "forecast", "crowd", "retry"):
+    for name in ("__init__", "demo", "server", "screen", "model", "text", "forecast", "crowd", "retry"):
         target = tmp_path / "copy" / "examples" / f"{name}.py"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text((ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8"), encoding="utf-8")

@@ -11,16 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eddy.clients import errors
+    from eddy.clients.batch import SessionBatch
     from eddy.clients.client import Client
-    from eddy.clients.session import Session, SessionBatch
+    from eddy.clients.generation import Completion, Generation
+    from eddy.clients.session import Session
     from eddy.clients.sync import SyncClient
 
-__all__ = ["Client", "Session", "SessionBatch", "SyncClient", "errors"]
+__all__ = ["Client", "Completion", "Generation", "Session", "SessionBatch", "SyncClient", "errors"]
 
 _HOMES = {
     "Client": "eddy.clients.client",
+    "Completion": "eddy.clients.generation",
+    "Generation": "eddy.clients.generation",
     "Session": "eddy.clients.session",
-    "SessionBatch": "eddy.clients.session",
+    "SessionBatch": "eddy.clients.batch",
     "SyncClient": "eddy.clients.sync",
 }
 

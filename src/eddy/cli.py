@@ -25,7 +25,9 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="eddy", description="Streaming inference for recurrent models.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     _add_serve(commands)
-    if only != "serve":  # Serving is up sooner without the imports of training.
+    if only != "serve":  # Serving is up sooner without the imports of others.
+        _add_client(commands)
+    if only not in ("serve", "client"):
         _add_training(commands)
     return parser
 
@@ -79,6 +81,12 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     from eddy.training import commands as training
 
     training.add_parsers(commands)
+
+
+def _add_client(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from eddy.clients import commands as client
+
+    client.add_parsers(commands)
 
 
 if __name__ == "__main__":

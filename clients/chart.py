@@ -10,7 +10,7 @@ Dimension key: P past steps, H future steps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from rich.text import Text
@@ -31,6 +31,7 @@ class Forecast:
 
     Attributes:
         past: values so far, float [P], the newest last.
+        foretold: what some steps before was forecast for each of them, float [P], NaN where nothing was; or empty.
         low, median, high: the forecast of the next steps, float [H] each.
         coming: what came then, float [at most H].
         bounds: lowest and highest value of the axis.
@@ -47,6 +48,7 @@ class Forecast:
     horizons: tuple[int, ...]
     step_size: int
     step_unit: str
+    foretold: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
 class _Grid:
@@ -116,6 +118,9 @@ def draw(forecast: Forecast, width: int, height: int) -> Text:
         grid.put(grid.height(forecast.coming[step]) // 4, now + 1 + step, "•", COMING)
     for horizon in forecast.horizons:
         grid.put(grid.height(forecast.median[horizon - 1]) // 4, now + horizon, "◆", MEDIAN)
+    for column, value in enumerate(forecast.foretold[len(forecast.foretold) - len(past) :], now + 1 - len(past)):
+        if np.isfinite(value) and column % 2:
+            grid.put(grid.height(value) // 4, column, "•", COMING)
     grid.line(past, now + 1 - len(past), PAST)
     lines = _with_values(grid, forecast)
     lines += _time_axis(now, columns, forecast)

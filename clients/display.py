@@ -1,0 +1,263 @@
+"""What a stream looks like: a live picture on a terminal, plain lines or JSON anywhere else.
+
+Owns the drawing of records as they come. Must not know servers or files. A picture is drawn anew twelve times a second
+from all that has come by then, so values may come as fast as they like, or stop.
+
+Dimension key: K horizons.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Protocol, Self
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from eddy.clients import chart
+from eddy.clients.reading import Forecasts, Numbers, Record, Surprises
+
+_FRAMES_PER_SECOND = 12
+# Rows beside the chart or the text: legend, table, counter, cursor.
+_OTHER_ROWS = 9
+_NUM_RECENT = 4000
+_MARGIN = 0.1
+# Bits -> style: expected, so so, surprising, very.
+_SURPRISE = ((1.0, "green"), (4.0, ""), (7.0, "yellow"), (float("inf"), "bold red"))
+
+
+class Display(Protocol):
+    """Shows records; used within `with`."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def show(self, record: Record) -> None:
+        """One more step."""
+
+
+class JsonLines:
+    """One JSON object a line."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, record: Record) -> None:
+        """Writes it at once."""
+        write_json(record)
+
+
+def write_json(record: Record) -> None:
+    """One object a line, at once."""
+    print(json.dumps(record, ensure_ascii=False), flush=True)
+
+
+class PlainLines:
+    """One line a step, cells separated by tabs, below a line with their names."""
+
+    def __init__(self, reading: Forecasts | Surprises | Numbers) -> None:
+        self._reading = reading
+
+    def __enter__(self) -> Self:
+        print(*self._reading.columns, sep="\t", flush=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, record: Record) -> None:
+        """Writes it at once."""
+        print(*self._reading.cells(record), sep="\t", flush=True)
+
+
+class Picture:
+    """A moving picture: `__rich__` draws what is known. Its last state stays on the screen."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        # For the length of the `with` block.
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        self._live = Live(console=self.console, refresh_per_second=_FRAMES_PER_SECOND, get_renderable=self.draw)
+        self._live.start(refresh=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    @property
+    def width(self) -> int:
+        """Columns to draw in."""
+        return max(50, min(self.console.width, 120))
+
+    def draw(self) -> RenderableType:
+        """The picture now; called by the drawing thread, so it takes its data in single steps."""
+        raise NotImplementedError
+
+
+class ForecastPicture(Picture):
+    """The series so far with what was forecast for it, the forecast from now on, and running errors."""
+
+    def __init__(self, console: Console, reading: Forecasts, name: str) -> None:
+        super().__init__(console)
+        self._reading = reading
+        self._name = name
+        # Only ever appended to, by `show`. Truth, [P]; medians [K] and all quantiles [K, Q] a step.
+        self._truth: list[float] = []
+        self._made: list[np.ndarray] = []
+        # Sums of absolute errors by horizon, and how many; replaced by `show`.
+        self._sums = np.zeros((3, len(reading.horizons)))
+
+    def show(self, record: Record) -> None:
+        """Takes a step: the truth about forecasts made before, and a new forecast."""
+        truth = float(record["values"][self._reading.target])
+        sums = self._sums.copy()
+        for column, horizon in enumerate(self._reading.horizons):
+            if horizon <= len(self._truth):
+                sums[0, column] += abs(self._made[-horizon][column, self._reading.middle] - truth)
+                sums[1, column] += abs(self._truth[-horizon] - truth)
+                sums[2, column] += 1
+        self._sums = sums
+        self._truth.append(truth)
+        self._made.append(np.array([list(levels.values()) for levels in record["forecast"].values()]))
+
+    def draw(self) -> RenderableType:
+        """Chart, legend, errors."""
+        reading = self._reading
+        count = len(self._made)
+        if not count:
+            return Text(f"{self._name}: waiting for values", chart.AXIS)
+        truth = np.array(self._truth[max(0, count - _NUM_RECENT) : count])
+        rows = max(9, min(26, self.console.height - _OTHER_ROWS))
+        drawing = chart.draw(self._forecast(truth, count), self.width, rows)
+        share = reading.quantiles[-1] - reading.quantiles[0]
+        before = reading.ahead(reading.horizons[len(reading.horizons) // 2])
+        legend = Text.assemble(
+            ("        ⣀⡠⠊ ", chart.PAST), "so far   ",
+            ("• ", chart.COMING), f"forecast {before} before   ",
+            ("◆ ", chart.MEDIAN), "forecast now   ",
+            ("░ ", chart.BAND), f"{share:.0%} band",
+        )  # fmt: skip
+        state = f"{self._name} · {reading.meaning}, {reading.unit} · value {count} is {truth[-1]:g}"
+        return Group(drawing, legend, self._errors(), Text(state, chart.AXIS))
+
+    def _forecast(self, truth: np.ndarray, count: int) -> chart.Forecast:
+        reading = self._reading
+        made = self._made[count - 1]
+        furthest = reading.horizons[-1]
+        ahead = np.arange(1, furthest + 1)
+        known = np.concatenate([[0], reading.horizons])
+        columns = [np.interp(ahead, known, np.concatenate([[truth[-1]], column])) for column in made.T]
+        middle = len(reading.horizons) // 2
+        foretold = np.full(len(truth), np.nan)
+        horizon = reading.horizons[middle]
+        for place in range(max(0, horizon - count + len(truth)), len(truth)):
+            foretold[place] = self._made[count - len(truth) + place - horizon][middle, reading.middle]
+        seen = np.concatenate([truth[-self.width :], made.ravel()])
+        margin = _MARGIN * max(float(seen.max() - seen.min()), 1e-6)
+        return chart.Forecast(
+            past=truth,
+            low=columns[0],
+            median=columns[reading.middle],
+            high=columns[-1],
+            coming=np.empty(0),
+            bounds=(float(seen.min() - margin), float(seen.max() + margin)),
+            horizons=reading.horizons,
+            step_size=reading.step_size,
+            step_unit=reading.step_unit,
+            foretold=foretold,
+        )
+
+    def _errors(self) -> Table:
+        reading, sums = self._reading, self._sums
+        table = Table(box=None, padding=(0, 1), pad_edge=False)
+        table.add_column(f"mean abs. error, {reading.unit}", no_wrap=True)
+        for horizon in reading.horizons:
+            table.add_column(f"+{reading.ahead(horizon)}", justify="right", no_wrap=True)
+        for name, row, style in (("forecast", 0, chart.MEDIAN), ("last value", 1, "")):
+            means = [
+                f"{total / number:.2f}" if number else "-" for total, number in zip(sums[row], sums[2], strict=True)
+            ]
+            table.add_row(name, *means, style=style)
+        return table
+
+
+class TextPicture(Picture):
+    """The end of the text, each character in the colour of its surprise, and what is expected next."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        super().__init__(console)
+        self._name = name
+        # Only ever appended to, by `show`: a line's characters with their styles.
+        self._lines: list[Text] = [Text()]
+        # Replaced by `show`.
+        self._latest: Record | None = None
+        self._bits = (0.0, 0)
+
+    def show(self, record: Record) -> None:
+        """Takes a character."""
+        bits, symbol = record["bits"], record["symbol"]
+        if bits is not None:
+            self._bits = (self._bits[0] + bits, self._bits[1] + 1)
+        style = next(style for limit, style in _SURPRISE if (bits or 0.0) < limit)
+        line = self._lines[-1].copy()
+        if symbol == "\n":
+            self._lines.append(Text())
+            return self._keep(record)
+        line.append("·" if symbol == "\t" else symbol, style)
+        self._lines[-1] = line
+        if len(line) >= self.width:
+            self._lines.append(Text())
+        return self._keep(record)
+
+    def _keep(self, record: Record) -> None:
+        self._latest = record
+
+    def draw(self) -> RenderableType:
+        """The text's last lines, guesses, bits."""
+        latest = self._latest
+        if latest is None:
+            return Text(f"{self._name}: waiting for text", chart.AXIS)
+        rows = max(3, min(16, self.console.height - _OTHER_ROWS))
+        lines = self._lines[-rows:]
+        guesses = Table(box=None, padding=(0, 1), pad_edge=False, show_header=False)
+        for guess in latest["expected"]:
+            bar = "█" * round(30 * guess["probability"])
+            shown = "newline" if guess["symbol"] == "\n" else repr(guess["symbol"])
+            guesses.add_row("next", shown, f"{guess['probability']:.0%}", Text(bar, chart.BAND))
+        legend = Text.assemble(
+            "bits a character: ", ("below 1", "green"), ", 1 to 4, ", ("4 to 7", "yellow"), ", ", ("more", "bold red")
+        )
+        total, count = self._bits
+        mean = f"{total / count:.2f} bits a character on average" if count else ""
+        state = Text(f"{self._name} · character {latest['position'] + 1} · {mean}", chart.AXIS)
+        return Group(Text("\n").join(lines), Text(), guesses, legend, state)
+
+
+def make_display(reading: Forecasts | Surprises | Numbers, name: str, *, is_json: bool) -> Display:
+    """What suits the reading and where standard output goes.
+
+    Args:
+        name: of the model.
+    """
+    if is_json:
+        return JsonLines()
+    if hasattr(sys.stdout, "reconfigure"):  # A log that lacks a character shows a question mark.
+        sys.stdout.reconfigure(errors="replace")
+    console = Console(highlight=False)
+    if console.is_terminal and not console.is_dumb_terminal:
+        if isinstance(reading, Forecasts):
+            return ForecastPicture(console, reading, name)
+        if isinstance(reading, Surprises):
+            return TextPicture(console, name)
+    return PlainLines(reading)

@@ -1,0 +1,71 @@
+"""Whole sequences in one call: packed into as few messages as hold them, and their outputs cut apart again.
+
+Owns the packing of `Infer`. Must not know calls.
+
+Dimension key: N sequences, T steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from eddy.clients.errors import invalid
+from eddy.clients.tensors import Sequences, Signature
+from eddy.v1 import inference_pb2
+
+# Room for names and shapes beside a message's tensor data.
+_MESSAGE_OVERHEAD_BYTES = 4096
+
+
+class SequenceBatch:
+    """Sequences of one model, of any lengths.
+
+    Args:
+        signature: the model's; values: as `Client.infer` takes them.
+        limits: the server's, of one message.
+
+    Raises:
+        InvalidInput: names, dtype or shape are wrong, or a sequence is too long for a message of its own.
+    """
+
+    def __init__(self, signature: Signature, values: Sequences, limits: inference_pb2.Limits) -> None:
+        self._signature = signature
+        self._sequences = signature.sequences(values)
+        self._max_bytes = max(1, limits.max_message_bytes - _MESSAGE_OVERHEAD_BYTES)
+        self._max_rows = limits.max_rows
+        for number, sequence in enumerate(self._sequences):
+            size = signature.row_bytes(len(sequence[0]))
+            if size > self._max_bytes:
+                received = f"{len(sequence[0])} steps, {size} bytes"
+                expected = f"at most {self._max_bytes} bytes a sequence"
+                raise invalid("MESSAGE_TOO_LARGE", f"sequences[{number}]", received, expected)
+
+    def requests(self, model: str, version: str) -> Iterator[inference_pb2.InferRequest]:
+        """The messages, sequences in their order."""
+        for part in self._parts():
+            lengths = np.array([len(sequence[0]) for sequence in part], "<u4")
+            request = inference_pb2.InferRequest(model=model, version=version, lengths=lengths.tobytes())
+            raw = [b"".join([array.tobytes() for array in arrays]) for arrays in zip(*part, strict=True)]
+            self._signature.write(request, raw, int(lengths.sum()))
+            yield request
+
+    def _parts(self) -> Iterator[list[list[np.ndarray]]]:
+        part: list[list[np.ndarray]] = []
+        room = self._max_bytes
+        for sequence in self._sequences:
+            size = self._signature.row_bytes(len(sequence[0]))
+            if part and (size > room or len(part) == self._max_rows):
+                yield part
+                part, room = [], self._max_bytes
+            part.append(sequence)
+            room -= size
+        yield part
+
+    def outputs(self, responses: Sequence[inference_pb2.InferResponse]) -> dict[str, list[np.ndarray]]:
+        """Every output by its name: an array [T, ...] a sequence, in the order of the sequences."""
+        parts = [self._signature.read(response.outputs) for response in responses]
+        ends = np.cumsum([len(sequence[0]) for sequence in self._sequences])[:-1]
+        whole = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+        return {spec.name: np.split(array, ends) for spec, array in zip(self._signature.outputs, whole, strict=True)}

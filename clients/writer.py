@@ -1,0 +1,173 @@
+"""The command that writes: `eddy client generate`.
+
+Owns the prompt, the way from pieces to the terminal, and what is said of the session. Must not know the wire.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from eddy.clients.display import write_json
+from eddy.clients.pieces import Finished, Piece
+from eddy.clients.sampling import GenerateOptions
+from eddy.clients.source import STANDARD_INPUT, SourceError, opened
+from eddy.clients.sync import SyncClient, SyncGeneration
+
+_ID_BYTES = 16
+
+
+def session_id(text: str) -> bytes:
+    """A session's id, as the command line says it.
+
+    Raises:
+        SourceError: that is no id.
+    """
+    try:
+        found = bytes.fromhex(text)
+    except ValueError:
+        found = b""
+    if len(found) != _ID_BYTES:
+        raise SourceError(f"{text!r} is no session id: expected {2 * _ID_BYTES} hexadecimal digits")
+    return found
+
+
+def generate(options: argparse.Namespace, client: SyncClient) -> int:
+    """Shows text as it comes; the session is closed on every way out, unless it is to be kept."""
+    if (options.log_probabilities or options.alternatives) and not options.json:
+        raise SourceError("--log-probabilities and --alternatives are told in JSON lines only: add --json")
+    prompt = _prompt(options)
+    settings = _settings(options)
+    source = None
+    if options.session:
+        source = session_id(options.session)
+        model = client.find_session(source).model
+        if model != options.model:
+            raise SourceError(f"--session: that session is of {model}, not of {options.model}")
+    elif not prompt:
+        raise SourceError('no prompt: give one, as in `eddy client generate MODEL "Once "`, or pipe one in')
+    with client.generate(
+        "" if source else options.model,
+        prompt or None,
+        session=source,
+        timeout_seconds=options.timeout,
+        **settings,
+    ) as generation:
+        try:
+            _tell(options, generation, prompt)
+        finally:
+            _tell_end(options, generation)
+    return 0
+
+
+def _prompt(options: argparse.Namespace) -> str:
+    if options.prompt is not None and options.prompt != STANDARD_INPUT:
+        return str(options.prompt)
+    if options.prompt is None and (sys.stdin.isatty() or options.session):
+        return ""
+    with opened(STANDARD_INPUT) as file:
+        try:
+            return file.read()
+        except UnicodeDecodeError as error:
+            raise SourceError(f"stdin: not UTF-8 ({error.reason})") from error
+
+
+def _settings(options: argparse.Namespace) -> GenerateOptions:
+    """The options that were given."""
+    settings = GenerateOptions(
+        max_tokens=options.max_tokens,
+        stop=options.stop,
+        log_probabilities=options.log_probabilities,
+        num_alternatives=options.alternatives,
+    )
+    if options.temperature is not None:
+        settings["temperature"] = options.temperature
+    if options.top_k is not None:
+        settings["top_k"] = options.top_k
+    if options.top_p is not None:
+        settings["top_p"] = options.top_p
+    if options.seed is not None:
+        settings["seed"] = options.seed
+    if not options.session:
+        settings["keep_session"] = options.keep
+        settings["version"] = options.version
+    return settings
+
+
+def _tell(options: argparse.Namespace, generation: SyncGeneration, prompt: str) -> None:
+    """Prompt and pieces, as they come."""
+    if options.json:
+        started = generation.started
+        told = {"event": "started", "model": started.model, "version": started.version, "seed": started.seed}
+        write_json({**told, "num_prompt_tokens": started.num_prompt_tokens, "position": started.position})
+        for piece in generation:
+            write_json({"event": "tokens", "text": piece.text, "tokens": _tokens(options, piece)})
+        return
+    is_watched = sys.stdout.isatty()
+    if is_watched and prompt:
+        Console(highlight=False).print(Text(prompt, "dim"), end="", soft_wrap=True)
+    last = ""
+    try:
+        for piece in generation:
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+            last = piece.text or last
+    finally:
+        if is_watched or not last.endswith("\n"):
+            print(flush=True)
+
+
+def _tokens(options: argparse.Namespace, piece: Piece) -> list[dict[str, Any]]:
+    told: list[dict[str, Any]] = []
+    for token in piece.tokens:
+        one: dict[str, Any] = {"id": token.id}
+        if token.log_probability is not None:
+            one["log_probability"] = token.log_probability
+        if options.alternatives:
+            one["alternatives"] = [
+                {"id": other.id, "log_probability": other.log_probability} for other in token.alternatives
+            ]
+        told.append(one)
+    return told
+
+
+def _tell_end(options: argparse.Namespace, generation: SyncGeneration) -> None:
+    """Why it ended, and the id of a session that stays; also after Ctrl-C."""
+    finished = generation.finished
+    is_kept = bool(options.session) or (options.keep if finished is None else finished.session_kept)
+    kept = generation.session if is_kept else None
+    shown = kept.id.hex() if kept is not None else None
+    if options.json:
+        write_json({"event": "finished", **_end(finished), "session_id": shown})
+        return
+    if sys.stderr.isatty():
+        console = Console(stderr=True, highlight=False)
+        console.print(Text(f"[{_summary(generation)}]", "dim"))
+    if shown is not None:
+        where = "" if finished is None else f" at position {finished.next_position}"
+        command = f"eddy client generate {options.model} --session {shown} --target {options.target}"
+        print(f"the session stays open{where}; go on with: {command}", file=sys.stderr)
+
+
+def _end(finished: Finished | None) -> dict[str, Any]:
+    if finished is None:
+        return {"reason": "cancelled"}
+    return {
+        "reason": str(finished.reason),
+        "stop": finished.stop,
+        "num_tokens": finished.num_tokens,
+        "next_position": finished.next_position,
+    }
+
+
+def _summary(generation: SyncGeneration) -> str:
+    finished = generation.finished
+    seed = f"seed {generation.started.seed}"
+    if finished is None:
+        return f"stopped, {seed}"
+    reason = f"stop string {finished.stop!r}" if finished.stop else str(finished.reason).replace("_", " ")
+    return f"{finished.num_tokens} tokens, {seed}, ended by {reason}"
