@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the demo; returns the process's exit code."""
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description="Eddy in about a minute.")
     parser.add_argument("--quick", action="store_true", help="a run of a few seconds without pauses")
+    parser.add_argument("--record", type=Path, metavar="FILE.svg", help="nothing moves; a picture of all is written")
     options = parser.parse_args(arguments)
     exits = _Exits()
     try:
-        return _run(exits, is_quick=options.quick)
+        return _run(exits, is_quick=options.quick, picture=options.record)
     except ModuleNotFoundError as error:
         print(f"demo: the package {error.name!r} is not installed; run `make demo`, which installs it", file=sys.stderr)
         return 1
@@ -72,12 +74,12 @@ class _Exits:
             self._task = None
 
 
-def _run(exits: _Exits, *, is_quick: bool) -> int:
+def _run(exits: _Exits, *, is_quick: bool, picture: Path | None) -> int:
     from examples.crowd import Disagreement
     from examples.screen import Screen
     from examples.server import ServerFailed, ServerProcess
 
-    screen = Screen(is_quick=is_quick)
+    screen = Screen(is_quick=is_quick, is_recording=picture is not None)
     begin = time.monotonic()
     server = ServerProcess()
     screen.say(f"[bold blue]Eddy[/] streams recurrent models.  [dim]$ {' '.join(server.command)}[/]")
@@ -92,6 +94,8 @@ def _run(exits: _Exits, *, is_quick: bool) -> int:
         screen.say(f"{name:<10} {line}")
     screen.say(f"server     drained, exit code {server.exit_code}; the demo took {time.monotonic() - begin:.0f} s")
     screen.say("\nNext: [bold].venv/bin/eddy serve[/], then the scripts in examples/; see README.md.")
+    if picture is not None:
+        screen.save(picture)
     return server.exit_code or 0
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -18,6 +19,7 @@ from rich.markup import escape
 from rich.rule import Rule
 
 _FRAME_SECONDS = 1 / 15
+_RECORDED_WIDTH = 100
 
 
 class Picture:
@@ -43,15 +45,17 @@ class Screen:
 
     Args:
         is_quick: a run of a few seconds, for tests.
+        is_recording: nothing moves, colours are kept, and `save` writes what was shown.
     """
 
-    def __init__(self, *, is_quick: bool = False) -> None:
+    def __init__(self, *, is_quick: bool = False, is_recording: bool = False) -> None:
         # A terminal or log that lacks a character shows a question mark instead of ending the demo.
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")
-        self.console = Console(highlight=False)
+        recorded = {"record": True, "width": _RECORDED_WIDTH, "force_terminal": True, "color_system": "truecolor"}
+        self.console = Console(highlight=False, **(recorded if is_recording else {}))  # type: ignore[arg-type]
         self.is_quick = is_quick
-        self.is_moving = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.is_moving = self.console.is_terminal and not self.console.is_dumb_terminal and not is_recording
 
     @property
     def width(self) -> int:
@@ -84,6 +88,14 @@ class Screen:
             picture = Picture(live)
             yield picture
             live.update(picture.latest, refresh=True)
+
+    def save(self, path: Path) -> None:
+        """Writes everything shown so far as a picture of a terminal, SVG.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path.write_text(self.console.export_svg(title="make demo"), encoding="utf-8")
 
     async def pace(self, seconds: float) -> None:
         """Waits, so that a person can follow; does not where nobody watches."""

@@ -83,13 +83,19 @@ class Catalog:
             self._entries[folder.name] = {entry.file.version: entry for entry in self._load_versions(folder)}
 
     def __iter__(self) -> Iterator[Entry]:
-        for versions in self._entries.values():
+        for versions in list(self._entries.values()):  # /metrics may ask while models load.
             yield from versions.values()
 
     @property
     def served(self) -> list[ServedModel]:
         """Models that are ready; the position is the model's index in the session table."""
         return self._served
+
+    @property
+    def provider(self) -> str | None:
+        """The execution provider that models run on; None when none of those wanted is available."""
+        available = available_providers()
+        return next((name for name in self._config.server.providers or available if name in available), None)
 
     def find(self, name: str, version: str) -> Entry:
         """The entry of a model; an empty version means the latest that is ready, else the latest.
@@ -167,10 +173,9 @@ class Catalog:
         return Entry(file, served, None, seconds)
 
     def _serve(self, file: ModelFile, graph: onnx.ModelProto) -> ServedModel:
-        wanted = self._config.server.providers
-        available = available_providers()
-        provider = next((name for name in wanted or available if name in available), None)
+        provider = self.provider
         if provider is None:
+            wanted, available = self._config.server.providers, available_providers()
             raise ModelError(
                 Reason.MODEL_NOT_READY,
                 f"none of the execution providers {', '.join(wanted)} is available, only {', '.join(available)}",

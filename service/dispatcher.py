@@ -17,7 +17,7 @@ from queue import SimpleQueue
 
 from eddy.service.errors import EddyError, Reason, ServerBug
 from eddy.service.model import ServedModel
-from eddy.service.scheduler import AnyTick
+from eddy.service.scheduler import AnyTick, SingleTick
 
 _LOG = logging.getLogger(__name__)
 
@@ -112,6 +112,8 @@ class Dispatcher:
         except Exception:  # noqa: BLE001  the task's root: the tick's sessions fail, the server goes on
             _LOG.exception("model %s version %s: a tick was not committed", model.file.name, model.file.version)
             model.scheduler.abort(tick, _bug(), was_begun=was_begun)
+            return
+        _observe(model, tick, self._clock())
 
     def _finish(self, model: ServedModel, tick: AnyTick, outcome: list[bytes] | EddyError) -> None:
         self._ticks_away[model] -= 1
@@ -120,14 +122,17 @@ class Dispatcher:
             self.notify(model)
 
     def _run(self, model: ServedModel, tick: AnyTick) -> list[bytes] | EddyError:
+        tick.started = self._clock()
         try:
-            return model.engine.run(tick.inputs, tick.read_slots, tick.write_slots, tick.num_rows, tick.num_steps)
+            outputs = model.engine.run(tick.inputs, tick.read_slots, tick.write_slots, tick.num_rows, tick.num_steps)
         except EddyError as error:
             _LOG.error("model %s version %s: %s", model.file.name, model.file.version, error.message)
             return error
         except Exception:  # noqa: BLE001  the task's root: the tick's sessions fail, the server goes on
             _LOG.exception("model %s version %s: a tick failed", model.file.name, model.file.version)
             return _bug()
+        tick.run_seconds = model.engine.run_seconds
+        return outputs
 
     def _work(self) -> None:
         """The engine thread."""
@@ -135,6 +140,19 @@ class Dispatcher:
             model, tick = job
             outcome = self._run(model, tick)
             self._loop.call_soon_threadsafe(self._finish, model, tick, outcome)
+
+
+def _observe(model: ServedModel, tick: AnyTick, now: float) -> None:
+    """Counts a tick whose chunks have just been answered."""
+    stats = model.stats
+    if isinstance(tick, SingleTick):
+        stats.observe_lone(tick.chunk.arrival, tick.started, now, tick.run_seconds)
+        return
+    stats.observe_tick(tick.num_rows, tick.run_seconds)
+    if tick.positions is not None:
+        stats.observe_chunks(tick.chunks, tick.started, now)
+    else:
+        stats.observe_slices(tick.chunks, tick.num_steps, tick.started, now)
 
 
 def _bug() -> ServerBug:

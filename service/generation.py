@@ -136,6 +136,7 @@ class Generation:
         self.finish: FinishReason | None = None
         self.failure: EddyError | None = None
         self._num_prompt_fed = 0
+        self._arrival = host.clock()
         self._tokens: list[Token] = []
         # The end that follows once the last token is fed.
         self._ending: FinishReason | None = None
@@ -213,6 +214,9 @@ class Generation:
             raise ModelError(
                 Reason.MODEL_FAILED, f"the model's scores after position {self.position} are not finite numbers"
             )
+        if not self.num_tokens:
+            self._model.stats.time_to_first_token.observe(self._host.clock() - self._arrival)
+        self._model.stats.num_generated_tokens += 1
         self.num_tokens += 1
         self._tokens.append(self._describe(token, scores))
         if self._is_last(token):

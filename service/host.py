@@ -23,6 +23,7 @@ from eddy.service.dispatcher import Dispatcher
 from eddy.service.errors import CapacityError, EddyError, Reason, invalid
 from eddy.service.model import ServedModel
 from eddy.service.sessions import NO_STREAM, SessionTable, route
+from eddy.service.stats import CallStats
 
 _LOG = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ class Host:
         self.num_expired = 0
         # Refused requests and rows, by reason; counted where they are answered.
         self.refusals: dict[Reason, int] = {}
+        # Calls, counted where they are served.
+        self.calls = CallStats()
 
     def load(self) -> None:
         """Loads the models. May be called before there is an event loop."""
@@ -113,6 +116,11 @@ class Host:
         return self._dispatcher
 
     # Streams
+
+    @property
+    def num_streams(self) -> int:
+        """Streams that are open."""
+        return len(self._ended_listeners)
 
     def add_stream(self, on_ended: Callable[[np.ndarray, EddyError], None]) -> int:
         """A number for a new stream; `on_ended` is told the handles of its sessions that the server ends."""

@@ -1,16 +1,31 @@
 """The HTTP port: /metrics, /healthz and /readyz.
 
-Owns a small server on a thread of its own. Must not know what is measured: it is given a registry and two questions.
+Owns a small server on a thread of its own, and how many connections it holds. Must not know what is measured: it is
+given a registry and two questions.
+
+A request is a connection (HTTP/1.0), served by a thread of its own. Probes must get through whatever else connects:
+when `MAX_CONNECTIONS` are open, the one that has taken longest is dropped for the new one. A real one takes
+milliseconds; one that sends nothing, or a byte now and then, is the one that is dropped.
 """
 
 from __future__ import annotations
 
+import logging
+import socket
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import CollectorRegistry
+
+_LOG = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 64
+# How long a client may take for each piece of its request and for reading the answer.
+_TIMEOUT_SECONDS = 10.0
 
 
 class HttpServer:
@@ -27,8 +42,9 @@ class HttpServer:
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry, explain_unready: Callable[[], str]) -> None:
         class Handler(BaseHTTPRequestHandler):
-            # A client that connects and says nothing must not hold a thread for ever.
-            timeout = 10.0
+            timeout = _TIMEOUT_SECONDS
+            server_version = "eddy"
+            sys_version = ""
 
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0]
@@ -42,18 +58,21 @@ class HttpServer:
                 else:
                     self._answer(404, b"expected /metrics, /healthz or /readyz\n")
 
+            def do_HEAD(self) -> None:
+                self.do_GET()
+
             def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", content_type)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                if self.command != "HEAD":
+                    self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class's name
                 """Scrapes are not logged."""
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
-        self._server.daemon_threads = True
+        self._server = _Listener((host, port), Handler)
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="eddy-http", daemon=True)
         self._thread.start()
@@ -63,3 +82,45 @@ class HttpServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _Listener(ThreadingHTTPServer):
+    """Accepts connections, a bounded number at once."""
+
+    daemon_threads = True
+    # Connections that have not been accepted yet; with socketserver's 5 the next ones wait for a second.
+    request_queue_size = 2 * MAX_CONNECTIONS
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        # In the order of their coming. Changed by the accepting thread and each connection's own, under the lock.
+        self._open: dict[Any, None] = {}
+        self._lock = threading.Lock()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._open[request] = None
+            if len(self._open) > MAX_CONNECTIONS:
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                # Its thread finds the connection at an end, and closes it.
+                _end(oldest)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+            super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if isinstance(sys.exception(), OSError):
+            _LOG.debug("an HTTP client went away: %s", sys.exception())
+        else:
+            _LOG.exception("an HTTP request failed")
+
+
+def _end(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:  # The client has ended it already.
+        return

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import platform
 import signal
 import sys
 import time
+from importlib.metadata import version
 
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
@@ -19,12 +21,17 @@ from prometheus_client.registry import CollectorRegistry
 
 from eddy.service.catalog import RepositoryError
 from eddy.service.config import Config
+from eddy.service.engine import runtime_version
+from eddy.service.errors import Reason
 from eddy.service.host import Host
 from eddy.service.http import HttpServer
-from eddy.service.metrics import ModelTotals, ServiceCollector, Totals
+from eddy.service.lifecycle import Event, Status
+from eddy.service.metrics import Build, ModelTotals, ServiceCollector, Totals
 from eddy.service.server import PortInUse, Server
 
 _LOG = logging.getLogger(__name__)
+
+_CAUSES = {Event.CLOSE: "closed", Event.EXPIRE: "expired", Event.FAIL: "failed"}
 
 
 def serve(config: Config) -> int:
@@ -36,7 +43,7 @@ def serve(config: Config) -> int:
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
-    ServiceCollector(lambda: totals(host, is_ready=not readiness.explain()), registry)
+    ServiceCollector(lambda: totals(host, is_ready=not readiness.explain()), build(host), registry)
     try:
         http = HttpServer(config.server.host, config.server.http_port, registry, readiness.explain)
     except OSError as error:
@@ -101,22 +108,47 @@ class _Readiness:
         return "\n".join(refused)
 
 
+def build(host: Host) -> Build:
+    """What runs here, for metrics."""
+    return Build(version("eddy-serve"), platform.python_version(), runtime_version(), host.catalog.provider or "none")
+
+
 def totals(host: Host, *, is_ready: bool) -> Totals:
-    """Present totals of a host, for metrics."""
+    """Present totals of a host, for metrics. Called on the HTTP thread: reads, and copies what may change in size."""
+    served = list(host.catalog.served)
+    sessions = host.table.count_by_model(len(served))
     models = tuple(
         ModelTotals(
             model=model.file.name,
             version=model.file.version,
-            num_sessions=model.num_sessions,
+            sessions={state.name.lower(): int(counts[state]) for state in (Status.ATTACHED, Status.DETACHED)},
+            num_opened_sessions=model.stats.num_opened_sessions,
+            ended_sessions={_CAUSES[event]: count for event, count in model.stats.num_ended_sessions.items()},
             num_slots=model.slots.num_slots,
+            num_used_slots=model.num_sessions,
+            arena_bytes=model.engine.arena_bytes,
             num_ticks=model.scheduler.num_ticks,
             num_row_steps=model.scheduler.num_row_steps,
             num_queued=model.scheduler.num_queued,
             num_replayed=model.scheduler.num_replayed,
             kept_reply_bytes=model.replies.held_bytes,
-            arena_bytes=model.engine.arena_bytes,
+            num_forgotten=model.replies.num_forgotten,
+            num_generated_tokens=model.stats.num_generated_tokens,
+            tick_rows=model.stats.tick_rows,
+            queue_delay=model.stats.queue_delay,
+            latency=model.stats.latency,
+            run_time=model.stats.run_time,
+            time_to_first_token=model.stats.time_to_first_token,
         )
-        for model in list(host.catalog.served)
+        for model, counts in zip(served, sessions, strict=True)
     )
-    refusals = {reason.name.lower(): count for reason, count in list(host.refusals.items())}
-    return Totals(models, refusals, host.num_expired, is_ready)
+    return Totals(
+        models=models,
+        models_ready={(entry.file.name, entry.file.version): entry.model is not None for entry in host.catalog},
+        # All of them from the start: a counter that begins at 1 hides its first increase from `rate`.
+        refusals={reason.name.lower(): host.refusals.get(reason, 0) for reason in Reason},
+        calls_started=dict(host.calls.started),
+        calls_finished=dict(host.calls.finished),
+        num_streams=host.num_streams,
+        is_ready=is_ready,
+    )

@@ -1,7 +1,7 @@
 """Prometheus metrics.
 
-Owns names, help texts and types. Reads plain totals when it is scraped, so that counting costs nothing on the hot
-path and no metric is per session. Must not know where the totals come from.
+Owns names, help texts and types. Reads plain totals when it is scraped, so that counting costs next to nothing on the
+hot path and no metric is per session. Must not know where the totals come from.
 """
 
 from __future__ import annotations
@@ -9,47 +9,93 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.utils import floatToGoString
+
+from eddy.service.histogram import Histogram
 
 
 @dataclass(frozen=True, slots=True)
 class ModelTotals:
-    """Totals of one served model since start, and present sizes."""
+    """Totals of one served model since start, and present sizes.
+
+    Attributes:
+        sessions: by state, attached or detached; ended_sessions: by cause.
+    """
 
     model: str
     version: str
-    num_sessions: int
+    sessions: Mapping[str, int]
+    num_opened_sessions: int
+    ended_sessions: Mapping[str, int]
     num_slots: int
+    num_used_slots: int
+    arena_bytes: int
     num_ticks: int
     num_row_steps: int
     num_queued: int
     num_replayed: int
     kept_reply_bytes: int
-    arena_bytes: int
+    num_forgotten: int
+    num_generated_tokens: int
+    tick_rows: Histogram
+    queue_delay: Histogram
+    latency: Histogram
+    run_time: Histogram
+    time_to_first_token: Histogram
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Totals of the server."""
+    """Totals of the server.
+
+    Attributes:
+        models: those that are served; models_ready: name and version of every model of the repository.
+        refusals: by reason; calls_started: by method; calls_finished: by method and code.
+    """
 
     models: tuple[ModelTotals, ...]
+    models_ready: Mapping[tuple[str, str], bool]
     refusals: Mapping[str, int]
-    num_expired: int
+    calls_started: Mapping[str, int]
+    calls_finished: Mapping[tuple[str, str], int]
+    num_streams: int
     is_ready: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What runs here; it does not change while the process lives."""
+
+    version: str
+    python: str
+    onnxruntime: str
+    provider: str
+
+
+_MODEL_LABELS = ("model", "version")
 _MODEL_GAUGES = {
-    "num_sessions": ("eddy_sessions", "Open sessions."),
     "num_slots": ("eddy_arena_slots", "State slots for sessions."),
-    "arena_bytes": ("eddy_arena_bytes", "Bytes of the state arena on its device."),
+    "num_used_slots": ("eddy_arena_used_slots", "State slots that sessions hold."),
+    "arena_bytes": ("eddy_arena_bytes", "Size of the state arena on its device."),
     "num_queued": ("eddy_queued_chunks", "Chunks that wait for a tick."),
-    "kept_reply_bytes": ("eddy_kept_reply_bytes", "Bytes of replies kept for repeats."),
+    "kept_reply_bytes": ("eddy_kept_reply_bytes", "Size of replies kept for repeats."),
 }
 _MODEL_COUNTERS = {
+    "num_opened_sessions": ("eddy_opened_sessions", "Sessions that were opened."),
     "num_ticks": ("eddy_ticks", "Runs of the model's graph."),
     "num_row_steps": ("eddy_steps", "Time steps of sessions carried out."),
-    "num_replayed": ("eddy_replayed_chunks", "Repeated chunks answered from their kept reply."),
+    "num_replayed": ("eddy_replayed_chunks", "Repeated chunks of sessions answered from their kept reply."),
+    "num_forgotten": ("eddy_forgotten_replies", "Kept replies given up for want of memory."),
+    "num_generated_tokens": ("eddy_generated_tokens", "Tokens sampled by the server."),
+}
+_MODEL_HISTOGRAMS = {
+    "tick_rows": ("eddy_tick_rows", "Batch size: rows of a tick."),
+    "queue_delay": ("eddy_queue_delay_seconds", "Arrival of a chunk to the start of its tick."),
+    "latency": ("eddy_step_latency_seconds", "Arrival of a chunk to its answer, for chunks that ran."),
+    "run_time": ("eddy_onnxruntime_run_seconds", "Time of a tick inside ONNX Runtime."),
+    "time_to_first_token": ("eddy_time_to_first_token_seconds", "Request to generate to its first token."),
 }
 
 
@@ -57,30 +103,77 @@ class ServiceCollector(Collector):
     """Turns totals into metrics at each scrape.
 
     Args:
-        read: present totals; registry: where to register.
+        read: present totals; build: what runs here; registry: where to register.
     """
 
-    def __init__(self, read: Callable[[], Totals], registry: CollectorRegistry) -> None:
+    def __init__(self, read: Callable[[], Totals], build: Build, registry: CollectorRegistry) -> None:
         self._read = read
+        self._build = build
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of one scrape."""
         totals = self._read()
-        labels = ["model", "version"]
-        for field, (name, text) in _MODEL_GAUGES.items():
-            gauge = GaugeMetricFamily(name, text, labels=labels)
-            for model in totals.models:
-                gauge.add_metric([model.model, model.version], getattr(model, field))
-            yield gauge
-        for field, (name, text) in _MODEL_COUNTERS.items():
-            counter = CounterMetricFamily(name, text, labels=labels)
-            for model in totals.models:
-                counter.add_metric([model.model, model.version], getattr(model, field))
-            yield counter
-        refused = CounterMetricFamily("eddy_refusals", "Requests and rows answered with an error.", labels=["reason"])
-        for reason, count in sorted(totals.refusals.items()):
-            refused.add_metric([reason], count)
-        yield refused
-        yield CounterMetricFamily("eddy_expired_sessions", "Sessions ended for idleness.", value=totals.num_expired)
+        build = self._build
+        labels = {
+            "version": build.version,
+            "python": build.python,
+            "onnxruntime": build.onnxruntime,
+            "provider": build.provider,
+        }
+        info = GaugeMetricFamily("eddy_build_info", "Versions and execution provider; always 1.", labels=list(labels))
+        info.add_metric(list(labels.values()), 1.0)
+        yield info
         yield GaugeMetricFamily("eddy_ready", "1 when the server takes requests.", value=float(totals.is_ready))
+        ready = GaugeMetricFamily("eddy_model_ready", "1 when the model is served.", labels=_MODEL_LABELS)
+        for names, is_ready in totals.models_ready.items():
+            ready.add_metric(names, float(is_ready))
+        yield ready
+        yield from _model_metrics(totals.models)
+        yield from _edge_metrics(totals)
+
+
+def _model_metrics(models: tuple[ModelTotals, ...]) -> Iterator[Metric]:
+    sessions = GaugeMetricFamily("eddy_sessions", "Open sessions.", labels=(*_MODEL_LABELS, "state"))
+    ended = CounterMetricFamily("eddy_ended_sessions", "Sessions that ended.", labels=(*_MODEL_LABELS, "cause"))
+    for model in models:
+        for state, count in model.sessions.items():
+            sessions.add_metric([model.model, model.version, state], count)
+        for cause, count in model.ended_sessions.items():
+            ended.add_metric([model.model, model.version, cause], count)
+    yield sessions
+    yield ended
+    for field, (name, text) in _MODEL_GAUGES.items():
+        gauge = GaugeMetricFamily(name, text, labels=_MODEL_LABELS)
+        for model in models:
+            gauge.add_metric([model.model, model.version], getattr(model, field))
+        yield gauge
+    for field, (name, text) in _MODEL_COUNTERS.items():
+        counter = CounterMetricFamily(name, text, labels=_MODEL_LABELS)
+        for model in models:
+            counter.add_metric([model.model, model.version], getattr(model, field))
+        yield counter
+    for field, (name, text) in _MODEL_HISTOGRAMS.items():
+        family = HistogramMetricFamily(name, text, labels=_MODEL_LABELS)
+        for model in models:
+            histogram: Histogram = getattr(model, field)
+            bounds = [*map(floatToGoString, histogram.bounds), "+Inf"]
+            buckets = list(zip(bounds, histogram.cumulative(), strict=True))
+            family.add_metric([model.model, model.version], buckets, histogram.total)
+        yield family
+
+
+def _edge_metrics(totals: Totals) -> Iterator[Metric]:
+    refused = CounterMetricFamily("eddy_refusals", "Requests and rows answered with an error.", labels=["reason"])
+    for reason, count in totals.refusals.items():
+        refused.add_metric([reason], count)
+    yield refused
+    started = CounterMetricFamily("eddy_grpc_started_calls", "gRPC calls that came.", labels=["method"])
+    for method, count in totals.calls_started.items():
+        started.add_metric([method], count)
+    yield started
+    finished = CounterMetricFamily("eddy_grpc_finished_calls", "gRPC calls that ended.", labels=["method", "code"])
+    for names, count in totals.calls_finished.items():
+        finished.add_metric(names, count)
+    yield finished
+    yield GaugeMetricFamily("eddy_open_streams", "Stream calls that are open.", value=totals.num_streams)

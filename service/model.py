@@ -21,6 +21,7 @@ from eddy.service.lifecycle import Event
 from eddy.service.replies import ReplyStore
 from eddy.service.scheduler import Limits, Scheduler
 from eddy.service.sessions import MODEL_BITS, SessionTable
+from eddy.service.stats import ModelStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class ServedModel:
             config.max_kept_reply_bytes,
         )
         self.cost = self.engine.measure_cost()
+        self.stats = ModelStats()
         limits = Limits(
             config.max_rows,
             max(1, int(config.max_tick_seconds / self.cost.row_step_seconds)),
@@ -118,6 +120,7 @@ class ServedModel:
             raise
         if max_in_flight > 1:
             self.scheduler.uses_rings = True
+        self.stats.num_opened_sessions += count
         return rows
 
     def last_reply(self, row: int) -> tuple[bytes, ...] | None:
@@ -153,3 +156,4 @@ class ServedModel:
     def _end(self, rows: np.ndarray, event: Event) -> None:
         self.replies.close_rings(self._table.ring_start[rows], self._table.ring_size[rows])
         self.slots.free(self._table.end(rows, event))
+        self.stats.num_ended_sessions[event] += len(rows)

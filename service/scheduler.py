@@ -61,6 +61,7 @@ class Tick:
         rows: table rows, int64 [B], or a slice where they lie in a row.
         read_slots, write_slots: int64 [B]; num_rows: B; num_steps: T.
         positions: int64 [B] on the fast path, where every chunk is whole and all of its rows run; otherwise None.
+        started: when it began to run, monotonic seconds; run_seconds: inside ONNX Runtime. Set by who runs it.
     """
 
     chunks: list[Chunk]
@@ -72,12 +73,25 @@ class Tick:
     num_rows: int
     num_steps: int
     positions: np.ndarray | None = None
+    started: float = 0.0
+    run_seconds: float = 0.0
 
 
 class SingleTick:
     """A `Tick` of one whole chunk of one row: `row`, `position` and slots are integers. Plain, as `ChunkResult` is."""
 
-    __slots__ = ("chunk", "inputs", "num_rows", "num_steps", "position", "read_slots", "row", "write_slots")
+    __slots__ = (
+        "chunk",
+        "inputs",
+        "num_rows",
+        "num_steps",
+        "position",
+        "read_slots",
+        "row",
+        "run_seconds",
+        "started",
+        "write_slots",
+    )
 
     def __init__(self, chunk: Chunk, row: int, position: int, read_slot: int, write_slot: int) -> None:
         self.chunk = chunk
@@ -88,6 +102,8 @@ class SingleTick:
         self.write_slots = write_slot
         self.num_rows = 1
         self.num_steps = chunk.num_steps
+        self.started = 0.0
+        self.run_seconds = 0.0
 
 
 AnyTick = Tick | SingleTick

@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
 from eddy.service import codec
+from eddy.service.calls import CallCounter
 from eddy.service.catalog import Entry
 from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
 from eddy.service.config import Config
@@ -84,7 +85,7 @@ class Server:
             ("grpc.keepalive_permit_without_calls", 1),
         ]
         self._host.start()
-        self._server = grpc.aio.server(options=options)
+        self._server = grpc.aio.server(interceptors=(CallCounter(self._host.calls),), options=options)
         for service, methods in self._methods().items():
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -181,6 +181,18 @@ class SessionTable:
             is_open &= (self.route & MODEL_MASK) == model
         return np.flatnonzero(is_open)
 
+    def count_by_model(self, num_models: int) -> np.ndarray:
+        """Open sessions of models 0 .. M - 1 by status, int64 [M, len(Status)]; FREE is not counted.
+
+        Any thread may ask: what changes meanwhile is counted as it was or as it is.
+        """
+        owners, statuses = self.route, self._status
+        size = min(len(owners), len(statuses))  # One of them may just have grown.
+        models, statuses = owners[:size] & MODEL_MASK, statuses[:size]
+        is_open = (statuses != Status.FREE) & (models < num_models)
+        keys = models[is_open] * len(Status) + statuses[is_open]
+        return np.bincount(keys, minlength=num_models * len(Status)).reshape(num_models, len(Status))
+
     def rows_of_stream(self, stream: int) -> np.ndarray:
         """Rows that `stream` owns, int64 [n]."""
         return np.flatnonzero((self._status == Status.ATTACHED) & (self.route >> MODEL_BITS == stream))

@@ -14,13 +14,13 @@ RANKS = {
     name: rank
     for rank, names in enumerate(
         (
-            ("errors", "index", "lifecycle", "metrics", "stops"),
-            ("config", "arena", "contract", "http", "sampling", "vocabulary"),
+            ("errors", "histogram", "index", "lifecycle", "stops"),
+            ("config", "arena", "contract", "http", "metrics", "sampling", "vocabulary"),
             ("graph", "sessions", "replies", "chunk"),
-            ("admission",),
+            ("admission", "stats"),
             ("engine", "scheduler"),
             ("model",),
-            ("catalog", "dispatcher", "codec", "layout"),
+            ("calls", "catalog", "dispatcher", "codec", "layout"),
             ("host",),
             ("generation",),
             ("generate", "infer", "stream"),
@@ -33,7 +33,7 @@ RANKS = {
 
 # Outside library -> where it may be imported, beside tests and benchmarks.
 FENCES = {
-    "grpc": {"service/server.py", "service/stream.py", "clients"},
+    "grpc": {"service/calls.py", "service/server.py", "service/stream.py", "clients"},
     "grpc_health": {"service/server.py", "clients"},
     "grpc_reflection": {"service/server.py"},
     "grpc_status": {"service/server.py", "clients"},

@@ -114,10 +114,13 @@ def test_ready_metrics_and_a_quiet_end(repository: Path) -> None:
         status, text = server.http("/metrics")
         assert status == 200
         assert 'eddy_steps_total{model="history",version="1"} 6.0' in text
-        assert 'eddy_sessions{model="history",version="1"} 3.0' in text
+        assert 'eddy_sessions{model="history",state="detached",version="1"} 3.0' in text
         assert 'eddy_replayed_chunks_total{model="history",version="1"} 3.0' in text
         assert 'eddy_refusals_total{reason="position_ahead"} 1.0' in text
         assert "eddy_ready 1.0" in text
+        assert 'eddy_model_ready{model="history",version="1"} 1.0' in text
+        assert 'eddy_queue_delay_seconds_count{model="history",version="1"} 1.0' in text
+        assert 'eddy_tick_rows_bucket{le="4.0",model="history",version="1"} 1.0' in text
         start = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(20) == 0

@@ -1,5 +1,8 @@
 """The session table: growth, identity, epochs, fencing and what a refused handle is told."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 from simulation import Clock
 
 from eddy.service.errors import CapacityError, ClientError, EddyError, ModelError, Reason
-from eddy.service.lifecycle import Event
+from eddy.service.lifecycle import Event, Status
 from eddy.service.sessions import MODEL_BITS, NO_STREAM, SessionTable
 
 STREAM, OTHER_STREAM = 3, 4
@@ -212,3 +215,36 @@ def test_handles_outside_the_table() -> None:
     assert table.rows_of(handles).tolist() == [0, 0, 0, 0]
     assert not (table.handle[table.rows_of(handles[:2])] == handles[:2]).any()
     assert int(table.route[0]) == -1
+
+
+def test_sessions_are_counted_by_model_and_status() -> None:
+    """Each open session counts once, under its model and whether a stream owns it; ended ones do not count."""
+    table = _table()
+    first = _open(table, 5, model=0)
+    _open(table, 2, model=0, stream=NO_STREAM)
+    other = _open(table, 3, model=2, stream=OTHER_STREAM)
+    table.detach(first[:1])
+    table.end(other[:2], Event.CLOSE)
+    counts = table.count_by_model(3)
+    assert counts[:, [Status.ATTACHED, Status.DETACHED]].tolist() == [[4, 3], [0, 0], [1, 0]]
+    assert table.count_by_model(0).shape == (0, len(Status))
+
+
+def test_sessions_are_counted_while_the_table_grows() -> None:
+    """Another thread may count at any moment: it never sees more sessions than there are, and all of them at last."""
+    table = _table(max_sessions=200_000)
+    is_done = threading.Event()
+    seen: list[int] = []
+
+    def count() -> None:
+        while not is_done.is_set():
+            seen.append(int(table.count_by_model(1).sum()))
+
+    with ThreadPoolExecutor(1) as pool:
+        counting = pool.submit(count)
+        for _ in range(500):
+            _open(table, 400)
+        is_done.set()
+        counting.result()
+    assert max(seen, default=0) <= 200_000
+    assert table.count_by_model(1)[0, Status.ATTACHED] == 200_000

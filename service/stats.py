@@ -1,0 +1,136 @@
+"""Counters and histograms that are kept while serving, and read when somebody asks.
+
+Owns what is counted for one model and for calls, and the bounds of the histograms. Must not know who reads them. All
+of it is changed on the event loop only; other threads may read (see `histogram`).
+
+What a tick costs here is paid by everybody who waits for its answers: nothing is done a row, and what is done a chunk
+is two binary searches.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from eddy.service.chunk import Chunk
+from eddy.service.histogram import Histogram
+from eddy.service.lifecycle import Event
+
+# Powers of two: batches grow by doubling load, and 1024 is the default of `model.max_rows`.
+ROW_BOUNDS = tuple(float(1 << power) for power in range(11))
+# A lone step is answered within 100 to 300 us and a tick lasts 10 ms at most by default, so the low end is fine enough
+# to show one from the other; 10 s is where clients have given up. Three bounds a decade: a quantile read off them is
+# at most a factor of 2.5 wide.
+DELAY_BOUNDS = (50e-6, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# One step of a small model takes 15 us; `model.max_tick_seconds` cuts ticks at 10 ms, and only a model whose one step
+# is longer than that goes beyond.
+RUN_BOUNDS = (1e-5, 2.5e-5, 50e-6, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+# A prompt of one token takes as long as a step, one of thousands is sliced into ticks that others share.
+FIRST_TOKEN_BOUNDS = (5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class ModelStats:
+    """What one model has done.
+
+    Attributes:
+        tick_rows: B of each tick.
+        queue_delay: seconds from a chunk's arrival to the start of its (first) tick, a chunk.
+        latency: seconds from a chunk's arrival until its answer is handed to its connection, a chunk that ran.
+        run_time: seconds inside ONNX Runtime, a tick.
+        time_to_first_token: seconds from a request to generate until its first token, a request.
+        num_generated_tokens: tokens that were sampled by the server.
+        num_opened_sessions: sessions that were opened; num_ended_sessions: sessions that ended, by CLOSE, EXPIRE or
+            FAIL.
+    """
+
+    __slots__ = (
+        "latency",
+        "num_ended_sessions",
+        "num_generated_tokens",
+        "num_opened_sessions",
+        "queue_delay",
+        "run_time",
+        "tick_rows",
+        "time_to_first_token",
+    )
+
+    def __init__(self) -> None:
+        # Changed by the dispatcher, the served model and generation, on the event loop.
+        self.tick_rows = Histogram(ROW_BOUNDS)
+        self.queue_delay = Histogram(DELAY_BOUNDS)
+        self.latency = Histogram(DELAY_BOUNDS)
+        self.run_time = Histogram(RUN_BOUNDS)
+        self.time_to_first_token = Histogram(FIRST_TOKEN_BOUNDS)
+        self.num_generated_tokens = 0
+        self.num_opened_sessions = 0
+        self.num_ended_sessions = {Event.CLOSE: 0, Event.EXPIRE: 0, Event.FAIL: 0}
+
+    def observe_lone(self, arrival: float, started: float, answered: float, run_seconds: float) -> None:
+        """A tick of one chunk of one row ran, `run_seconds` of it inside ONNX Runtime; monotonic times.
+
+        Written out, because whoever is alone waits for every call: `observe` four times costs twice as much.
+        """
+        rows, delays, latencies, runs = self.tick_rows, self.queue_delay, self.latency, self.run_time
+        rows.counts[0] += 1
+        rows.total += 1.0
+        delay = started - arrival
+        delays.counts[bisect_left(DELAY_BOUNDS, delay)] += 1
+        delays.total += delay
+        latency = answered - arrival
+        latencies.counts[bisect_left(DELAY_BOUNDS, latency)] += 1
+        latencies.total += latency
+        runs.counts[bisect_left(RUN_BOUNDS, run_seconds)] += 1
+        runs.total += run_seconds
+
+    def observe_tick(self, num_rows: int, run_seconds: float) -> None:
+        """A tick of B = `num_rows` ran, `run_seconds` of it inside ONNX Runtime."""
+        self.tick_rows.observe(num_rows)
+        self.run_time.observe(run_seconds)
+
+    def observe_chunks(self, chunks: Sequence[Chunk], started: float, answered: float) -> None:
+        """Each of `chunks` was carried out by one tick, which began at `started` and is answered; monotonic seconds."""
+        delays, latencies, bounds, search = self.queue_delay.counts, self.latency.counts, DELAY_BOUNDS, bisect_left
+        waited = 0.0
+        for chunk in chunks:
+            arrival = chunk.arrival
+            delay = started - arrival
+            delays[search(bounds, delay)] += 1
+            latencies[search(bounds, answered - arrival)] += 1
+            waited += delay
+        self.queue_delay.total += waited
+        self.latency.total += waited + (answered - started) * len(chunks)
+
+    def observe_slices(self, chunks: Sequence[Chunk], num_steps: int, started: float, answered: float) -> None:
+        """A tick of T = `num_steps` that was not the only one of some of `chunks` is through.
+
+        A chunk waits until its first slice, and is answered with its last.
+        """
+        for chunk in chunks:
+            if chunk.done_steps == num_steps:
+                self.queue_delay.observe(started - chunk.arrival)
+            if chunk.is_answered:
+                self.latency.observe(answered - chunk.arrival)
+
+
+class CallStats:
+    """Calls of the front door, by method and, once they have ended, status code.
+
+    Attributes:
+        started: method -> calls; finished: (method, status code's name) -> calls.
+    """
+
+    __slots__ = ("finished", "started")
+
+    def __init__(self) -> None:
+        # Changed by whoever serves calls, on the event loop.
+        self.started: dict[str, int] = {}
+        self.finished: dict[tuple[str, str], int] = {}
+
+    def start(self, method: str) -> None:
+        """A call has come."""
+        self.started[method] = self.started.get(method, 0) + 1
+
+    def finish(self, method: str, code: str) -> None:
+        """A call has ended."""
+        key = (method, code)
+        self.finished[key] = self.finished.get(key, 0) + 1
