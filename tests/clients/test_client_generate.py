@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from loopback import Loopback, configure, serve, until
-from wire import Proxy, channel_to, run
+from wire import Proxy, Recorder, channel_to, run
 
 from eddy import Client, Session, SyncClient, errors
 from eddy.clients.pieces import FinishReason, KeptSession
@@ -247,6 +247,31 @@ def test_cancelling_from_elsewhere() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
             await until(lambda: loopback.host.table.num_sessions == 0)
+
+    run(scenario())
+
+
+def test_closing_while_nobody_knows_where_the_session_stands() -> None:
+    """A task that is cancelled while its session is taken over closes the session all the same."""
+
+    async def scenario() -> None:
+        async with serve(configure(MODELS)) as loopback:
+            recorder = Recorder(loopback.channel)
+
+            async def drive(client: Client) -> None:
+                async with client.session(MODEL) as session, client.generate(session=session, prompt="x") as generation:
+                    await anext(generation)
+                    recorder.may_receive.clear()
+
+            async with Client(channel=recorder) as client:
+                task = asyncio.create_task(drive(client))
+                await until(lambda: "attach" in recorder.actions)
+                task.cancel()
+                await until(lambda: "close" in recorder.actions)
+                recorder.may_receive.set()
+                await asyncio.gather(task, return_exceptions=True)
+                assert task.cancelled()
+                await until(lambda: loopback.host.table.num_sessions == 0)
 
     run(scenario())
 
