@@ -53,12 +53,13 @@ ENV PATH=/opt/eddy/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     ORT_DISABLE_TELEMETRY=1
+# From what changes least to what changes with every release.
 COPY --from=dependencies /opt/eddy /opt/eddy
-COPY --from=application /application /opt/eddy
-COPY deploy/healthcheck.py /opt/eddy/healthcheck.py
 COPY LICENSE /usr/share/doc/eddy/LICENSE
 # The shipped models; a repository of one's own is mounted over them.
 COPY models /models
+COPY deploy/healthcheck.py /opt/eddy/healthcheck.py
+COPY --from=application /application /opt/eddy
 USER 10001:10001
 WORKDIR /
 EXPOSE 8500 8501
