@@ -3,6 +3,7 @@
 #   PYTHON            the interpreter that the environment is made from (default: python3)
 #   TORCH_INDEX_URL   pip index for torch, where the default one would bring CUDA builds of several gigabytes:
 #                     make test TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+#   EXTRA, ENGINE     make image: cpu or gpu; what builds it (docker, podman or buildah)
 
 PYTHON ?= python3
 TORCH_INDEX_URL ?=
@@ -10,8 +11,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet
 TORCH := torch==2.13.0
+EXTRA ?= cpu
+ENGINE ?= docker
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+LOCK = $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --python-version 3.11 \
+	--python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock'
 
-.PHONY: help setup demo test lint types format bench gpu-check models protos clean
+.PHONY: help setup demo test lint types format bench gpu-check models protos image lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,11 +43,12 @@ demo: $(VENV)/.setup  ## text and a time series through a live server, in the te
 test: $(VENV)/.dev  ## all tests
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.dev  ## formatter, linter, proto lint
+lint: $(VENV)/.dev  ## formatter, linter, lint of protos and Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code protos
+	$(BIN)/hadolint Dockerfile
 
 format: $(VENV)/.dev  ## rewrite files as the formatter wants them
 	$(BIN)/ruff format .
@@ -64,6 +71,18 @@ protos: $(VENV)/.dev  ## generated code beside the .proto files
 	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. eddy/v1/*.proto
 	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I. --grpc_python_out=. \
 		eddy/v1/inference.proto eddy/v1/generation.proto eddy/v1/sessions.proto eddy/v1/models.proto
+
+# Docker's format: the OCI one has no health check. Only Docker knows no --format.
+image:  ## container image eddy:VERSION-EXTRA; EXTRA=gpu for NVIDIA GPUs
+	$(ENGINE) build $(if $(filter docker,$(ENGINE)),,--format docker) --tag eddy:$(VERSION)-$(EXTRA) \
+		--build-arg EXTRA=$(EXTRA) --build-arg VERSION=$(VERSION) \
+		--build-arg REVISION=$(shell git rev-parse --verify --quiet HEAD) \
+		--build-arg CREATED=$(shell date -u +%Y-%m-%dT%H:%M:%SZ) .
+
+lock: $(VENV)/.dev  ## newer versions and their hashes for the image, within the bounds of pyproject.toml
+	$(LOCK) pyproject.toml --extra cpu --output-file deploy/requirements-cpu.txt
+	$(LOCK) pyproject.toml --extra gpu --output-file deploy/requirements-gpu.txt
+	echo setuptools | $(LOCK) --no-annotate - --output-file deploy/requirements-build.txt
 
 clean:  ## remove what was generated
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs

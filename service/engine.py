@@ -12,11 +12,15 @@ Dimension key: B rows of a tick, T steps, S slots.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -43,10 +47,31 @@ _MAX_BINDING_BYTES = 64 << 20
 _DEVICES = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
 
 
+@cache
 def available_providers() -> tuple[str, ...]:
-    """Execution providers that this build of ONNX Runtime has and Eddy supports, best first."""
-    have = ort.get_available_providers()
-    return tuple(name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in have)
+    """Execution providers that this build of ONNX Runtime and this machine have and Eddy supports, best first.
+
+    The extra `gpu` brings the CUDA libraries as wheels, where no loader looks by itself: they are loaded here, once.
+    """
+    usable = usable_providers(ort.get_available_providers(), has_driver=_has_cuda_driver())
+    if "CUDAExecutionProvider" in usable:
+        with redirect_stdout(sys.stderr):  # Its remarks are no output of ours.
+            ort.preload_dlls()
+    return usable
+
+
+def usable_providers(built: Sequence[str], *, has_driver: bool) -> tuple[str, ...]:
+    """Those of a build's providers that Eddy supports, best first: CUDA only where NVIDIA's driver is installed."""
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider") if has_driver else ("CPUExecutionProvider",)
+    return tuple(name for name in wanted if name in built)
+
+
+def _has_cuda_driver() -> bool:
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def runtime_version() -> str:

@@ -13,6 +13,8 @@ import signal
 import sys
 import time
 from importlib.metadata import version
+from types import FrameType
+from typing import NoReturn
 
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
@@ -37,6 +39,8 @@ _CAUSES = {Event.CLOSE: "closed", Event.EXPIRE: "expired", Event.FAIL: "failed"}
 def serve(config: Config) -> int:
     """Serves until told to stop; returns the process's exit code."""
     started = time.monotonic()
+    # Until the loop takes over. As process 1 of a container, SIGTERM without a handler would be ignored.
+    signal.signal(signal.SIGTERM, _end_before_serving)
     host = Host(config)
     readiness = _Readiness(host)
     registry = CollectorRegistry()
@@ -57,6 +61,11 @@ def serve(config: Config) -> int:
         return 1
     finally:
         http.close()
+
+
+def _end_before_serving(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001  the signal module's call
+    """No request was accepted yet: there is nothing to drain."""
+    raise SystemExit(0)
 
 
 def _run(main: object) -> int:

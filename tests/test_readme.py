@@ -14,6 +14,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+import yaml
 
 from benchmarks.figure import DEFINITIONS
 from eddy import SyncClient, errors
@@ -25,6 +26,7 @@ from examples.server import ServerProcess
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 PORTS = {"127.0.0.1:8500": "target", "127.0.0.1:8501": "http"}
 
 
@@ -40,9 +42,30 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """Every line of the shell blocks, as words, without comments."""
-    lines = [(where, line) for where, text in blocks("sh") for line in text.splitlines() if line.strip()]
+    """Every line of the shell blocks, as words, without comments; lines that end in a backslash go on."""
+    joined = [(where, re.sub(r"\\\n\s*", "", text)) for where, text in blocks("sh")]
+    lines = [(where, line) for where, text in joined for line in text.splitlines() if line.strip()]
     return [(f"{where} {line.partition('#')[0].strip()}", shlex.split(line, comments=True)) for where, line in lines]
+
+
+def commands_of(*words: str) -> list[object]:
+    """One case for each command of the shell blocks that begins with these words."""
+    return [pytest.param(found, id=where) for where, found in commands() if found[: len(words)] == list(words)]
+
+
+def docker_options(words: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Options of a docker command with their values, and what follows them. An unknown option is a KeyError."""
+    has_value = {
+        **dict.fromkeys(("--publish", "--volume", "--env", "--tmpfs", "--cap-drop", "--gpus", "--name"), True),
+        **dict.fromkeys(("--security-opt", "--stop-timeout", "--tag", "--build-arg", "--cpus", "--memory"), True),
+        **dict.fromkeys(("--rm", "--read-only", "--detach"), False),
+    }
+    options: dict[str, list[str]] = {}
+    rest = list(words)
+    while rest and rest[0].startswith("-"):
+        name, _, value = rest.pop(0).partition("=")
+        options.setdefault(name, []).append(value or rest.pop(0) if has_value[name] else "")
+    return options, rest
 
 
 def table(document: str, header: str) -> list[list[str]]:
@@ -93,7 +116,7 @@ def test_recipe_blocks_are_valid(text: str) -> None:
 
 def test_shell_blocks_use_known_commands() -> None:
     """Shell blocks hold only commands that these tests know how to check."""
-    assert {Path(words[0]).name for _, words in commands()} == {"make", "eddy"}
+    assert {Path(words[0]).name for _, words in commands()} == {"make", "eddy", "docker", "kubectl"}
 
 
 def test_make_targets_exist() -> None:
@@ -148,6 +171,71 @@ def test_client_commands_run(server: ServerProcess) -> None:
         assert run.stdout or words[2] == "close", where
         if "--keep" in words:
             [found] = re.findall(r"--session (\w+)", run.stderr)
+
+
+@pytest.mark.parametrize("words", commands_of("docker", "run"))
+def test_docker_run_fits_the_image(words: list[str]) -> None:
+    """Every `docker run` names the image that `make image` builds, its ports, folders and known variables."""
+    options, [image, *command] = docker_options(words[2:])
+    assert image in {f"eddy:{VERSION}-cpu", f"eddy:{VERSION}-gpu"}
+    assert ("--gpus" in options) == image.endswith("-gpu")
+    assert ("--read-only" in options, options["--cap-drop"]) == (True, ["ALL"])
+    for published in options["--publish"]:
+        host, outside, inside = published.split(":")
+        assert (host, outside) == ("127.0.0.1", inside)
+        assert inside in {port.rpartition(":")[2] for port in PORTS}
+    for mount in options.get("--volume", []):
+        source, target, mode = mount.split(":")
+        assert source.startswith("$PWD/")
+        assert target.startswith("/")
+        assert mode == "ro"
+    for variable in options.get("--env", []):
+        assert re.fullmatch(r"EDDY_(SERVER|SESSION|MODEL)_[A-Z_]+=.+", variable)
+    if command:
+        known = subprocess.run(  # noqa: S603  # our own command
+            [sys.executable, "-m", "eddy.cli", command[0], "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        assert all(re.search(rf"{word}\b", known) for word in command if word.startswith("--"))
+
+
+@pytest.mark.parametrize("words", commands_of("docker", "build"))
+def test_docker_build_fits_the_dockerfile(words: list[str]) -> None:
+    """Every `docker build` builds this folder under the image's tag, with arguments that the Dockerfile declares."""
+    options, [context] = docker_options(words[2:])
+    declared = set(re.findall(r"^ARG (\w+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert context == "."
+    assert options["--tag"][0].startswith(f"eddy:{VERSION}-")
+    assert {argument.partition("=")[0] for argument in options.get("--build-arg", [])} <= declared
+
+
+@pytest.mark.parametrize("words", commands_of("docker", "compose"))
+def test_docker_compose_names_files_and_services(words: list[str]) -> None:
+    """Every `docker compose` names compose files of the repository, a command that there is, and their services."""
+    files = [words[index + 1] for index, word in enumerate(words) if word == "--file"]
+    assert files
+    services = set().union(*(yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))["services"] for file in files))
+    command, *rest = words[2 + 2 * len(files) :]
+    assert command in {"up", "down", "stop", "logs"}
+    assert {word for word in rest if not word.startswith("--")} <= services
+    assert {word for word in rest if word.startswith("--")} <= {"--build", "--detach", "--follow", "--volumes"}
+
+
+@pytest.mark.parametrize("words", commands_of("kubectl"))
+def test_kubectl_names_what_the_manifest_has(words: list[str]) -> None:
+    """Every `kubectl` applies a file of the repository, or names an object that the manifest has."""
+    manifest = ROOT / "deploy" / "kubernetes.yaml"
+    objects = {
+        f"{item['kind'].lower()}/{item['metadata']['name']}"
+        for item in yaml.safe_load_all(manifest.read_text(encoding="utf-8"))
+    }
+    if words[1] == "apply":
+        assert words[2] == "--filename"
+        assert (ROOT / words[3]).is_file()
+    elif words[1] == "create":  # A secret that the manifest does not hold.
+        assert words[2:5] == ["secret", "tls", "eddy-tls"]
+    else:
+        assert words[1] in {"rollout", "port-forward"}
+        assert {word for word in words if "/" in word} <= objects
 
 
 def test_configuration_table_is_complete_and_true() -> None:

@@ -17,6 +17,7 @@ from loopback import Loopback, array, configure, serve, write_model
 from onnx import helper
 
 from eddy.service.catalog import Catalog, RepositoryError
+from eddy.service.engine import usable_providers
 from eddy.service.errors import ClientError, ModelError, Reason
 from eddy.service.sessions import SessionTable
 from eddy.v1 import contract_pb2, models_pb2
@@ -233,6 +234,14 @@ def test_folders_that_cannot_be_read() -> None:
                 _catalog(root)
         finally:
             root.chmod(0o700)
+
+
+def test_cuda_needs_a_driver() -> None:
+    """A build of ONNX Runtime for GPUs lists CUDA on every machine: it is chosen only where the driver is installed."""
+    built = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    assert usable_providers(built, has_driver=True) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert usable_providers(built, has_driver=False) == ("CPUExecutionProvider",)
+    assert usable_providers(["CPUExecutionProvider"], has_driver=True) == ("CPUExecutionProvider",)
 
 
 def test_no_repository(tmp_path: Path) -> None:

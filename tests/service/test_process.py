@@ -93,6 +93,24 @@ def _config(folder: Path, text: str) -> Path:
     return path
 
 
+def test_sigterm_while_models_load(tmp_path: Path) -> None:
+    """SIGTERM before the server serves ends it with 0 at once: as process 1 of a container it must not be ignored."""
+    version = tmp_path / "slow" / "1"
+    version.mkdir(parents=True)
+    # A model file that never ends: opening the other end returns when, and only when, the server begins to read it.
+    os.mkfifo(version / "model.onnx")
+    process = subprocess.Popen(  # noqa: S603  our own command
+        _command("--model-repository", str(tmp_path)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        with (version / "model.onnx").open("wb"):
+            process.send_signal(signal.SIGTERM)
+            out, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (0, "")
+
+
 def test_ready_metrics_and_a_quiet_end(repository: Path) -> None:
     """The three HTTP paths answer, metrics count what was done, and SIGTERM ends an idle server with 0 in no time."""
 
