@@ -1,34 +1,52 @@
 """The HTTP port: /metrics, /healthz and /readyz.
 
 Owns a small server on a thread of its own. Must not know what is measured: it is given a registry and two questions.
+With certificates it speaks TLS, and asks for the latest ones at every connection.
 """
 
 from __future__ import annotations
 
+import logging
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import CollectorRegistry
+
+from eddy.service.address import Address, family_of
+from eddy.service.certificates import CertificateFiles
+
+_LOG = logging.getLogger(__name__)
+
+# A client that connects and says nothing must not hold a thread for ever.
+_PATIENCE_SECONDS = 10.0
 
 
 class HttpServer:
     """Serves one process's metrics and health.
 
     Args:
-        host, port: where to listen, 0 for a free port; `port` is then the one in use.
+        address: where to listen, port 0 for a free one; `port` is then the one in use.
         registry: the metrics.
         explain_unready: why the server is not ready, empty when it is.
+        certificates: for TLS, None for plain HTTP.
 
     Raises:
         OSError: the address is taken.
     """
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, explain_unready: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        address: Address,
+        registry: CollectorRegistry,
+        explain_unready: Callable[[], str],
+        certificates: CertificateFiles | None = None,
+    ) -> None:
         class Handler(BaseHTTPRequestHandler):
-            # A client that connects and says nothing must not hold a thread for ever.
-            timeout = 10.0
+            timeout = _PATIENCE_SECONDS
 
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0]
@@ -52,8 +70,25 @@ class HttpServer:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class's name
                 """Scrapes are not logged."""
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
-        self._server.daemon_threads = True
+        class Listener(ThreadingHTTPServer):
+            address_family = family_of(address.host)
+            daemon_threads = True
+
+            def finish_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: Any) -> None:
+                """Answers a connection, on its own thread: a slow handshake holds nobody else."""
+                if certificates is None:
+                    super().finish_request(request, client_address)
+                    return
+                assert isinstance(request, socket.socket)
+                request.settimeout(_PATIENCE_SECONDS)
+                with certificates.latest().context.wrap_socket(request, server_side=True) as secure:
+                    super().finish_request(secure, client_address)
+
+            def handle_error(self, request: object, client_address: object) -> None:
+                """A connection that broke, or that never spoke TLS, is its client's affair."""
+                _LOG.debug("http connection from %s failed", client_address, exc_info=True)
+
+        self._server = Listener((address.host, address.port), Handler)
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="eddy-http", daemon=True)
         self._thread.start()

@@ -14,9 +14,9 @@ RANKS = {
     name: rank
     for rank, names in enumerate(
         (
-            ("errors", "index", "lifecycle", "metrics"),
-            ("config", "arena", "contract", "http"),
-            ("graph", "sessions", "replies", "chunk"),
+            ("errors", "index", "lifecycle", "metrics", "address", "certificates", "repository"),
+            ("config", "arena", "contract", "http", "credentials"),
+            ("graph", "sessions", "replies", "chunk", "sources"),
             ("admission",),
             ("engine", "scheduler"),
             ("model",),
@@ -32,7 +32,7 @@ RANKS = {
 
 # Outside library -> where it may be imported, beside tests and benchmarks.
 FENCES = {
-    "grpc": {"service/server.py", "service/stream.py", "clients"},
+    "grpc": {"service/server.py", "service/stream.py", "service/credentials.py", "clients"},
     "grpc_health": {"service/server.py", "clients"},
     "grpc_reflection": {"service/server.py"},
     "grpc_status": {"service/server.py", "clients"},
