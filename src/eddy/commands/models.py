@@ -28,6 +28,9 @@ examples:
   eddy models --target 127.0.0.1:8500
 """
 _TASK_PREFIX = "TASK_"
+# The table shows the first results of the training run, with JSON come all.
+_BOOKKEEPING = {"parameters", "best_epoch", "validation_loss"}
+_NUM_SHOWN_FIGURES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,8 @@ def _refused(why: str) -> tuple[str, ...]:
 
 
 def _described(model: Stored) -> tuple[str, ...]:
-    figures = ", ".join(f"{name} {value}" for name, value in model.figures)
+    results = [f"{name} {value}" for name, value in model.figures if name not in _BOOKKEEPING]
+    figures = ", ".join(results[:_NUM_SHOWN_FIGURES])
     sizes = (f"{model.parameters:,}", f"{model.state_bytes:,} B", f"{model.file_bytes:,} B")
     return (model.task, model.family, *sizes, figures)
 
