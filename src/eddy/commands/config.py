@@ -90,8 +90,8 @@ def toml(value: Any) -> str:
         return f"[{', '.join(map(toml, value))}]"
     if type(value) is int and value >= 100_000:
         return f"{value:_}"
-    # Strings and booleans are written as in JSON; so are numbers.
-    return json.dumps(value)
+    # As in JSON, where only one character more may stand unescaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _kind(key: Key) -> str:
