@@ -21,7 +21,9 @@ def _file(folder: Path, text: str) -> Path:
 
 def test_later_sources_win(tmp_path: Path) -> None:
     """File, environment, flags, in this order, key by key; each value's origin is told, and nothing can be changed."""
-    path = _file(tmp_path, "[server]\nhost = '127.0.0.2'\ngrpc_port = 1\nhttp_port = 2\n[model]\nmax_tick_seconds = 1\n")
+    path = _file(
+        tmp_path, "[server]\nhost = '127.0.0.2'\ngrpc_port = 1\nhttp_port = 2\n[model]\nmax_tick_seconds = 1\n"
+    )
     environment = {"EDDY_SERVER_GRPC_PORT": "3", "EDDY_SERVER_HTTP_PORT": "4", "HOME": "/", "ORT_LOGGING": "x"}
     flags = [Flag("--http-port", "server.http_port", "5"), Flag("--set", "server.http_port", "6")]
     loaded = load_config(path, environment, flags)

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from eddy.commands.parser import fail
@@ -129,7 +130,7 @@ async def _load_batch(
 ) -> tuple[list[float], int]:
     inputs = random_inputs(contract, (options.sessions, options.steps))
     async with client.batch(options.model, options.sessions) as batch:
-        latencies = await _loop(lambda: batch.step_outputs(inputs), options.seconds)
+        latencies = await _loop(partial(batch.step_outputs, inputs), options.seconds)
     return latencies, len(latencies) * options.sessions * options.steps
 
 
@@ -138,9 +139,11 @@ async def _load_sessions(
 ) -> tuple[list[float], int]:
     inputs = random_inputs(contract, (options.steps,))
     sessions: Sequence[Session] = await asyncio.gather(*(client.open(options.model) for _ in range(options.sessions)))
-    loops = (_loop(lambda session=session: session.step_outputs(inputs), options.seconds) for session in sessions)  # type: ignore[misc]  # mypy does not see a default's type
-    latencies = [latency for one in await asyncio.gather(*loops) for latency in one]
-    await asyncio.gather(*(session.close() for session in sessions))
+    try:
+        loops = (_loop(partial(session.step_outputs, inputs), options.seconds) for session in sessions)
+        latencies = [latency for one in await asyncio.gather(*loops) for latency in one]
+    finally:
+        await asyncio.gather(*(session.close() for session in sessions), return_exceptions=True)
     return latencies, len(latencies) * options.steps
 
 
