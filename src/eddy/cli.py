@@ -35,12 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.check_words(given)
     options = parser.parse_args(given)
     try:
-        return int(options.func(options))
+        code = int(options.func(options))
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # The reader of a pipe has seen enough; nothing more can be said on it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    return code
 
 
 def build_parser(only: str | None = None) -> Parser:

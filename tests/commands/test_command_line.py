@@ -141,6 +141,16 @@ def test_light_commands_load_no_runtime(words: str) -> None:
     assert not done.returncode, done.stderr
 
 
+def test_a_reader_that_has_seen_enough() -> None:
+    """A pipe that is closed early ends a command without a word, as it ends other programs."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "eddy.cli", "config", "--markdown"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_every_parser_is_of_one_kind() -> None:
     """Subcommands refuse abbreviations and say mistakes in one line, whoever added them."""
     for path, parser in walk(build_parser()):

@@ -215,8 +215,8 @@ def test_http_with_certificates(pair: Pair, authorities: tuple[Authority, Author
             with pytest.raises(OSError, match=r"closed|reset"):
                 urllib.request.urlopen(f"http://{url}", timeout=10)
             pair.replace(second.sign("server"))
+        context = ssl.create_default_context(cafile=str(first.certificate))
         with pytest.raises(urllib.error.URLError, match="verify failed"):
-            context = ssl.create_default_context(cafile=str(first.certificate))
             urllib.request.urlopen(f"https://{url}", timeout=10, context=context)
     finally:
         http.close()

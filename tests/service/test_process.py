@@ -29,8 +29,6 @@ from eddy.v1 import inference_pb2
 
 HISTORY = family("history")
 _LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ (INFO|ERROR) eddy\.")
-# An address that no machine has must not be refused for want of TLS.
-_ANYWHERE = ("--allow-plaintext",)
 _READY = re.compile(r"serving (\d+) of (\d+) models on 127\.0\.0\.1:(\d+), metrics on http://127\.0\.0\.1:(\d+)")
 
 
@@ -305,7 +303,14 @@ def test_ports_in_use(repository: Path) -> None:
     said = _refused(1, "--model-repository", str(repository), "--http-port", str(free), "--grpc-port", str(free))
     assert "the port is in use; choose another with --grpc-port" in said
     said = _refused(
-        1, "--model-repository", str(repository), "--host", "127.0.0.1", "--set", "server.http_host=::2", *_ANYWHERE
+        1,
+        "--model-repository",
+        str(repository),
+        "--host",
+        "127.0.0.1",
+        "--set",
+        "server.http_host=::2",
+        "--allow-plaintext",
     )
     assert "cannot listen on [::2]:0" in said
 
