@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from eddy.clients.flags import add_tls, tls_of
+
 if TYPE_CHECKING:
     from eddy.clients.sync import SyncClient
 
@@ -48,6 +50,7 @@ def _add(commands: Any, name: str, run: Callable[..., int], *, help_text: str, *
         help=f"the server's gRPC address (default: {DEFAULT_TARGET})",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+    add_tls(parser)
     parser.set_defaults(func=_guarded(run))
     return parser
 
@@ -224,7 +227,7 @@ def connect(options: argparse.Namespace) -> SyncClient:
     """The client that the arguments ask for."""
     from eddy.clients.sync import SyncClient
 
-    return SyncClient(options.target)
+    return SyncClient(options.target, tls=tls_of(options))
 
 
 def _stream(options: argparse.Namespace, client: SyncClient) -> int:
