@@ -107,7 +107,8 @@ def _fit_weights(shares: Doubles, classes: Tokens, size: int) -> Doubles:
             decided = weights[n][classes[n]] * shares[n] / mixed[n + 1]
             reached = np.bincount(classes[n], left, CLASSES)
             taken = np.bincount(classes[n], left * decided, CLASSES)
-            weights[n] = np.where(reached > 0, taken / np.maximum(reached, 1e-300), weights[n])
+            # One more position, decided lower down: no weight gets to 1, so nothing is ever impossible.
+            weights[n] = taken / (reached + 1)
             left = left * (1 - decided)
     return weights
 

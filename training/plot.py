@@ -23,9 +23,10 @@ from eddy.v1 import contract_pb2 as pb
 
 # Steps of a forecaster's chart: enough to see a day of five-minute steps, few enough to tell lines apart.
 FORECAST_STEPS = 288
-# Characters of a session that the text chart follows, and how far apart the sessions begin that it is the mean of.
+# Characters of a session that the text chart follows, and the most sessions that it is the mean of. They begin one
+# character apart, so that every place is judged by nearly the same characters.
 SESSION_CHARACTERS = 100
-SESSION_STRIDE = 5
+MAX_SESSIONS = 2000
 # Characters whose surprise is shown in colour.
 SHOWN_CHARACTERS = 800
 
@@ -92,7 +93,8 @@ def chart_forecast(path: Path, data: Path, window: Window, *, whole: bool) -> Ch
             f"{len(values) if whole else len(values) - len(values) // 2} steps"
         )
     truth = values[:, _target(columns, window.target)]
-    return _draw_forecast(contract, truth, quantiles, levels, horizon, range(max(first, horizon), last))
+    shown = range(max(first, horizon), last)
+    return _draw_forecast(contract, truth, quantiles, levels, horizon, shown, shown.start - first + window.start)
 
 
 def _target(columns: list[str], wanted: str | None) -> int:
@@ -105,10 +107,17 @@ def _target(columns: list[str], wanted: str | None) -> int:
 
 
 def _draw_forecast(
-    contract: pb.ModelContract, truth: Floats, quantiles: Floats, levels: list[float], horizon: int, times: range
+    contract: pb.ModelContract,
+    truth: Floats,
+    quantiles: Floats,
+    levels: list[float],
+    horizon: int,
+    times: range,
+    start: int,
 ) -> Chart:
+    """The chart of the rows `times`; the first of them is step `start` of the unseen data."""
     rows = np.array(times)
-    x = tuples(rows - rows[0])
+    x = tuples(rows - rows[0] + start)
     ahead = quantiles[rows - horizon]
     unit = contract.outputs[0].unit
     share = f"{levels[-1] - levels[0]:.0%}"
@@ -119,7 +128,7 @@ def _draw_forecast(
     naive = float(np.abs(truth[rows - horizon] - truth[rows]).mean())
     return Chart(
         title=f"{contract.name}: {horizon} steps ahead, mean absolute error {error:.3g}, last value {naive:.3g} {unit}",
-        x_label="step of the test part shown",
+        x_label="step of the unseen data",
         y_label=f"{contract.inputs[0].meaning.rpartition(': ')[2].removesuffix(', now')}, {unit}",
         lines=(
             Line("what came", x, tuples(truth[rows])),
@@ -140,8 +149,7 @@ def chart_text(path: Path, data: Path) -> Chart:
     length = SESSION_CHARACTERS + 1
     if len(tokens) < 2 * length:
         raise DataError(f"{data}: got {len(tokens)} characters, expected at least {2 * length}")
-    starts = range(0, len(tokens) - length + 1, SESSION_STRIDE)
-    rows = np.stack([tokens[start : start + length] for start in starts])
+    rows = np.lib.stride_tricks.sliding_window_view(tokens, length)[:MAX_SESSIONS]
     runtime = Runtime(path, stream.contract)
     found = runtime.run({stream.contract.inputs[0].name: rows[:, :-1]}, SESSION_CHARACTERS)
     bits = token_nats(found[stream.contract.outputs[0].name], rows[:, 1:]) / np.log(2)

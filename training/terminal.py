@@ -103,7 +103,8 @@ def _frame(chart: Chart, canvas: Canvas, x: Span, y: Span) -> Text:
         start = max(0, column - len(label) // 2)
         words[start : start + len(label)] = label
     out.append(f"{'':>{margin}}└{''.join(rule)}\n", QUIET)
-    out.append(f"{'':>{margin}} {''.join(words).rstrip()}  {chart.x_label}\n", QUIET)
+    out.append(f"{'':>{margin}} {''.join(words).rstrip()}\n", QUIET)
+    out.append(f"{'':>{margin}} {chart.x_label:^{COLUMNS}}".rstrip() + "\n", QUIET)
     _append_legend(out, chart, y, margin)
     return out
 
