@@ -23,8 +23,10 @@ ORDER = 4
 CLASSES = 12
 # Rounds of fitting; on the shipped text nothing moves by 0.001 bit after ten.
 ROUNDS = 25
-# A season must show in the series: the least correlation of values a season apart that counts as one.
+# A season must show in the series: values a season apart correlate at least this much, and more than those of pure
+# noise do by chance, whose correlations spread by 1 / sqrt(N).
 LEAST_CORRELATION = 0.1
+CHANCE_DEVIATIONS = 4.0
 
 Doubles = npt.NDArray[np.float64]
 
@@ -159,20 +161,29 @@ def find_season(values: Floats) -> int:
     """Steps after which a series [N] repeats itself best, or 1 where it does not.
 
     It is the highest peak of the autocorrelation around the series' straight trend, behind the first lag at which it
-    falls below zero and up to a third of the series.
+    falls below zero and up to a third of the series, among those that show again after a second season.
     """
     rows = np.arange(len(values), dtype=np.float64)
     rest = values - np.polyval(np.polyfit(rows, values.astype(np.float64), 1), rows)
     power = np.abs(np.fft.rfft(rest, 2 * len(rest))) ** 2
-    products = np.fft.irfft(power)[: max(3, len(rest) // 3)]
-    if not products[0] > 0:
+    products = np.fft.irfft(power)[: len(rest)]
+    # What is left of a straight line is rounding.
+    if np.sqrt(np.mean(rest**2)) <= 1e-5 * np.abs(values).max():
         return 1
     correlation = products / products[0]
     below = np.flatnonzero(correlation < 0)
-    middle = correlation[1:-1]
-    peaks = 1 + np.flatnonzero((middle > correlation[:-2]) & (middle >= correlation[2:]) & (middle > LEAST_CORRELATION))
-    peaks = peaks[peaks > below[0]] if len(below) else peaks[:0]
-    return int(peaks[np.argmax(correlation[peaks])]) if len(peaks) else 1
+    middle = correlation[1 : max(2, len(rest) // 3)]
+    least = max(LEAST_CORRELATION, CHANCE_DEVIATIONS / np.sqrt(len(values)))
+    peaks = 1 + np.flatnonzero((middle > correlation[: len(middle)]) & (middle >= correlation[2 : 2 + len(middle)]))
+    peaks = [
+        p for p in peaks if len(below) and p > below[0] and min(correlation[p], _around(correlation, 2 * p)) > least
+    ]
+    return int(max(peaks, key=lambda peak: correlation[peak], default=1))
+
+
+def _around(correlation: Doubles, lag: int) -> float:
+    """The highest correlation within a twentieth of a lag, since a season need not be a whole number of steps."""
+    return float(correlation[lag - lag // 20 : lag + lag // 20 + 1].max())
 
 
 def spread(name: str, points: Floats, targets: Floats, quantiles: Sequence[float]) -> Floats:

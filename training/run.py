@@ -65,7 +65,7 @@ class Run:
             data=self._digest,
             device=self._device.type,
             threads=torch.get_num_threads(),
-            torch=torch.__version__,
+            torch=str(torch.__version__),
         )
 
     def save(self) -> None:

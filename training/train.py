@@ -41,8 +41,8 @@ def train(
 
     Raises Stopped, with a checkpoint to go on from, when `stop` is due; DataError for unusable data; TrainingError if
     the loss diverges; CheckpointError where there is nothing to resume, or something that this recipe, data, device,
-    thread count or torch would not continue, or an unfinished run in the way; StorageError where files cannot be
-    written.
+    thread count or torch would not continue, or an unfinished or unreadable run in the way; StorageError where files
+    cannot be written.
     """
     # 1. What the folder holds already.
     path = directory / CHECKPOINT_FILE
@@ -87,7 +87,7 @@ def build_spec(recipe: Recipe, data: TextData | SeriesData) -> ModelSpec:
 def _find_earlier(path: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> Checkpoint | None:
     """The checkpoint to go on from, or None for a fresh start."""
     if not resume:
-        if path.exists() and not overwrite and _is_unfinished(path):
+        if path.exists() and not overwrite and load_checkpoint(path).progress is not None:
             raise CheckpointError(
                 f"{path}: holds a run that has not ended, expected an empty folder: "
                 "go on with it by --resume, or begin again by --overwrite"
@@ -99,14 +99,6 @@ def _find_earlier(path: Path, recipe: Recipe, *, resume: bool, overwrite: bool) 
     if earlier.recipe != recipe:
         raise CheckpointError(f"{path}: {_first_difference(earlier.recipe, recipe)}; a run goes on by its own recipe")
     return earlier
-
-
-def _is_unfinished(path: Path) -> bool:
-    """True for a checkpoint with progress in it; what cannot be read has nothing to lose."""
-    try:
-        return load_checkpoint(path).progress is not None
-    except CheckpointError:
-        return False
 
 
 def _first_difference(earlier: Recipe, now: Recipe) -> str:
