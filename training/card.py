@@ -91,12 +91,16 @@ def _series_figures(values: dict[str, float], data: SeriesSource) -> str:
     ]
     for label, end in ends:
         rows.append(f"| {label} | {_cells(values, f'pinball_loss{end}', names)} |")
-    where = "found in the training part" if data.season_steps is None else "from the recipe"
+    where = f"a season is {season:.0f} steps, from the recipe"
+    if data.season_steps is None:
+        where = f"a season is {season:.0f} steps, found in the training part"
+        if season == 1:
+            where = "no season was found in the training part, so it is the last value"
     rows += [
         "",
         "Linear: from the present value and the latest three changes, by least squares on the training part. Seasonal",
-        "last value: the value one season before the time that the forecast is for, or as many as reach it; a season",
-        f"is {season:.0f} steps, {where}.",
+        "last value: the value one season before the time that the forecast is for, or as many as reach it;",
+        f"{where}.",
         "A baseline's quantiles are its forecast plus the quantiles of its own errors on the training part.",
     ]
     return "\n".join(rows)

@@ -18,7 +18,7 @@ from eddy.training.evaluation import token_nats
 from eddy.training.figures import TEXT_BASELINES
 from eddy.training.generation import OnnxStream
 from eddy.training.runtime import Runtime
-from eddy.training.table import read_columns
+from eddy.training.table import read_columns, read_header
 from eddy.v1 import contract_pb2 as pb
 
 # Steps of a forecaster's chart: enough to see a day of five-minute steps, few enough to tell lines apart.
@@ -77,7 +77,7 @@ def chart_forecast(path: Path, data: Path, window: Window, *, whole: bool) -> Ch
     if horizon not in horizons:
         raise OptionError(f"horizon: got {horizon}, expected one of {', '.join(f'{h:.0f}' for h in horizons)}")
     # 2. Its forecasts over all of the data.
-    columns = data.open(encoding="utf-8").readline().strip().split(",") if data.suffix != ".gz" else []
+    columns = read_header(str(data))
     width = contract.inputs[0].shape[0]
     if len(columns) != width:
         raise DataError(f"{data}: got the columns {', '.join(columns)}, expected {width} as the model reads")

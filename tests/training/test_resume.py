@@ -132,7 +132,7 @@ def long_recipe_file(text_file: Path, tmp_path: Path) -> Path:
     path.write_text(
         f'name = "long"\ndescription = "x"\n[data]\nkind = "text"\nsource = "{text_file.as_posix()}"\n'
         'licence = "CC0-1.0"\n[model]\ncell = "gru"\nhidden = 12\ndropout = 0.2\n'
-        "[training]\nepochs = 40\nstreams = 8\nsteps = 16\npatience = 40\n",
+        "[training]\nepochs = 16\nstreams = 8\nsteps = 32\npatience = 16\n",
         encoding="utf-8",
     )
     return path
@@ -152,7 +152,7 @@ def test_signals_leave_a_checkpoint_to_go_on_from(long_recipe_file: Path, tmp_pa
         output, errors = process.communicate()
         assert process.returncode == code
         epochs = len(load_checkpoint(folder / "checkpoint.pt").epochs)
-        assert epochs < 40
+        assert epochs < 16
         assert not list(folder.glob("*.part")) or number == signal.SIGKILL
         if number != signal.SIGKILL:
             [line] = errors.splitlines()
@@ -183,14 +183,13 @@ def test_a_stop_wish_comes_from_a_signal_or_a_number() -> None:
 
 LIMITED = """
 import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 from eddy.training.__main__ import main
-sys.exit(main(sys.argv[2:]))
+sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("limit", [0, 4096])
-def test_a_file_that_cannot_grow_keeps_the_last_checkpoint(limit: int, long_recipe_file: Path, tmp_path: Path) -> None:
+def test_a_file_that_cannot_grow_keeps_the_last_checkpoint(long_recipe_file: Path, tmp_path: Path) -> None:
     """Where the system refuses to write, the run ends with code 1 and one line; the checkpoint before is untouched."""
     folder = tmp_path / "run"
     words = ["train", str(long_recipe_file), "--output", str(folder), "--device", "cpu", "--quiet"]
@@ -198,7 +197,7 @@ def test_a_file_that_cannot_grow_keeps_the_last_checkpoint(limit: int, long_reci
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     failed = subprocess.run(  # noqa: S603  # our own command
-        [sys.executable, "-c", LIMITED, str(limit), *words, "--resume"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", LIMITED, *words, "--resume"], capture_output=True, text=True, check=False
     )
     assert failed.returncode == 1
     [line] = failed.stderr.splitlines()
