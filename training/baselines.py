@@ -174,11 +174,12 @@ def find_season(values: Floats) -> int:
     below = np.flatnonzero(correlation < 0)
     middle = correlation[1 : max(2, len(rest) // 3)]
     least = max(LEAST_CORRELATION, CHANCE_DEVIATIONS / np.sqrt(len(values)))
-    peaks = 1 + np.flatnonzero((middle > correlation[: len(middle)]) & (middle >= correlation[2 : 2 + len(middle)]))
+    above = (middle > correlation[: len(middle)]) & (middle >= correlation[2 : 2 + len(middle)]) & (middle > least)
+    first = below[0] if len(below) else len(correlation)
     peaks = [
-        p for p in peaks if len(below) and p > below[0] and min(correlation[p], _around(correlation, 2 * p)) > least
+        int(lag) for lag in 1 + np.flatnonzero(above) if lag > first and _around(correlation, 2 * int(lag)) > least
     ]
-    return int(max(peaks, key=lambda peak: correlation[peak], default=1))
+    return max(peaks, key=lambda lag: float(correlation[lag]), default=1)
 
 
 def _around(correlation: Doubles, lag: int) -> float:

@@ -130,7 +130,7 @@ def test_a_forecast_is_drawn_at_the_time_that_it_is_for() -> None:
 
 
 def test_surprise_falls_as_a_session_goes_on() -> None:
-    """A shipped text model is worse at a session's start than later; the coloured text is the sample's, with its cost."""
+    """A shipped text model is worse at a session's start than later; the coloured text is the sample's."""
     folder = MODELS / "text-rnn" / "1"
     chart = chart_text(folder / "model.onnx", folder / "sample.txt")
     [line] = chart.lines
