@@ -91,7 +91,7 @@ def _mark(chart: Chart, x: Span, y: Span) -> Iterator[str]:
     yield f'<path d="M{across:.1f} {TOP}V{BOTTOM}" stroke="{QUIET}" stroke-dasharray="2 4"/>'
     yield f'<circle cx="{across:.1f}" cy="{down:.1f}" r="5" fill="#ffffff" stroke="{TEXT}" stroke-width="2"/>'
     is_right = across > (LEFT + RIGHT) / 2
-    yield _text(across + (-8 if is_right else 8), TOP + 14, chart.mark.text, anchor="end" if is_right else "start")
+    yield _text(across + (4 if is_right else -4), TOP - 6, chart.mark.text, anchor="end" if is_right else "start")
 
 
 def _legend(chart: Chart) -> Iterator[str]:
