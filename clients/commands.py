@@ -30,7 +30,14 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "client",
         help="stream, generate and infer from the terminal",
         description="Talks to a running server (eddy serve).",
-        epilog="eddy client COMMAND --help shows examples.",
+        epilog=(
+            "examples:\n"
+            "  eddy client stream forecast-gru readings.csv --column glucose\n"
+            "  eddy client generate text-lstm 'The class ' --max-tokens 200\n"
+            "  eddy client sessions\n\n"
+            "Each command's --help shows more."
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = client.add_subparsers(title="commands", metavar="COMMAND", dest="client_command", required=True)
     _add_stream(commands)

@@ -77,7 +77,7 @@ def build_parser(only: str | None = None) -> Parser:
 def _add_training(commands: Commands[argparse.ArgumentParser]) -> None:
     from eddy.training import commands as training
 
-    training.add_parsers(_Free(commands))  # type: ignore[arg-type]  # it has what is used
+    training.add_parsers(commands)
 
 
 def _add_others(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -88,16 +88,6 @@ def _add_others(commands: Commands[argparse.ArgumentParser]) -> None:
     bench.add_parser(commands)
     config.add_parser(commands)
     completion.add_parser(commands, build_parser)
-
-
-class _Free:
-    """The commands without `models`, whose name the listing has; `python -m eddy.training models` trains them."""
-
-    def __init__(self, commands: Commands[argparse.ArgumentParser]) -> None:
-        self._commands = commands
-
-    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
-        return Parser(prog=name) if name == "models" else self._commands.add_parser(name, **options)
 
 
 class _Version(argparse.Action):
