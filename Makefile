@@ -65,7 +65,7 @@ gpu-check: $(VENV)/.dev  ## laws and benchmarks on a GPU; says so where there is
 	$(BIN)/python -m benchmarks.gpu_check
 
 models: $(VENV)/.dev  ## train and export the shipped models again
-	$(BIN)/eddy models
+	$(BIN)/eddy train --shipped
 
 protos: $(VENV)/.dev  ## generated code beside the .proto files
 	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. eddy/v1/*.proto

@@ -23,6 +23,7 @@ from eddy.clients.sampling import GenerateOptions, Prompt, generate_request
 from eddy.clients.sequences import SequenceBatch
 from eddy.clients.session import Session, SessionGrant
 from eddy.clients.tensors import Sequences, Signature
+from eddy.clients.tls import Tls, open_channel
 from eddy.v1 import contract_pb2, inference_pb2, models_pb2, sessions_pb2
 
 _Response = TypeVar("_Response", bound=Message)
@@ -41,11 +42,13 @@ class Client:
 
     Args:
         target: host:port of the server.
-        channel: an open `grpc.aio` channel to use instead (TLS, interceptors); it is not closed with the client.
+        tls: for a server with TLS; plaintext without.
+        channel: an open `grpc.aio` channel to use instead (interceptors); it is not closed with the client.
     """
 
-    def __init__(self, target: str = "127.0.0.1:8500", *, channel: Any = None) -> None:
+    def __init__(self, target: str = "127.0.0.1:8500", *, tls: Tls | None = None, channel: Any = None) -> None:
         self._target = target
+        self._tls = tls
         self._own_channel = channel is None
         # Changed only by the methods below, on one event loop.
         self._channel = channel
@@ -56,7 +59,7 @@ class Client:
 
     async def __aenter__(self) -> Self:
         if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self._target, options=_OPTIONS)
+            self._channel = open_channel(self._target, self._tls, _OPTIONS)
         return self
 
     async def __aexit__(

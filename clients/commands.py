@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from eddy.clients.flags import add_tls, tls_of
+
 if TYPE_CHECKING:
     from eddy.clients.sync import SyncClient
 
@@ -28,7 +30,14 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "client",
         help="stream, generate and infer from the terminal",
         description="Talks to a running server (eddy serve).",
-        epilog="eddy client COMMAND --help shows examples.",
+        epilog=(
+            "examples:\n"
+            "  eddy client stream forecast-gru readings.csv --column glucose\n"
+            "  eddy client generate text-lstm 'The class ' --max-tokens 200\n"
+            "  eddy client sessions\n\n"
+            "Each command's --help shows more."
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = client.add_subparsers(title="commands", metavar="COMMAND", dest="client_command", required=True)
     _add_stream(commands)
@@ -48,6 +57,7 @@ def _add(commands: Any, name: str, run: Callable[..., int], *, help_text: str, *
         help=f"the server's gRPC address (default: {DEFAULT_TARGET})",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+    add_tls(parser)
     parser.set_defaults(func=_guarded(run))
     return parser
 
@@ -224,7 +234,7 @@ def connect(options: argparse.Namespace) -> SyncClient:
     """The client that the arguments ask for."""
     from eddy.clients.sync import SyncClient
 
-    return SyncClient(options.target)
+    return SyncClient(options.target, tls=tls_of(options))
 
 
 def _stream(options: argparse.Namespace, client: SyncClient) -> int:

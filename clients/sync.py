@@ -25,6 +25,7 @@ from eddy.clients.pieces import Finished, KeptSession, Piece, Started
 from eddy.clients.sampling import GenerateOptions, Prompt
 from eddy.clients.session import Session
 from eddy.clients.tensors import Inputs, Outputs, Sequences
+from eddy.clients.tls import Tls
 from eddy.v1 import contract_pb2, models_pb2, sessions_pb2
 
 _T = TypeVar("_T")
@@ -39,10 +40,11 @@ class SyncClient:
 
     Args:
         target: host:port of the server.
+        tls: for a server with TLS; plaintext without.
     """
 
-    def __init__(self, target: str = "127.0.0.1:8500") -> None:
-        self._client = Client(target)
+    def __init__(self, target: str = "127.0.0.1:8500", *, tls: Tls | None = None) -> None:
+        self._client = Client(target, tls=tls)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="eddy-client", daemon=True)
         # Guards `_is_open`: nothing is handed to the loop once it may stop.
@@ -52,7 +54,11 @@ class SyncClient:
     def __enter__(self) -> Self:
         self._thread.start()
         self._is_open = True
-        self.call(self._client.__aenter__)
+        try:
+            self.call(self._client.__aenter__)
+        except BaseException:  # Certificate files that cannot be read: no thread stays behind.
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(

@@ -1,7 +1,7 @@
 """The catalog: the models of a repository folder, loaded or refused.
 
-Owns finding models/<name>/<version>/model.onnx, loading them one by one, and looking them up. A model that does not
-load is listed with its reason and never stops the others. Must not know the wire.
+Owns loading the models that `repository` finds, one by one, and looking them up. A model that does not load is listed
+with its reason and never stops the others. Must not know the wire.
 """
 
 from __future__ import annotations
@@ -22,15 +22,10 @@ from eddy.service.contract import read_contract
 from eddy.service.engine import available_providers
 from eddy.service.errors import ClientError, Detail, EddyError, ModelError, Reason
 from eddy.service.model import ModelFile, ServedModel
+from eddy.service.repository import STEP_GRAPH, model_folders, version_folders
 from eddy.service.sessions import SessionTable
 
 _LOG = logging.getLogger(__name__)
-
-STEP_GRAPH = "model.onnx"
-
-
-class RepositoryError(Exception):
-    """The repository folder itself is not there or not readable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +67,9 @@ class Catalog:
         """Loads every model of the repository.
 
         Raises:
-            RepositoryError: the folder is not there.
+            RepositoryError: the folder is missing, empty or not readable.
         """
-        root = Path(self._config.server.model_repository)
-        try:
-            names = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-        except OSError as error:
-            raise RepositoryError(f"model repository {str(root)!r}: {error.strerror or error}") from error
-        for folder in names:
+        for folder in model_folders(Path(self._config.server.model_repository)):
             self._entries[folder.name] = {entry.file.version: entry for entry in self._load_versions(folder)}
 
     def __iter__(self) -> Iterator[Entry]:
@@ -134,7 +124,7 @@ class Catalog:
 
     def _load_versions(self, folder: Path) -> Iterator[Entry]:
         try:
-            versions = sorted((path for path in folder.iterdir() if path.is_dir()), key=_version_key)
+            versions = version_folders(folder)
         except OSError as error:
             yield self._refused(ModelFile(folder.name, "", ""), f"the folder cannot be read: {error.strerror or error}")
             return
@@ -198,8 +188,3 @@ def _why(path: Path, error: Exception) -> str:
     if isinstance(error, DecodeError):
         return f"{path.name} is not an ONNX file (truncated or corrupt): {error}"
     return error.message if isinstance(error, EddyError) else str(error)
-
-
-def _version_key(folder: Path) -> tuple[int, int, str]:
-    is_number = folder.name.isdecimal()
-    return (int(is_number), int(folder.name) if is_number else 0, folder.name)

@@ -1,121 +1,239 @@
-"""Configuration of the service, one frozen dataclass a layer.
+"""Configuration of the service, one frozen dataclass a section.
 
-Owns the keys, their defaults with the reason for each, and their validation. Must not know the layers themselves.
+Owns the keys: their defaults with the reason for each, what they mean, their types and ranges. Must not know the layers
+themselves, nor where values come from (`sources`).
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from math import inf
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields
+from math import isfinite
+from typing import Any, TypeVar
+
+from eddy.service.address import Address, is_loopback
+
+_T = TypeVar("_T")
+
+VARIABLE_PREFIX = "EDDY_"
 
 
 class ConfigError(ValueError):
-    """A configuration value is wrong; the message names the key, what came and what was expected."""
+    """A configuration value is wrong; the message names where it stands, what came and what was expected.
 
+    Attributes:
+        key: "section.key"; problem: the message without it.
+    """
 
-def _positive(owner: str, **values: float) -> None:
-    for key, value in values.items():
-        if not 0 < value < inf:
-            raise ConfigError(f"{owner}.{key}: got {value}, expected a positive number")
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+        self.key = key
+        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """Sizes and limits of every served model.
+class _Rule:
+    """What a key means and which values it takes; numbers without bounds must be positive."""
+
+    meaning: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+def key(
+    default: _T,
+    meaning: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> _T:
+    """A field of a section. Returns a dataclass field; the type is that of the value."""
+    declared: Any = field(default=default, metadata={"rule": _Rule(meaning, minimum, maximum, choices)})
+    return declared  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of the configuration, as documents and sources see it.
 
     Attributes:
-        arena_bytes: memory for session states, a model. 256 MiB holds 262,144 sessions of LSTM 128.
-        max_slots: sessions of one model at most, whatever the memory: small states would otherwise ask for millions.
-        max_rows: rows in one message and in one tick. Beyond 1,024 a tick gains nothing and only delays others.
-        max_steps: T of one chunk. Longer inputs are sent in several chunks.
-        max_tick_seconds: longest tick to form, so that no prefill delays everybody's next token by more.
-        max_queued_chunks: chunks that may wait for one model before unary calls are refused.
-        max_kept_reply_bytes: memory for kept replies, a model. Beyond it the oldest replies are forgotten.
-        max_in_flight: most chunks that a session may pipeline.
-        max_generated_tokens: tokens of one Generate call. About a minute of a small model's work; a session that is
-            kept goes on in a next call.
-        num_threads: threads within one operator. One: streams arrive one tick after the other, and a second core
-            is better used by the event loop.
+        name: "section.key"; variable: the environment variable that sets it.
+        kind: int, float, str, bool, or tuple for a list of strings.
     """
 
-    arena_bytes: int = 256 << 20
-    max_slots: int = 262_144
-    max_rows: int = 1024
-    max_steps: int = 4096
-    max_tick_seconds: float = 0.01
-    max_queued_chunks: int = 8192
-    max_kept_reply_bytes: int = 256 << 20
-    max_in_flight: int = 64
-    max_generated_tokens: int = 65_536
-    num_threads: int = 1
+    section: str
+    name: str
+    default: Any
+    rule: _Rule
+
+    @property
+    def variable(self) -> str:
+        """EDDY_SECTION_KEY."""
+        return VARIABLE_PREFIX + self.name.replace(".", "_").upper()
+
+    @property
+    def kind(self) -> type:
+        """Type of the value."""
+        return type(self.default)
+
+    @property
+    def expected(self) -> str:
+        """The values that it takes, in words."""
+        rule = self.rule
+        if rule.choices:
+            return f"one of {', '.join(rule.choices)}"
+        words = {bool: "true or false", str: "a string", tuple: "a list of strings"}
+        if self.kind in words:
+            return words[self.kind]
+        noun = "integer" if self.kind is int else "number"
+        if rule.minimum is None:
+            return f"a positive {noun}"
+        article = "an" if self.kind is int else "a"
+        bounds = f"{rule.minimum:g} or more" if rule.maximum is None else f"{rule.minimum:g} to {rule.maximum:g}"
+        return f"{article} {noun}, {bounds}"
+
+    def check(self, value: Any) -> None:
+        """Raises ConfigError unless `value` has the key's type and lies in its range."""
+        is_right = type(value) is self.kind or (self.kind is float and type(value) is int)
+        if is_right and self.kind in (int, float):
+            minimum, maximum = self.rule.minimum, self.rule.maximum
+            is_right = isfinite(value) and (value > 0 if minimum is None else value >= minimum)
+            is_right = is_right and (maximum is None or value <= maximum)
+        elif is_right and self.rule.choices:
+            is_right = value in self.rule.choices
+        elif is_right and self.kind is tuple:
+            is_right = all(type(item) is str for item in value)
+        if not is_right:
+            raise ConfigError(self.name, f"got {value!r}, expected {self.expected}")
+
+
+def _check(section: str, values: Any) -> None:
+    for item in fields(values):
+        _key(section, item).check(getattr(values, item.name))
+
+
+def _key(section: str, item: Field[Any]) -> Key:
+    return Key(section, f"{section}.{item.name}", item.default, item.metadata.get("rule", _Rule("")))
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """The server's addresses, certificates and limits.
+
+    Why these defaults: it listens on loopback, because sessions are as private as the network they cross. Over twice
+    `max_message_bytes` the connection's own limit ends the call. A hand-over between threads costs 50 to 100 us, so
+    ticks shorter than a few of these stay on the event loop. For `busy_switch_seconds` see docs/log.md.
+    """
+
+    host: str = key("127.0.0.1", "address to listen on; beyond loopback it needs TLS, or `server.allow_plaintext`")
+    grpc_port: int = key(8500, "gRPC; 0 picks a free port", minimum=0, maximum=65535)
+    http_host: str = key("", "address of the HTTP port; empty: that of `server.host`")
+    http_port: int = key(8501, "`/metrics`, `/healthz`, `/readyz`; 0 picks a free port", minimum=0, maximum=65535)
+    tls_certificate: str = key("", "PEM file with the server's certificate and its chain; empty: no TLS")
+    tls_key: str = key("", "PEM file with the certificate's private key, without a passphrase")
+    tls_client_ca: str = key("", "PEM file of authorities; clients must present a certificate signed by one of them")
+    allow_plaintext: bool = key(False, "listen beyond loopback without TLS: everyone on the way can read and write")
+    model_repository: str = key("models", "folder of `<name>/<version>/model.onnx`")
+    providers: tuple[str, ...] = key(
+        (), "ONNX Runtime execution providers, best first; empty: CUDA where there is one, then CPU"
+    )
+    log_level: str = key("INFO", "least severe message to log", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    max_message_bytes: int = key(
+        16 << 20, "larger messages are refused with a typed error; over twice this the call ends"
+    )
+    max_stream_requests: int = key(
+        256, "requests of one stream that may be unanswered; then the server stops reading it"
+    )
+    inline_tick_seconds: float = key(
+        200e-6, "ticks expected to be shorter run on the event loop, others on the engine thread", minimum=0
+    )
+    drain_seconds: float = key(10.0, "on SIGTERM, how long accepted requests may take to finish")
+    busy_switch_seconds: float = key(100e-6, "Python's thread switch interval")
 
     def __post_init__(self) -> None:
-        _positive("model", **{item.name: getattr(self, item.name) for item in fields(self)})
+        _check("server", self)
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            missing, other = ("key", "certificate") if self.tls_certificate else ("certificate", "key")
+            raise ConfigError(f"server.tls_{missing}", f"got none, expected the file beside server.tls_{other}")
+        if self.tls_client_ca and not self.has_tls:
+            raise ConfigError("server.tls_client_ca", "got a file without server.tls_certificate and server.tls_key")
+        for name in ("host", "http_host"):
+            host = getattr(self, name) or self.host
+            if not is_loopback(host) and not self.has_tls and not self.allow_plaintext:
+                raise ConfigError(
+                    f"server.{name}",
+                    f"got {host!r} without TLS, expected a loopback address; set server.tls_certificate and "
+                    "server.tls_key, or ask for plaintext with --allow-plaintext (server.allow_plaintext = true)",
+                )
 
-    def num_slots(self, state_bytes: int) -> int:
-        """Session slots that the memory budget allows, at least one."""
-        return max(1, min(self.max_slots, self.arena_bytes // max(1, state_bytes)))
+    @property
+    def has_tls(self) -> bool:
+        """Whether gRPC speaks TLS."""
+        return bool(self.tls_certificate)
+
+    @property
+    def has_http_tls(self) -> bool:
+        """Whether the HTTP port speaks TLS: beyond loopback, with the same certificate."""
+        return self.has_tls and not is_loopback(self.http_address.host)
+
+    @property
+    def grpc_address(self) -> Address:
+        """Where gRPC listens."""
+        return Address(self.host, self.grpc_port)
+
+    @property
+    def http_address(self) -> Address:
+        """Where the HTTP port listens."""
+        return Address(self.http_host or self.host, self.http_port)
 
 
 @dataclass(frozen=True, slots=True)
 class SessionConfig:
     """Limits of sessions.
 
-    Attributes:
-        max_sessions: open at once over all models.
-        idle_timeout_seconds: default and most. Ten minutes: a phone that lost its network comes back; a dead client
-            does not hold its slot for hours.
-        sweep_seconds: how often idle sessions are looked for.
+    Ten minutes: a phone that lost its network comes back; a dead client does not hold its slot for hours.
     """
 
-    max_sessions: int = 1_000_000
-    idle_timeout_seconds: float = 600.0
-    sweep_seconds: float = 1.0
+    max_sessions: int = key(1_000_000, "open at once over all models")
+    idle_timeout_seconds: float = key(
+        600.0, "a session without a step for so long ends; default and most that a client may ask for"
+    )
+    sweep_seconds: float = key(1.0, "how often idle sessions are looked for")
 
     def __post_init__(self) -> None:
-        _positive("session", **{item.name: getattr(self, item.name) for item in fields(self)})
+        _check("session", self)
 
 
 @dataclass(frozen=True, slots=True)
-class ServerConfig:
-    """The server's addresses and limits.
+class ModelConfig:
+    """Sizes and limits of every served model.
 
-    Attributes:
-        host: address to listen on. Loopback: there is no TLS yet.
-        grpc_port, http_port: 0 picks a free port.
-        model_repository: folder of models/<name>/<version>/model.onnx.
-        providers: execution providers, best first; empty: whatever is there (CUDA, then CPU).
-        max_message_bytes: larger messages are refused with a typed error. Over twice this, the connection's own
-            limit ends the call.
-        max_stream_requests: requests of one stream that may be unanswered; then the server stops reading it, and
-            flow control holds the client back.
-        inline_tick_seconds: ticks expected to take less run on the event loop, others on the engine thread; a
-            hand-over between threads costs 50 to 100 us.
-        drain_seconds: on SIGTERM, how long accepted requests may take to finish.
-        busy_switch_seconds: Python's thread switch interval; see docs/log.md.
+    Why these defaults: 256 MiB holds 262,144 sessions of LSTM 128, and small states would ask for millions of slots.
+    Beyond 1,024 rows a tick gains nothing and only delays others. One thread: streams arrive one tick after the other,
+    and a second core is better used by the event loop.
     """
 
-    host: str = "127.0.0.1"
-    grpc_port: int = 8500
-    http_port: int = 8501
-    model_repository: str = "models"
-    providers: tuple[str, ...] = ()
-    max_message_bytes: int = 16 << 20
-    max_stream_requests: int = 256
-    inline_tick_seconds: float = 200e-6
-    drain_seconds: float = 10.0
-    busy_switch_seconds: float = 100e-6
+    arena_bytes: int = key(256 << 20, "memory for session states, a model")
+    max_slots: int = key(262_144, "sessions of one model at most, whatever the memory")
+    max_rows: int = key(1024, "rows (sessions) in one message and in one tick")
+    max_steps: int = key(4096, "steps of one chunk; longer inputs are sent in several")
+    max_tick_seconds: float = key(
+        0.01, "longest tick to form: long chunks are sliced, so that they do not delay everybody"
+    )
+    max_queued_chunks: int = key(8192, "chunks that may wait for one model; then further ones are refused")
+    max_kept_reply_bytes: int = key(256 << 20, "memory for kept replies, a model; beyond it the oldest are forgotten")
+    max_in_flight: int = key(64, "chunks that one session may pipeline, at most")
+    max_generated_tokens: int = key(65_536, "tokens of one `Generate` call, at most")
+    num_threads: int = key(1, "threads within one operator of ONNX Runtime")
 
     def __post_init__(self) -> None:
-        for key in ("max_message_bytes", "max_stream_requests", "drain_seconds", "busy_switch_seconds"):
-            _positive("server", **{key: getattr(self, key)})
-        for key in ("grpc_port", "http_port"):
-            if not 0 <= getattr(self, key) <= 65535:
-                raise ConfigError(f"server.{key}: got {getattr(self, key)}, expected 0 to 65535")
+        _check("model", self)
+
+    def num_slots(self, state_bytes: int) -> int:
+        """Session slots that the memory budget allows, at least one."""
+        return max(1, min(self.max_slots, self.arena_bytes // max(1, state_bytes)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,49 +245,15 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
 
 
-_SECTIONS: dict[str, type] = {"server": ServerConfig, "session": SessionConfig, "model": ModelConfig}
+# Every section by its name.
+SECTIONS: dict[str, Any] = {item.name: item.default_factory for item in fields(Config)}
 
 
-def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
-    """Reads a TOML file with sections [server], [session] and [model], then applies flags.
-
-    Args:
-        overrides: "section.key" -> value, None for a flag that was not given.
-
-    Raises:
-        ConfigError: the file is not readable, or a section, key or value is wrong.
-    """
-    sections: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
-    if path is not None:
-        try:
-            document = tomllib.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: {error}") from error
-        for name, values in document.items():
-            if name not in sections or not isinstance(values, dict):
-                raise ConfigError(f"{path}: unknown section {name!r}, expected one of {', '.join(_SECTIONS)}")
-            sections[name] |= values
-    for key, value in overrides.items():
-        if value is not None:
-            section, _, name = key.partition(".")
-            sections[section][name] = value
-    built = {name: _build(name, _SECTIONS[name], values) for name, values in sections.items()}
-    return replace(Config(), **built)
+def _keys() -> Iterator[Key]:
+    for section, kind in SECTIONS.items():
+        for item in fields(kind):
+            yield _key(section, item)
 
 
-def _build(section: str, kind: type, values: Mapping[str, Any]) -> Any:
-    defaults = kind()
-    checked = {}
-    for key, value in values.items():
-        if key not in {item.name for item in fields(kind)}:
-            allowed = ", ".join(item.name for item in fields(kind))
-            raise ConfigError(f"{section}.{key}: unknown key, expected one of {allowed}")
-        wanted = type(getattr(defaults, key))
-        if wanted is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
-            value = tuple(value)
-        if wanted is float and type(value) is int:
-            value = float(value)
-        if type(value) is not wanted:
-            raise ConfigError(f"{section}.{key}: got {value!r}, expected {wanted.__name__}")
-        checked[key] = value
-    return kind(**checked)
+# Every key by its name, in the order of the documents.
+KEYS: dict[str, Key] = {item.name: item for item in _keys()}

@@ -1,7 +1,7 @@
 """The HTTP port: /metrics, /healthz and /readyz.
 
 Owns a small server on a thread of its own, and how many connections it holds. Must not know what is measured: it is
-given a registry and two questions.
+given a registry and two questions. With certificates it speaks TLS, and asks for the latest ones at every connection.
 
 A request is a connection (HTTP/1.0), served by a thread of its own. Probes must get through whatever else connects:
 when `MAX_CONNECTIONS` are open, the one that has taken longest is dropped for the new one. A real one takes
@@ -21,6 +21,9 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import CollectorRegistry
 
+from eddy.service.address import Address, family_of
+from eddy.service.certificates import CertificateFiles
+
 _LOG = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 64
@@ -32,15 +35,22 @@ class HttpServer:
     """Serves one process's metrics and health.
 
     Args:
-        host, port: where to listen, 0 for a free port; `port` is then the one in use.
+        address: where to listen, port 0 for a free one; `port` is then the one in use.
         registry: the metrics.
         explain_unready: why the server is not ready, empty when it is.
+        certificates: for TLS, None for plain HTTP.
 
     Raises:
         OSError: the address is taken.
     """
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, explain_unready: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        address: Address,
+        registry: CollectorRegistry,
+        explain_unready: Callable[[], str],
+        certificates: CertificateFiles | None = None,
+    ) -> None:
         class Handler(BaseHTTPRequestHandler):
             timeout = _TIMEOUT_SECONDS
             server_version = "eddy"
@@ -72,7 +82,7 @@ class HttpServer:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class's name
                 """Scrapes are not logged."""
 
-        self._server = _Listener((host, port), Handler)
+        self._server = _Listener(address, Handler, certificates)
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="eddy-http", daemon=True)
         self._thread.start()
@@ -91,21 +101,38 @@ class _Listener(ThreadingHTTPServer):
     # Connections that have not been accepted yet; with socketserver's 5 the next ones wait for a second.
     request_queue_size = 2 * MAX_CONNECTIONS
 
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        # In the order of their coming. Changed by the accepting thread and each connection's own, under the lock.
-        self._open: dict[Any, None] = {}
+    def __init__(
+        self, address: Address, handler: type[BaseHTTPRequestHandler], certificates: CertificateFiles | None
+    ) -> None:
+        self.address_family = family_of(address.host)
+        self._certificates = certificates
+        # Connections in the order of their coming, and the socket that each one is used through (under TLS another).
+        # Changed by the accepting thread and each connection's own, under the lock.
+        self._open: dict[Any, socket.socket] = {}
         self._lock = threading.Lock()
-        super().__init__(address, handler)
+        super().__init__((address.host, address.port), handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
-            self._open[request] = None
+            self._open[request] = request
             if len(self._open) > MAX_CONNECTIONS:
-                oldest = next(iter(self._open))
-                del self._open[oldest]
                 # Its thread finds the connection at an end, and closes it.
-                _end(oldest)
+                _end(self._open.pop(next(iter(self._open))))
         super().process_request(request, client_address)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Answers a connection, on its own thread: a slow handshake holds nobody else."""
+        if self._certificates is None:
+            super().finish_request(request, client_address)
+            return
+        request.settimeout(_TIMEOUT_SECONDS)
+        context = self._certificates.latest().context
+        with context.wrap_socket(request, server_side=True, do_handshake_on_connect=False) as secure:
+            with self._lock:
+                if request in self._open:
+                    self._open[request] = secure
+            secure.do_handshake()
+            super().finish_request(secure, client_address)
 
     def shutdown_request(self, request: Any) -> None:
         with self._lock:

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -21,14 +22,16 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
-from eddy.service.catalog import RepositoryError
-from eddy.service.config import Config
+from eddy.service.address import Address, AddressError
+from eddy.service.certificates import CertificateError, CertificateFiles
+from eddy.service.config import Config, ServerConfig
 from eddy.service.engine import runtime_version
 from eddy.service.errors import Reason
 from eddy.service.host import Host
 from eddy.service.http import HttpServer
 from eddy.service.lifecycle import Event, Status
 from eddy.service.metrics import Build, ModelTotals, ServiceCollector, Totals
+from eddy.service.repository import RepositoryError
 from eddy.service.server import PortInUse, Server
 
 _LOG = logging.getLogger(__name__)
@@ -49,14 +52,17 @@ def serve(config: Config) -> int:
     GCCollector(registry=registry)
     ServiceCollector(lambda: totals(host, is_ready=not readiness.explain()), build(host), registry)
     try:
-        http = HttpServer(config.server.host, config.server.http_port, registry, readiness.explain)
-    except OSError as error:
-        print(f"eddy: cannot listen on http port {config.server.http_port}: {error.strerror}", file=sys.stderr)
+        certificates = _certificate_files(config.server)
+        http = _listen(config.server, registry, readiness, certificates)
+    except (CertificateError, AddressError) as error:
+        print(f"eddy: {error}", file=sys.stderr)
         return 1
     try:
+        # Before the models: a port that is taken shows at once.
+        config.server.grpc_address.check("grpc_port")
         host.load()
-        return _run(_serve(config, host, readiness, http, started))
-    except (RepositoryError, PortInUse) as error:
+        return _run(_serve(config, host, readiness, http, certificates, started))
+    except (AddressError, RepositoryError, PortInUse) as error:
         print(f"eddy: {error}", file=sys.stderr)
         return 1
     finally:
@@ -68,6 +74,23 @@ def _end_before_serving(number: int, frame: FrameType | None) -> NoReturn:  # no
     raise SystemExit(0)
 
 
+def _certificate_files(config: ServerConfig) -> CertificateFiles | None:
+    if not config.has_tls:
+        return None
+    client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
+    return CertificateFiles(Path(config.tls_certificate), Path(config.tls_key), client_ca)
+
+
+def _listen(
+    config: ServerConfig, registry: CollectorRegistry, readiness: _Readiness, certificates: CertificateFiles | None
+) -> HttpServer:
+    address = config.http_address
+    try:
+        return HttpServer(address, registry, readiness.explain, certificates if config.has_http_tls else None)
+    except OSError as error:
+        raise address.refusal(error, "http_port") from error
+
+
 def _run(main: object) -> int:
     try:
         import uvloop
@@ -76,8 +99,15 @@ def _run(main: object) -> int:
     return uvloop.run(main)  # type: ignore[arg-type]
 
 
-async def _serve(config: Config, host: Host, readiness: _Readiness, http: HttpServer, started: float) -> int:
-    server = Server(config, host)
+async def _serve(
+    config: Config,
+    host: Host,
+    readiness: _Readiness,
+    http: HttpServer,
+    certificates: CertificateFiles | None,
+    started: float,
+) -> int:
+    server = Server(config, host, certificates)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -90,9 +120,11 @@ async def _serve(config: Config, host: Host, readiness: _Readiness, http: HttpSe
     readiness.is_serving = True
     num_ready = len(host.catalog.served)
     num_models = len(list(host.catalog))
+    scheme = "https" if config.server.has_http_tls else "http"
     print(
-        f"eddy: serving {num_ready} of {num_models} models on {config.server.host}:{server.port}, "
-        f"metrics on http://{config.server.host}:{http.port}/metrics, ready in {time.monotonic() - started:.2f} s",
+        f"eddy: serving {num_ready} of {num_models} models on {Address(config.server.host, server.port)}, "
+        f"metrics on {scheme}://{Address(config.server.http_address.host, http.port)}/metrics, "
+        f"ready in {time.monotonic() - started:.2f} s",
         flush=True,
     )
     await stopped.wait()

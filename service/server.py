@@ -24,8 +24,10 @@ from grpc_status import rpc_status
 from eddy.service import codec
 from eddy.service.calls import CallCounter
 from eddy.service.catalog import Entry
+from eddy.service.certificates import CertificateFiles
 from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
 from eddy.service.config import Config
+from eddy.service.credentials import server_credentials
 from eddy.service.errors import ClientError, Detail, EddyError, Reason, ServerBug, invalid
 from eddy.service.generate import GenerateCall
 from eddy.service.host import Host
@@ -52,10 +54,12 @@ class Server:
 
     Args:
         config: everything; host: sessions and models, loaded.
+        certificates: for TLS, None for plaintext.
     """
 
-    def __init__(self, config: Config, host: Host) -> None:
+    def __init__(self, config: Config, host: Host, certificates: CertificateFiles | None = None) -> None:
         self._config = config
+        self._certificates = certificates
         self._host = host
         self._server: Any = None
         self._health = health.aio.HealthServicer()
@@ -91,9 +95,12 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*self._methods(), health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        address = f"{self._config.server.host}:{self._config.server.grpc_port}"
+        address = str(self._config.server.grpc_address)
         try:
-            self.port = self._server.add_insecure_port(address)
+            if self._certificates is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, server_credentials(self._certificates))
         except RuntimeError as error:
             await self._host.stop()
             raise PortInUse(f"cannot listen on {address}: {error}") from error

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from urllib.request import urlopen
@@ -18,9 +17,11 @@ import yaml
 
 from benchmarks.figure import DEFINITIONS
 from eddy import SyncClient, errors
+from eddy.commands.config import markdown_table
 from eddy.service.codec import GRPC_CODES
-from eddy.service.config import Config
+from eddy.service.config import KEYS
 from eddy.service.errors import Reason
+from eddy.service.sources import load_config
 from eddy.v1 import contract_pb2, inference_pb2
 from examples.server import ServerProcess
 
@@ -39,6 +40,10 @@ def blocks(language: str) -> list[tuple[str, str]]:
             line = text.count("\n", 0, match.start()) + 1
             found.append((f"{path.relative_to(ROOT)}:{line}", match[1]))
     return found
+
+
+def _is_config(where: str) -> bool:
+    return where.startswith("docs/configuration.md")
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -106,7 +111,7 @@ def test_python_blocks_run(text: str, server: ServerProcess, capsys: pytest.Capt
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", params(blocks("toml")))
+@pytest.mark.parametrize("text", params([(where, text) for where, text in blocks("toml") if not _is_config(where)]))
 def test_recipe_blocks_are_valid(text: str) -> None:
     """The recipes in the documents are accepted: every key is known, every value has its type."""
     from eddy.training.recipe import parse_recipe
@@ -238,17 +243,31 @@ def test_kubectl_names_what_the_manifest_has(words: list[str]) -> None:
         assert {word for word in words if "/" in word} <= objects
 
 
-def test_configuration_table_is_complete_and_true() -> None:
-    """The table has every key of the configuration, in order, with its default as one would write it in TOML."""
-    config = Config()
-    expected = {
-        f"{section.name}.{item.name}": getattr(getattr(config, section.name), item.name)
-        for section in fields(config)
-        for item in fields(getattr(config, section.name))
-    }
-    rows = {key: tomllib.loads(f"value = {default}")["value"] for key, default, _ in table("README.md", "| key |")}
-    assert list(rows) == list(expected)
-    assert {key: tuple(value) if isinstance(value, list) else value for key, value in rows.items()} == expected
+@pytest.mark.parametrize("text", params([(where, text) for where, text in blocks("toml") if _is_config(where)]))
+def test_configuration_blocks_are_valid(text: str, tmp_path: Path) -> None:
+    """The configuration files in the documents load, and set something."""
+    path = tmp_path / "eddy.toml"
+    path.write_text(text, encoding="utf-8")
+    assert set(load_config(path).origins.values()) == {"default", str(path)}
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/configuration.md"])
+def test_configuration_table_is_complete_and_true(document: str) -> None:
+    """The table has every key in order: its type, its default as TOML writes it, its variable and its meaning."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    shown = text.partition("<!-- keys: begin -->\n")[2].partition("<!-- keys: end -->")[0]
+    assert shown == markdown_table(), "write it anew: eddy config --markdown"
+    rows = table(document, "| key |")
+    assert [row[0] for row in rows] == list(KEYS)
+    for name, _, default, variable, _ in rows:
+        value = tomllib.loads(f"value = {default}")["value"]
+        assert (tuple(value) if isinstance(value, list) else value) == KEYS[name].default
+        assert set(load_config(environment={variable: _plain(value)}).origins.items()) >= {(name, variable)}
+
+
+def _plain(value: object) -> str:
+    """A value as an environment variable writes it."""
+    return str(value).lower() if isinstance(value, bool) else "" if value == [] else str(value)
 
 
 def test_metrics_table_is_what_is_exposed(server: ServerProcess) -> None:

@@ -5,7 +5,9 @@ Owns: the Markdown of `models/<name>/<version>/README.md`. Every number comes fr
 
 from pathlib import Path
 
+from eddy.training.figures import SERIES_BASELINES, TEXT_BASELINES
 from eddy.training.recipe import Recipe, SeriesSource
+from eddy.training.storage import write_whole
 from eddy.v1 import contract_pb2 as pb
 
 # What `data` does with a record that has times.
@@ -31,7 +33,7 @@ def write_card(path: Path, recipe: Recipe, contract: pb.ModelContract, sample: s
     ]
     if written:
         sections.insert(4, "## What it writes\n\n" + _written(written))
-    path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    write_whole(path, ("\n\n".join(sections) + "\n").encode())
 
 
 def _ports(contract: pb.ModelContract) -> str:
@@ -53,31 +55,60 @@ def _figures(contract: pb.ModelContract, recipe: Recipe) -> str:
     """The test part's figures: bits per character, or errors by horizon; baselines beside them."""
     values = {figure.name: figure.value for figure in contract.training.figures}
     data = recipe.data
-    if not isinstance(data, SeriesSource):
-        return (
-            "Bits per character on the test part (the last tenth of the text), lower is better:\n\n"
-            "| this model | pair counts | single counts |\n|---|---|---|\n"
-            f"| {values['bits_per_character']:.3f} | {values['bits_per_character_bigram']:.3f} "
-            f"| {values['bits_per_character_unigram']:.3f} |"
-        )
-    nominal = values["interval_coverage_nominal"]
+    if isinstance(data, SeriesSource):
+        return _series_figures(values, data)
+    names = ("", *(f"_{name}" for name in TEXT_BASELINES))
+    return (
+        "Bits per character on the test part (the last tenth of the text), lower is better:\n\n"
+        f"| this model | {' | '.join(TEXT_BASELINES.values())} |\n|{'---|' * len(names)}\n"
+        f"| {_cells(values, 'bits_per_character', names)} |\n\n"
+        "The baselines count in the training part, without any model. 4-grams: each character by the three before it,\n"
+        "mixed with shorter contexts (Jelinek and Mercer) by weights that were fitted on the validation part. Pairs:\n"
+        "each by the one before it."
+    )
+
+
+def _series_figures(values: dict[str, float], data: SeriesSource) -> str:
+    nominal, season = values["interval_coverage_nominal"], values["season_steps"]
+    names = ("", *(f"_{name}" for name in SERIES_BASELINES))
+    baselines = " | ".join(SERIES_BASELINES.values())
     rows = [
         f"Mean absolute error in {data.unit} on the test part (the last tenth of the series), lower is better, and the",
         f"share of true values between the outer quantiles, where {nominal:.0%} should lie:",
         "",
-        f"| steps of {data.step_seconds} s ahead | this model | linear | last value | one season before | between |",
+        f"| steps of {data.step_seconds} s ahead | this model | {baselines} | between |",
         "|---|---|---|---|---|---|",
     ]
-    for label, end in [(str(h), f"_{h}") for h in data.horizons] + [("all", "")]:
-        errors = [values[f"mae{end}{name}"] for name in ("", "_linear", "_last_value", "_seasonal_last_value")]
-        cells = [*(f"{error:.3f}" for error in errors), f"{values[f'interval_coverage{end}']:.0%}"]
-        rows.append(f"| {label} | " + " | ".join(cells) + " |")
+    ends = [(str(h), f"_{h}") for h in data.horizons] + [("all", "")]
+    for label, end in ends:
+        rows.append(f"| {label} | {_cells(values, f'mae{end}', names)} | {values[f'interval_coverage{end}']:.0%} |")
     rows += [
         "",
-        f"Pinball loss {values['pinball_loss']:.4f} {data.unit}. A season is {data.season_steps} steps.",
-        "Linear: from the present value and the latest three changes, by least squares on the training part.",
+        f"Pinball loss in {data.unit}, lower is better:",
+        "",
+        f"| steps of {data.step_seconds} s ahead | this model | {baselines} |",
+        "|---|---|---|---|---|",
+    ]
+    for label, end in ends:
+        rows.append(f"| {label} | {_cells(values, f'pinball_loss{end}', names)} |")
+    where = f"a season is {season:.0f} steps, from the recipe"
+    if data.season_steps is None:
+        where = f"a season is {season:.0f} steps, found in the training part"
+        if season == 1:
+            where = "no season was found in the training part, so it is the last value"
+    rows += [
+        "",
+        "Linear: from the present value and the latest three changes, by least squares on the training part. Seasonal",
+        "last value: the value one season before the time that the forecast is for, or as many as reach it;",
+        f"{where}.",
+        "A baseline's quantiles are its forecast plus the quantiles of its own errors on the training part.",
     ]
     return "\n".join(rows)
+
+
+def _cells(values: dict[str, float], figure: str, names: tuple[str, ...]) -> str:
+    """One figure of the model and of the baselines as cells of a table's row."""
+    return " | ".join(f"{values[figure + name]:.3f}" for name in names)
 
 
 def _written(text: str) -> str:

@@ -1,121 +1,199 @@
-"""The command line of training: `train`, `export`, `verify` and `models`.
+"""The command line of training: `train`, `export`, `verify`, `evaluate`, `sample` and `plot`.
 
-Owns: arguments, messages and exit codes (0 done, 1 failed for a stated reason, such as a
-file that cannot be written). torch is imported only by the
-commands that need it, so that `verify` of a bare model file runs without.
+Owns: arguments, their help and exit codes: 0 done, 1 failed for a stated reason, such as a file that cannot be
+written, 130 and 143 stopped by SIGINT and SIGTERM. What the commands do is in `actions`, which is imported when one
+runs; torch is imported only by those that need it, so that `verify`, `evaluate`, `sample` and `plot` of a bare model
+file run without.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from eddy.training.errors import TrainingError
-
-RUNS = Path("runs")
-MODELS = Path("models")
+from eddy.training.errors import Stopped, TrainingError
 
 
 def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands; each parser sets `func`, which takes the parsed arguments and returns an exit code."""
-    train = subparsers.add_parser("train", help="train a recipe; writes a checkpoint and its figures")
-    train.add_argument("recipe", type=Path, help="a TOML file, or the name of a shipped recipe")
-    train.add_argument("--output", type=Path, help="folder of the run (default: runs/NAME)")
-    _add_machine(train)
-    train.set_defaults(func=_guarded(_train))
-
-    export = subparsers.add_parser("export", help="export a checkpoint as a verified ONNX step graph with its contract")
-    export.add_argument("checkpoint", type=Path)
-    export.add_argument("--output", type=Path, help="folder of the model (default: models/NAME/VERSION)")
-    export.set_defaults(func=_guarded(_export))
-
-    verify = subparsers.add_parser("verify", help="prove that a model answers the same however calls are cut")
-    verify.add_argument("model", type=Path, help="an ONNX file with a contract; the verdict is written into it")
-    verify.add_argument("--checkpoint", type=Path, help="compare with PyTorch too")
-    verify.add_argument("--limit", type=float, default=1e-5, help="largest relative difference (default: 1e-5)")
-    verify.set_defaults(func=_guarded(_verify))
-
-    models = subparsers.add_parser("models", help="train and export every shipped recipe")
-    models.add_argument("names", nargs="*", help="recipes to make (default: all)")
-    models.add_argument("--output", type=Path, default=MODELS, help="the model repository (default: models)")
-    models.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs (default: runs)")
-    _add_machine(models)
-    models.set_defaults(func=_guarded(_models))
+    _add_train(subparsers)
+    _add_export(subparsers)
+    _add_verify(subparsers)
+    _add_evaluate(subparsers)
+    _add_sample(subparsers)
+    _add_plot(subparsers)
 
 
-def _add_machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    # More threads gain nothing at these sizes, and only one thread gives the same weights every time.
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+def _parser(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    summary: str,
+    about: str,
+    *examples: str,
+) -> argparse.ArgumentParser:
+    """A command's parser, with examples below its options."""
+    parser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=about,
+        epilog="examples:\n" + "\n".join(f"  eddy {name} {example}" for example in examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(func=_guarded(name))
+    return parser
 
 
-def _guarded(command: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
-    """The command with its typed errors turned into a message on standard error and exit code 1."""
+def _guarded(name: str) -> Callable[[argparse.Namespace], int]:
+    """The action with its typed errors turned into one line on standard error and an exit code."""
 
     def run(arguments: argparse.Namespace) -> int:
         try:
-            command(arguments)
+            getattr(import_module("eddy.training.actions"), name)(arguments)
+        except Stopped as stopped:
+            print(f"eddy {name}: {stopped}", file=sys.stderr)
+            return stopped.exit_code
         except (TrainingError, OSError) as error:
-            print(f"eddy {arguments.command}: {type(error).__name__}: {error}", file=sys.stderr)
+            print(f"eddy {name}: {type(error).__name__}: {' '.join(str(error).splitlines())}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print(f"eddy {name}: interrupted", file=sys.stderr)
+            return 130
         return 0
 
     return run
 
 
-def _train(arguments: argparse.Namespace) -> None:
-    from eddy.training.recipe import load_recipe
-
-    recipe = load_recipe(arguments.recipe)
-    _train_into(arguments.recipe, arguments.output or RUNS / recipe.name, arguments)
-
-
-def _train_into(recipe_path: Path, directory: Path, arguments: argparse.Namespace) -> Path:
-    """Train one recipe and show its figures; returns the checkpoint's path."""
-    import torch
-
-    from eddy.training.checkpoint import load_checkpoint
-    from eddy.training.recipe import load_recipe
-    from eddy.training.train import train
-
-    torch.set_num_threads(arguments.threads)
-    recipe = load_recipe(recipe_path)
-    path = train(recipe, directory, device=arguments.device, show_progress=not arguments.quiet)
-    table = Table("figure", "value", "unit", title=recipe.name)
-    for figure in load_checkpoint(path).figures:
-        table.add_row(figure.name, f"{figure.value:.6g}", figure.unit)
-    Console().print(table)
-    print(path)
-    return path
-
-
-def _export(arguments: argparse.Namespace) -> None:
-    from eddy.training.checkpoint import load_checkpoint
-
-    recipe = load_checkpoint(arguments.checkpoint).recipe
-    _export_into(arguments.checkpoint, arguments.output or MODELS / recipe.name / str(recipe.version))
-
-
-def _export_into(checkpoint: Path, directory: Path) -> None:
-    from eddy.training.export import export_checkpoint
-
-    print(directory / "model.onnx", export_checkpoint(checkpoint, directory), sep=": ")
+def _add_train(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    train = _parser(
+        subparsers,
+        "train",
+        "train a recipe; writes a checkpoint, its figures and its learning curve",
+        "Trains a recipe. Ctrl-C or SIGTERM stops it with a checkpoint to go on from, --resume goes on to the same\n"
+        "weights, bit for bit, as a run that was never stopped. --shipped trains, exports and evaluates shipped ones.",
+        "text-gru",
+        "my.toml --output runs/mine --checkpoint-steps 500",
+        "my.toml --output runs/mine --resume",
+        "--shipped text-gru forecast-gru",
+    )
+    train.add_argument(
+        "recipe", nargs="*", help="a TOML file, or the name of a shipped recipe; with --shipped any number"
+    )
+    train.add_argument("--output", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
+    train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
+    train.add_argument(
+        "--overwrite", action="store_true", help="begin again although the folder holds an unfinished run"
+    )
+    train.add_argument(
+        "--checkpoint-steps", type=int, metavar="N", help="write the checkpoint every N steps too (default: each epoch)"
+    )
+    train.add_argument("--max-steps", type=int, metavar="N", help="stop after N steps of this call, to be resumed")
+    train.add_argument(
+        "--shipped", action="store_true", help="train, export and evaluate shipped recipes (default: all)"
+    )
+    train.add_argument(
+        "--models", type=Path, metavar="DIR", help="with --shipped: the model repository (default: models)"
+    )
+    train.add_argument("--runs", type=Path, metavar="DIR", help="with --shipped: folder of the runs (default: runs)")
+    train.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    # More threads gain nothing at these sizes, and only one thread gives the same weights every time.
+    train.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
+    train.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def _verify(arguments: argparse.Namespace) -> None:
-    from eddy.training.verify import verify
+def _add_export(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    export = _parser(
+        subparsers,
+        "export",
+        "export a checkpoint as a verified ONNX step graph with its contract",
+        "Exports a checkpoint of an ended run. The model appears only when it is proven.",
+        "runs/text-gru/checkpoint.pt",
+        "runs/mine/checkpoint.pt --output models/mine/2",
+    )
+    export.add_argument("checkpoint", type=Path)
+    export.add_argument("--output", type=Path, metavar="DIR", help="folder of the model (default: models/NAME/VERSION)")
 
-    print(arguments.model, verify(arguments.model, arguments.checkpoint, limit=arguments.limit), sep=": ")
+
+def _add_verify(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verify = _parser(
+        subparsers,
+        "verify",
+        "prove that a model answers the same however calls are cut",
+        "Runs a model whole, cut and batched in many ways, and writes the verdict into its contract.",
+        "models/text-gru/1/model.onnx",
+        "models/text-gru/1/model.onnx --checkpoint runs/text-gru/checkpoint.pt",
+    )
+    verify.add_argument("model", type=Path, help="an ONNX file with a contract; the verdict is written into it")
+    verify.add_argument("--checkpoint", type=Path, metavar="FILE", help="compare with PyTorch too")
+    verify.add_argument("--limit", type=float, default=1e-5, help="largest relative difference (default: 1e-5)")
 
 
-def _models(arguments: argparse.Namespace) -> None:
-    from eddy.training.recipe import RECIPES, load_recipe
+def _add_evaluate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    evaluate = _parser(
+        subparsers,
+        "evaluate",
+        "measure a model and its baselines again; figures go into contract and card",
+        "Measures a model file and the baselines on the test part of its data. Only its metadata and its card change.",
+        "text-gru",
+        "models/mine/1 --recipe my.toml",
+    )
+    evaluate.add_argument("model", type=Path, help="a name in models, a folder or an ONNX file")
+    evaluate.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="the recipe it was trained by (default: the shipped one of its name)",
+    )
 
-    for name in arguments.names or sorted(path.stem for path in RECIPES.glob("*.toml")):
-        recipe = load_recipe(Path(name))
-        checkpoint = _train_into(Path(name), arguments.runs / recipe.name, arguments)
-        _export_into(checkpoint, arguments.output / recipe.name / str(recipe.version))
+
+def _add_sample(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    sample = _parser(
+        subparsers,
+        "sample",
+        "let a character model write",
+        "Writes text by a character model, drawn character by character. The same seed gives the same text.",
+        "text-gru",
+        'text-lstm --prompt "The class" --length 200 --temperature 0.5 --seed 7',
+        "runs/mine --top-k 5",
+    )
+    sample.add_argument(
+        "model", type=Path, help="a name in models, a folder, an ONNX file, a run's folder or checkpoint"
+    )
+    sample.add_argument("--prompt", metavar="TEXT", help="text to go on from (default: a line end)")
+    sample.add_argument("--length", type=int, default=400, metavar="N", help="characters to write (default: 400)")
+    sample.add_argument(
+        "--temperature",
+        type=float,
+        default=0.8,
+        metavar="X",
+        help="below 1 likelier characters gain, 0 takes the likeliest every time (default: 0.8)",
+    )
+    sample.add_argument(
+        "--top-k", type=int, metavar="N", help="draw from the N likeliest characters only (default: all)"
+    )
+    sample.add_argument("--seed", type=int, default=0, metavar="N", help="where chance begins (default: 0)")
+
+
+def _add_plot(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    plot = _parser(
+        subparsers,
+        "plot",
+        "draw a model's answers on unseen data, or a run's learning curve",
+        "Draws in the terminal, and with --output into an SVG file: for a run's folder its learning curve beside the\n"
+        "baselines; for a forecaster its quantiles beside what came; for a character model its surprise by the place\n"
+        "in a session, and a text coloured by surprise.",
+        "runs/text-gru",
+        "forecast-gru --horizon 12 --start 600 --output forecast.svg",
+        "text-gru --data notes.txt",
+    )
+    plot.add_argument(
+        "model", type=Path, metavar="MODEL_OR_RUN", help="a name in models, a folder, an ONNX file, or a run"
+    )
+    plot.add_argument("--output", type=Path, metavar="FILE.svg", help="write a picture instead of drawing here")
+    plot.add_argument(
+        "--data", type=Path, metavar="FILE", help="unseen text or CSV (default: the test part in the sample beside it)"
+    )
+    plot.add_argument("--target", metavar="COLUMN", help="forecasters of several columns: the one that is forecast")
+    plot.add_argument("--horizon", type=int, metavar="K", help="forecasters: steps ahead (default: the longest)")
+    plot.add_argument("--start", type=int, metavar="N", help="forecasters: first step of the test part (default: 0)")
+    plot.add_argument("--steps", type=int, metavar="N", help="forecasters: steps to show (default: 288)")

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from eddy.training.errors import ContractError
 from eddy.training.spec import LinearHead, ModelSpec, QuantileHead, TokenHead, TokenInput
+from eddy.training.storage import write_whole
 from eddy.v1 import contract_pb2 as pb
 
 METADATA_KEY = "eddy.contract"
@@ -163,7 +164,5 @@ def write_contract(path: Path, contract: pb.ModelContract) -> None:
 
 
 def save_model(path: Path, model: onnx.ModelProto) -> None:
-    """Write an ONNX file through a neighbour, so that a half-written one never has the name."""
-    draft = path.with_name(path.name + ".part")
-    onnx.save(model, draft)
-    draft.replace(path)
+    """Write an ONNX file; its name never stands for a half-written one. Raises StorageError."""
+    write_whole(path, model.SerializeToString())

@@ -27,3 +27,23 @@ class ExportError(TrainingError):
 
 class VerificationError(TrainingError):
     """An exported model does not compute what it should; the message names the worst element."""
+
+
+class StorageError(TrainingError):
+    """A file or a folder cannot be written; what was there before is unchanged."""
+
+
+class LocationError(TrainingError):
+    """No model and no run lies where one was looked for."""
+
+
+class OptionError(TrainingError):
+    """An option of a command has an impossible value, or does not go with the others."""
+
+
+class Stopped(TrainingError):  # Not a failure: the run can go on from its checkpoint.
+    """A run ended early because it was asked to. exit_code: what the process should end with."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

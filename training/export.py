@@ -11,18 +11,17 @@ import torch
 from eddy.training.card import write_card
 from eddy.training.checkpoint import Checkpoint, load_checkpoint
 from eddy.training.contract import STEP_FILE, attach_contract, build_contract, read_contract, save_model
-from eddy.training.data import Vocabulary
-from eddy.training.errors import ExportError
-from eddy.training.generation import continue_text
+from eddy.training.errors import CheckpointError, ExportError
+from eddy.training.generation import continue_sample
 from eddy.training.graph import build_step_graph, check_structure
 from eddy.training.model import RecurrentModel, count_parameters
 from eddy.training.recipe import SeriesSource
 from eddy.training.runtime import RUNTIME_ERRORS, Runtime
 from eddy.training.spec import FeatureInput, LinearHead, ModelSpec
+from eddy.training.storage import make_folder
 from eddy.training.verify import Report, draw_inputs, verify
 from eddy.v1 import contract_pb2 as pb
 
-PROMPT_CHARACTERS = 200
 # Batch and steps of the two probes: different from each other and from 1, so that a baked-in size shows.
 PROBES = ((2, 3), (3, 5))
 
@@ -33,7 +32,12 @@ def export_checkpoint(checkpoint: Path, directory: Path) -> Report:
     Raises CheckpointError, ExportError or VerificationError; `model.onnx` appears only when everything holds.
     """
     source = load_checkpoint(checkpoint)
-    directory.mkdir(parents=True, exist_ok=True)
+    if source.progress is not None:
+        raise CheckpointError(
+            f"{checkpoint}: got a run that stands at {len(source.epochs)} of {source.recipe.training.epochs} epochs, "
+            "expected one that has ended: go on with `eddy train --resume`"
+        )
+    make_folder(directory)
     draft = directory / f"{STEP_FILE}.unproven"
     try:
         export_step_graph(source.build(), draft, describe(source))
@@ -43,7 +47,7 @@ def export_checkpoint(checkpoint: Path, directory: Path) -> Report:
         draft.unlink(missing_ok=True)
     sample = directory / ("sample.csv" if isinstance(source.recipe.data, SeriesSource) else "sample.txt")
     sample.write_text(source.sample, encoding="utf-8")
-    written = _continue_sample(source) if source.symbols else ""
+    written = continue_sample(directory / STEP_FILE, source.sample) if source.symbols else ""
     write_card(directory / "README.md", source.recipe, read_contract(directory / STEP_FILE), sample.name, written)
     return report
 
@@ -77,11 +81,6 @@ def probe(path: Path) -> None:
         for name, shape in wanted.items():
             if found[name].shape != shape:
                 raise ExportError(f"{name!r}: shape is {found[name].shape} at B={batch}, T={steps}, expected {shape}")
-
-
-def _continue_sample(source: Checkpoint) -> str:
-    """What a token model writes after the first lines of its sample, for the card."""
-    return continue_text(source.build(), Vocabulary(source.symbols), source.sample[:PROMPT_CHARACTERS], seed=0)
 
 
 def describe(source: Checkpoint) -> pb.ModelContract:

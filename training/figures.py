@@ -1,7 +1,7 @@
 """Figures: how good a model is, next to honest baselines, as named numbers.
 
-Owns: the measures and the baselines, computed with numpy from predictions and targets. Must not know torch: the
-predictions come in as arrays.
+Owns: the measures, computed with numpy from predictions and targets, and the names of the figures: a baseline's figure
+is called as the model's, with the baseline's name behind. Must not know torch: predictions come in as arrays.
 """
 
 import json
@@ -13,11 +13,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from eddy.training.data import Floats, Seconds, SeriesData, TextData, Tokens
+from eddy.training.baselines import bigram_bits, ngram_bits, season_steps, series_baselines, unigram_bits
+from eddy.training.chart import Level
+from eddy.training.curve import Measure
+from eddy.training.data import Floats, Part, SeriesData, TextData, Tokens
 from eddy.training.recipe import SeriesSource
+from eddy.training.storage import write_whole
 
-# Changes before the present value that the linear baseline looks at; on the shipped series more gained nothing.
-LINEAR_CHANGES = 3
+# Baselines by the end of their figures' names, best first as a rule, and what a person calls them.
+TEXT_BASELINES = {"4gram": "4-grams", "bigram": "pairs", "unigram": "single characters"}
+SERIES_BASELINES = {"linear": "linear", "last_value": "last value", "seasonal_last_value": "seasonal last value"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,106 +34,101 @@ class Figure:
     unit: str
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A model's figure with those of the baselines, by the baselines' names."""
+
+    figure: Figure
+    baselines: dict[str, float]
+
+
+def compare_figures(figures: Sequence[Figure]) -> list[Comparison]:
+    """All figures that baselines have too, each with theirs."""
+    values = {figure.name: figure.value for figure in figures}
+    names = (*TEXT_BASELINES, *SERIES_BASELINES)
+    found = [
+        Comparison(
+            figure, {name: values[f"{figure.name}_{name}"] for name in names if f"{figure.name}_{name}" in values}
+        )
+        for figure in figures
+    ]
+    return [comparison for comparison in found if comparison.baselines]
+
+
 def write_figures(path: Path, figures: Sequence[Figure]) -> None:
-    """Write figures as JSON: {"figures": [{"name", "value", "unit"}, ...]}."""
-    path.write_text(json.dumps({"figures": [asdict(f) for f in figures]}, indent=2) + "\n", encoding="utf-8")
+    """Write figures as JSON: {"figures": [{"name", "value", "unit"}, ...]}. Raises StorageError."""
+    write_whole(path, (json.dumps({"figures": [asdict(f) for f in figures]}, indent=2) + "\n").encode())
 
 
 def text_figures(nats: float, data: TextData) -> list[Figure]:
-    """Bits per character on the test part, the model's (from its mean loss in nats) and two counting baselines."""
-    size = len(data.vocabulary.symbols)
-    train, test = _tokens(data.train.inputs), _tokens(data.test.inputs)
+    """Bits per character on the test part, the model's (from its mean loss in nats) and three counting baselines."""
+    bits = text_baselines(data, data.test)
     return [
         Figure("bits_per_character", nats / math.log(2), "bit"),
-        Figure("bits_per_character_unigram", unigram_bits(train, test, size), "bit"),
-        Figure("bits_per_character_bigram", bigram_bits(train, test, size), "bit"),
+        *(Figure(f"bits_per_character_{name}", value, "bit") for name, value in bits.items()),
     ]
 
 
-def unigram_bits(train: Tokens, test: Tokens, size: int) -> float:
-    """Mean bits of a test token under the training part's frequencies, each count raised by one."""
-    counts = np.bincount(train, minlength=size) + 1.0
-    return float(-np.log2(counts / counts.sum())[test].mean())
-
-
-def bigram_bits(train: Tokens, test: Tokens, size: int) -> float:
-    """Mean bits of a test token given the one before it, pair counts of the training part, each raised by one."""
-    counts = np.ones((size, size))
-    np.add.at(counts, (train[:-1], train[1:]), 1.0)
-    bits = -np.log2(counts / counts.sum(axis=1, keepdims=True))
-    return float(bits[test[:-1], test[1:]].mean())
+def text_baselines(data: TextData, part: Part) -> dict[str, float]:
+    """Bits per character of a part by baseline."""
+    size = len(data.vocabulary.symbols)
+    train, validation, judged = (_tokens(p.inputs) for p in (data.train, data.validation, part))
+    return {
+        "unigram": unigram_bits(train, judged, size),
+        "bigram": bigram_bits(train, judged, size),
+        "4gram": ngram_bits(train, validation, judged, size),
+    }
 
 
 def series_figures(predicted: Floats, data: SeriesData, source: SeriesSource) -> list[Figure]:
-    """Errors on the test part, of the model and of three baselines.
+    """Errors on the test part, of the model and of the baselines (see `series_baselines`).
 
-    predicted: float32 [N, K, Q] for every step of the series. The model's forecast is its middle quantile. Baselines:
-    the last value; the value one season (or as many as reach the horizon) before the forecast's time; and a straight
-    line through the latest values, by least squares.
+    predicted: float32 [N, K, Q] for every step of the series. The model's forecast is its middle quantile.
     """
     targets, horizons, quantiles, unit = _floats(data.test.targets), source.horizons, source.quantiles, source.unit
-    values = data.values[:, data.target]
     middle = predicted[:, :, len(quantiles) // 2]
-    baselines = {
-        "last_value": np.repeat(values[:, None], len(horizons), axis=1),
-        "seasonal_last_value": seasonal_values(
-            values, data.seconds, horizons, source.season_steps, source.step_seconds
-        ),
-        "linear": linear_values(values, horizons, _floats(data.train.targets)),
-    }
+    baselines = series_baselines(data, source)
     inside = (predicted[:, :, 0] <= targets) & (targets <= predicted[:, :, -1])
     counted = ~np.isnan(targets)
     figures = [
-        Figure("mae", _mae(middle, targets), unit),
-        *(Figure(f"mae_{name}", _mae(baseline, targets), unit) for name, baseline in baselines.items()),
+        Figure("mae", mean_absolute(middle, targets), unit),
+        *(Figure(f"mae_{b.name}", mean_absolute(b.points, targets), unit) for b in baselines),
         Figure("pinball_loss", pinball(predicted, targets, quantiles), unit),
+        *(Figure(f"pinball_loss_{b.name}", pinball(b.quantiles, targets, quantiles), unit) for b in baselines),
+        Figure("season_steps", season_steps(data, source), "steps"),
         Figure("interval_coverage", float(inside[counted].mean()), "share"),
         Figure("interval_coverage_nominal", quantiles[-1] - quantiles[0], "share"),
     ]
     for k, horizon in enumerate(horizons):
-        figures.append(Figure(f"mae_{horizon}", _mae(middle[:, k], targets[:, k]), unit))
+        one = slice(k, k + 1)
         figures += [
-            Figure(f"mae_{horizon}_{name}", _mae(baseline[:, k], targets[:, k]), unit)
-            for name, baseline in baselines.items()
+            Figure(f"mae_{horizon}", mean_absolute(middle[:, k], targets[:, k]), unit),
+            *(Figure(f"mae_{horizon}_{b.name}", mean_absolute(b.points[:, k], targets[:, k]), unit) for b in baselines),
+            Figure(f"pinball_loss_{horizon}", pinball(predicted[:, one], targets[:, one], quantiles), unit),
+            *(
+                Figure(
+                    f"pinball_loss_{horizon}_{b.name}", pinball(b.quantiles[:, one], targets[:, one], quantiles), unit
+                )
+                for b in baselines
+            ),
+            Figure(f"interval_coverage_{horizon}", float(inside[counted[:, k], k].mean()), "share"),
         ]
-        share = float(inside[counted[:, k], k].mean())
-        figures.append(Figure(f"interval_coverage_{horizon}", share, "share"))
     return figures
 
 
-def seasonal_values(
-    values: Floats, seconds: Seconds, horizons: Sequence[int], season: int, step_seconds: int
-) -> Floats:
-    """For each origin and horizon, the value a whole number of seasons before the target's time.
-
-    It is the fewest seasons that need no value after the origin; in a gap the last value before that time stands.
-    values: float32 [N]; seconds: int64 [N]; season in steps. Returns float32 [N, K], NaN before the series' start.
-    """
-    out = np.full((len(values), len(horizons)), np.nan, dtype=np.float32)
-    for k, horizon in enumerate(horizons):
-        back = -(-horizon // season) * season - horizon
-        rows = np.searchsorted(seconds, seconds - back * step_seconds, side="right") - 1
-        out[rows >= 0, k] = values[rows[rows >= 0]]
-    return out
-
-
-def linear_values(values: Floats, horizons: Sequence[int], targets: Floats) -> Floats:
-    """For each origin and horizon, the present value plus a linear function of it and of the latest changes.
-
-    values: float32 [N]; targets: float32 [M, K] of the training part's M rows, to which the function is fitted by
-    least squares. Returns float32 [N, K], NaN where there are fewer than LINEAR_CHANGES changes before the origin.
-    """
-    changes = np.diff(values.astype(np.float64))
-    now = values[LINEAR_CHANGES:].astype(np.float64)
-    latest = [changes[j : j + len(now)] for j in range(LINEAR_CHANGES)]
-    given = np.stack([*latest, now, np.ones_like(now)], axis=1)
-    out = np.full((len(values), len(horizons)), np.nan, dtype=np.float32)
-    for k in range(len(horizons)):
-        change = targets[LINEAR_CHANGES:, k] - now[: len(targets) - LINEAR_CHANGES]
-        rows = np.flatnonzero(~np.isnan(change))
-        weights = np.linalg.lstsq(given[rows], change[rows], rcond=None)[0]
-        out[LINEAR_CHANGES:, k] = now + given @ weights
-    return out
+def curve_measure(data: TextData | SeriesData, source: object) -> tuple[Measure, tuple[Level, ...]]:
+    """What the training loss is for a person, and what the baselines reach of it on the validation part."""
+    if isinstance(data, TextData):
+        bits = text_baselines(data, data.validation)
+        levels = tuple(Level(label, bits[name]) for name, label in TEXT_BASELINES.items())
+        return Measure("bits per character", 1 / math.log(2)), levels
+    assert isinstance(source, SeriesSource)
+    targets = _floats(data.validation.targets)
+    losses = {
+        b.name: pinball(b.quantiles[: len(targets)], targets, source.quantiles) for b in series_baselines(data, source)
+    }
+    levels = tuple(Level(label, losses[name]) for name, label in SERIES_BASELINES.items())
+    return Measure(f"pinball loss, {source.unit}", data.scale[data.target]), levels
 
 
 def pinball(predicted: Floats, targets: Floats, quantiles: Sequence[float]) -> float:
@@ -138,7 +138,7 @@ def pinball(predicted: Floats, targets: Floats, quantiles: Sequence[float]) -> f
     return float(np.nanmean(np.maximum(levels * error, (levels - 1) * error)))
 
 
-def _mae(predicted: Floats, targets: Floats) -> float:
+def mean_absolute(predicted: Floats, targets: Floats) -> float:
     """Mean absolute error over the targets that are not NaN."""
     return float(np.nanmean(np.abs(predicted - targets)))
 

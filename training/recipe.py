@@ -47,9 +47,10 @@ class SeriesSource:
     unit: str
     meaning: str
     step_seconds: int
-    # Steps after which the series tends to repeat itself (a day); the seasonal baseline looks that far back.
-    season_steps: int
     horizons: tuple[int, ...]
+    # Steps after which the series tends to repeat itself (a day); the seasonal baseline looks that far back. Left out,
+    # it is found in the training part, and the card says so.
+    season_steps: int | None = None
     # Median for the forecast itself, the outer two for an 80 % interval.
     quantiles: tuple[float, ...] = (0.1, 0.5, 0.9)
     # Column of ISO 8601 times, for a record with gaps: a reading less than half a step after the one before is dropped,
@@ -67,7 +68,9 @@ class SeriesSource:
         require(self.target in self.columns, "data.target", self.target, f"one of {', '.join(self.columns)}")
         require(self.step_seconds >= 1, "data.step_seconds", self.step_seconds, "at least 1")
         require(self.factor != 0, "data.factor", self.factor, "anything but 0")
-        require(self.season_steps >= 1, "data.season_steps", self.season_steps, "at least 1")
+        require(
+            self.season_steps is None or self.season_steps >= 1, "data.season_steps", self.season_steps, "at least 1"
+        )
         require(len(self.horizons) >= 1, "data.horizons", self.horizons, "at least one horizon")
         require(min(self.horizons, default=1) >= 1, "data.horizons", self.horizons, "steps ahead, 1 or more")
 
@@ -208,6 +211,8 @@ def _typed(value: object, hint: object, where: str) -> object:
         return tuple(_typed(entry, item, where) for entry in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint == int | None:
+        return None if value is None else _typed(value, int, where)
     assert isinstance(hint, type)
     require(type(value) is hint, where, value, f"a value of type {hint.__name__}")
     return value

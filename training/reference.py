@@ -1,7 +1,7 @@
-"""The reference for parity: what PyTorch answers to the inputs that ONNX Runtime was given.
+"""The reference: a checkpoint's model, run by PyTorch, for those who otherwise run model files.
 
-Owns: nothing but that one run. It is the bridge that keeps torch out of `verify`, so that verifying a model without
-its checkpoint needs no torch.
+Owns: one run over whole inputs, for parity, and a stream of tokens. It is the bridge that keeps torch out of `verify`
+and `generation`, so that both need no torch where there is no checkpoint.
 """
 
 from pathlib import Path
@@ -11,9 +11,31 @@ import numpy.typing as npt
 import torch
 
 from eddy.training.checkpoint import load_checkpoint
-from eddy.training.errors import ContractError
+from eddy.training.data import Tokens, Vocabulary
+from eddy.training.errors import CheckpointError, ContractError
+from eddy.training.generation import Logits
 
 Tensors = dict[str, npt.NDArray[np.generic]]
+
+
+class TorchStream:
+    """A checkpoint's character model, from its initial state on; its training need not have ended."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        """Raises CheckpointError where the file cannot be read or is no character model."""
+        source = load_checkpoint(checkpoint)
+        if not source.symbols:
+            raise CheckpointError(f"{checkpoint}: symbols: got none, expected a model of characters")
+        self.vocabulary = Vocabulary(source.symbols)
+        self._model = source.build()
+        self._state = self._model.initial_state(1)  # Written by `read` only.
+
+    @torch.no_grad()
+    def read(self, tokens: Tokens) -> Logits:
+        """Read on: int64 [T] token ids; returns the logits after each, float32 [T, V]."""
+        output, self._state = self._model(torch.from_numpy(tokens)[None], self._state)
+        logits: Logits = output[0].numpy()
+        return logits
 
 
 @torch.no_grad()

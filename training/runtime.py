@@ -58,21 +58,28 @@ class Runtime:
 
         Returns every output, [B, T, ...], its pieces joined, and every final state [B, ...], by graph output name.
         """
-        first = next(iter(inputs.values()))
-        batch, steps = first.shape[:2]
-        states = {state.name: initial_rows(state, batch) for state in self._contract.states}
+        batch, steps = next(iter(inputs.values())).shape[:2]
+        states = self.start(batch)
+        pieces: list[Tensors] = []
+        for start in range(0, steps, chunk):
+            outputs, states = self.advance({k: v[:, start : start + chunk] for k, v in inputs.items()}, states)
+            pieces.append(outputs)
+        joined = {port.name: np.concatenate([p[port.name] for p in pieces], 1) for port in self._contract.outputs}
+        return joined | {state.next_name: states[state.name] for state in self._contract.states if not state.immutable}
+
+    def start(self, batch: int) -> Tensors:
+        """Every state before the first step, [B, ...], by graph input name."""
+        return {state.name: initial_rows(state, batch) for state in self._contract.states}
+
+    def advance(self, inputs: Tensors, states: Tensors) -> tuple[Tensors, Tensors]:
+        """One run of the graph: [B, T, ...] inputs and the states before them; outputs and the states after them."""
         moving = [state for state in self._contract.states if not state.immutable]
         outputs = [port.name for port in self._contract.outputs]
-        pieces: dict[str, list[npt.NDArray[np.generic]]] = {name: [] for name in outputs}
-        for start in range(0, steps, chunk):
-            piece = {name: value[:, start : start + chunk] for name, value in inputs.items()}
-            feeds = piece | states | self._ports(batch, min(chunk, steps - start))
-            answers = self._session.run(outputs + [state.next_name for state in moving], feeds)
-            for name, answer in zip(outputs, answers, strict=False):
-                pieces[name].append(np.asarray(answer))
-            states |= {state.name: np.asarray(new) for state, new in zip(moving, answers[len(outputs) :], strict=True)}
-        joined = {name: np.concatenate(parts, axis=1) for name, parts in pieces.items()}
-        return joined | {state.next_name: states[state.name] for state in moving}
+        batch, steps = next(iter(inputs.values())).shape[:2]
+        feeds = inputs | states | self._ports(batch, steps)
+        answers = [np.asarray(a) for a in self._session.run(outputs + [state.next_name for state in moving], feeds)]
+        after = {state.name: new for state, new in zip(moving, answers[len(outputs) :], strict=True)}
+        return dict(zip(outputs, answers, strict=False)), states | after
 
     def _ports(self, batch: int, steps: int) -> Tensors:
         """The optional inputs: every step of every row counts, and no stream ends."""

@@ -25,6 +25,11 @@ def read_columns(source: str, columns: Sequence[str]) -> npt.NDArray[np.float32]
     )
 
 
+def read_header(source: str) -> list[str]:
+    """The names of a CSV file's columns, in order. Raises DataError."""
+    return _read_rows(source, ())[0][0]
+
+
 def read_times(source: str, column: str) -> npt.NDArray[np.int64]:
     """A column of ISO 8601 times, int64 [N] seconds since 1970, UTC where none is said. Raises DataError."""
     rows, (index,) = _read_rows(source, (column,))

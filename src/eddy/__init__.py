@@ -1,7 +1,7 @@
 """Eddy: streaming inference for recurrent models.
 
-The client's names are here: `Client` (asyncio), `SyncClient` (blocking), and the errors in `eddy.errors`. They are
-loaded on first use, so that importing a part of the package does not import gRPC.
+The client's names are here: `Client` (asyncio), `SyncClient` (blocking), `Tls`, and the errors in `eddy.errors`. They
+are loaded on first use, so that importing a part of the package does not import gRPC.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from eddy.clients.generation import Completion, Generation
     from eddy.clients.session import Session
     from eddy.clients.sync import SyncClient
+    from eddy.clients.tls import Tls
 
-__all__ = ["Client", "Completion", "Generation", "Session", "SessionBatch", "SyncClient", "errors"]
+__all__ = ["Client", "Completion", "Generation", "Session", "SessionBatch", "SyncClient", "Tls", "errors"]
 
 _HOMES = {
     "Client": "eddy.clients.client",
@@ -26,6 +27,7 @@ _HOMES = {
     "Session": "eddy.clients.session",
     "SessionBatch": "eddy.clients.batch",
     "SyncClient": "eddy.clients.sync",
+    "Tls": "eddy.clients.tls",
 }
 
 

@@ -1,92 +1,106 @@
 """The command `eddy`.
 
-Owns the arguments. Each command imports what it needs when it runs, so that `eddy serve` starts without torch and
-`eddy --help` without ONNX Runtime.
+Owns the list of commands and their order. Each command imports what it needs when it runs, so that `eddy serve` starts
+without torch and `eddy --help` without ONNX Runtime.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
+
+from eddy.commands import config, serve
+from eddy.commands.parser import Commands, Parser
+
+
+def _add_client(commands: Commands[Any]) -> None:
+    from eddy.clients import commands as client
+
+    client.add_parsers(commands)
+
+
+# Commands that are up sooner without the parsers of all others.
+_QUICK = {"serve": serve.add_parser, "config": config.add_parser, "client": _add_client}
+
+# Help by example for commands whose own parsers have none.
+_EXAMPLES = {
+    "train": "examples:\n  eddy train text-lstm\n  eddy train my-recipe.toml --output runs/mine --device cpu\n",
+    "export": "examples:\n  eddy export runs/text-lstm/checkpoint.pt\n"
+    "  eddy export runs/mine/checkpoint.pt --output models/mine/1\n",
+    "verify": "examples:\n  eddy verify models/text-lstm/1/model.onnx\n"
+    "  eddy verify models/mine/1/model.onnx --checkpoint runs/mine/checkpoint.pt --limit 1e-5\n",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the process's exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    options = build_parser(only=given[0] if given else None).parse_args(given)
-    return int(options.func(options))
+    parser = build_parser(only=given[0] if given else None)
+    parser.check_words(given)
+    options = parser.parse_args(given)
+    try:
+        code = int(options.func(options))
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # The reader of a pipe has seen enough; nothing more can be said on it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code
 
 
-def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+def build_parser(only: str | None = None) -> Parser:
     """The parser of the whole command line, or of no more than the command `only` needs."""
-    parser = argparse.ArgumentParser(prog="eddy", description="Streaming inference for recurrent models.")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    _add_serve(commands)
-    if only != "serve":  # Serving is up sooner without the imports of others.
-        _add_client(commands)
-    if only not in ("serve", "client"):
-        _add_training(commands)
+    parser = Parser(
+        prog="eddy",
+        description="Streaming inference for recurrent models.",
+        epilog="examples:\n  eddy serve --model-repository models\n  eddy models\n  eddy serve --help\n",
+    )
+    parser.add_argument("--version", action=_Version, help="print the version and end")
+    commands: Commands[Any] = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    if only in _QUICK:
+        _QUICK[only](commands)
+        return parser
+    serve.add_parser(commands)
+    _add_training(commands)
+    _add_others(commands)
+    for name, text in _EXAMPLES.items():
+        command = commands.choices.get(name)
+        if command is not None and not command.epilog:
+            command.epilog = text
     return parser
 
 
-def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    serve = commands.add_parser(
-        "serve",
-        help="serve a model repository over gRPC",
-        description="Serves every model of a repository folder, models/<name>/<version>/model.onnx, until SIGTERM.",
-        epilog="example: eddy serve --model-repository models --grpc-port 8500 --http-port 8501",
-    )
-    serve.add_argument("--model-repository", metavar="DIR", help="folder of models (default: models)")
-    serve.add_argument("--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
-    serve.add_argument("--grpc-port", type=int, metavar="N", help="port for gRPC, 0 for any (default: 8500)")
-    serve.add_argument("--http-port", type=int, metavar="M", help="port for /metrics and /readyz (default: 8501)")
-    serve.add_argument(
-        "--provider",
-        action="append",
-        metavar="NAME",
-        help="ONNX Runtime execution provider, may be repeated (default: CUDA where there is one, then CPU)",
-    )
-    serve.add_argument("--config", type=Path, metavar="FILE", help="TOML file with [server], [session] and [model]")
-    serve.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
-    serve.set_defaults(func=_serve)
-
-
-def _serve(options: argparse.Namespace) -> int:
-    from eddy.service.config import ConfigError, load_config
-
-    logging.basicConfig(
-        level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-    overrides = {
-        "server.model_repository": options.model_repository,
-        "server.host": options.host,
-        "server.grpc_port": options.grpc_port,
-        "server.http_port": options.http_port,
-        "server.providers": options.provider,
-    }
-    try:
-        config = load_config(options.config, overrides)
-    except ConfigError as error:
-        print(f"eddy: {error}", file=sys.stderr)
-        return 2
-    from eddy.service.main import serve
-
-    return serve(config)
-
-
-def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_training(commands: Commands[argparse.ArgumentParser]) -> None:
     from eddy.training import commands as training
 
     training.add_parsers(commands)
 
 
-def _add_client(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from eddy.clients import commands as client
+def _add_others(commands: Commands[argparse.ArgumentParser]) -> None:
+    from eddy.commands import bench, completion, models
 
-    client.add_parsers(commands)
+    models.add_parser(commands)
+    _add_client(commands)
+    bench.add_parser(commands)
+    config.add_parser(commands)
+    completion.add_parser(commands, build_parser)
+
+
+class _Version(argparse.Action):
+    """Prints the version; it is looked up only then."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"eddy {version('eddy-serve')}")
+        parser.exit()
 
 
 if __name__ == "__main__":

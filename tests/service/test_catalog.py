@@ -16,9 +16,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from loopback import Loopback, array, configure, serve, write_model
 from onnx import helper
 
-from eddy.service.catalog import Catalog, RepositoryError
+from eddy.service.catalog import Catalog
 from eddy.service.engine import usable_providers
 from eddy.service.errors import ClientError, ModelError, Reason
+from eddy.service.repository import RepositoryError
 from eddy.service.sessions import SessionTable
 from eddy.v1 import contract_pb2, models_pb2
 

@@ -3,13 +3,14 @@
 import asyncio
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ import grpc
 import numpy as np
 import psutil
 import pytest
+from authority import Authority
 from graphs import family
 from loopback import StreamClient, array, chunk, write_model
 
+from eddy import SyncClient, Tls
 from eddy.service.errors import Reason
 from eddy.v1 import inference_pb2
 
 HISTORY = family("history")
+_LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ (INFO|ERROR) eddy\.")
 _READY = re.compile(r"serving (\d+) of (\d+) models on 127\.0\.0\.1:(\d+), metrics on http://127\.0\.0\.1:(\d+)")
 
 
@@ -62,12 +66,6 @@ class Process:
 
 def _command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "eddy.cli", "serve", "--grpc-port", "0", "--http-port", "0", *arguments]
-
-
-def _finished(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Runs a command that ends by itself."""
-    command = _command(*arguments)
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603  our own
 
 
 @contextmanager
@@ -269,35 +267,126 @@ def test_a_slow_reader_does_not_grow_memory(repository: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("[server]\ngrpc_prot = 1\n", "server.grpc_prot: unknown key, expected one of host"),
-        ("[servers]\n", "unknown section 'servers'"),
-        ("[model]\nmax_rows = 'many'\n", "model.max_rows: got 'many', expected int"),
-        ("[model]\nmax_rows = 0\n", "model.max_rows: got 0, expected a positive number"),
-        ("[model]\nmax_tick_seconds = inf\n", "model.max_tick_seconds: got inf, expected a positive number"),
-        ("[session]\nidle_timeout_seconds = nan\n", "session.idle_timeout_seconds: got nan"),
-        ("[model\n", "eddy.toml"),
+        ("[server]\ngrpc_prot = 1\n", "server.grpc_prot: unknown key, did you mean server.grpc_port?"),
+        ("[model]\nmax_rows = 'many'\n", "model.max_rows: got 'many', expected a positive integer"),
+        ("[server]\nhost = '0.0.0.0'\n", "expected a loopback address; set server.tls_certificate and server.tls_key"),
+        ("[model\n", "eddy.toml: not a TOML file"),
     ],
 )
 def test_a_wrong_configuration_is_refused(repository: Path, tmp_path: Path, text: str, complaint: str) -> None:
-    """The process ends with 2 and names the key, what came and what was expected."""
-    arguments = ["--model-repository", str(repository), "--config", str(_config(tmp_path, text))]
-    done = _finished(*arguments)
-    assert done.returncode == 2
-    assert complaint in done.stderr
-    assert "Traceback" not in done.stderr
+    """The process ends with 2 and names the file, the key, what came and what was expected."""
+    config = _config(tmp_path, text)
+    said = _refused(2, "--model-repository", str(repository), "--config", str(config))
+    assert complaint in said
+    assert str(config) in said
 
 
-def test_what_stops_a_start(repository: Path, tmp_path: Path) -> None:
-    """No configuration file, no repository, a taken port of either kind: one line each, no traceback, not 0."""
+def _refused(code: int, *arguments: str, command: Sequence[str] = (), **environment: str) -> str:
+    """What a server says that must not start: one line, with the exit code."""
+    done = subprocess.run(  # noqa: S603  our own command
+        [*command, *_command(*arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | environment,
+    )
+    said = [line for line in done.stderr.splitlines() if not _LOG_LINE.match(line)]
+    assert done.returncode == code, done.stderr
+    assert len(said) == 1, done.stderr
+    assert not done.stdout
+    return said[0]
+
+
+def test_a_wrong_environment_is_refused(tmp_path: Path) -> None:
+    """A variable that is nobody's, one with a wrong value, and a file that is not there."""
+    assert "did you mean EDDY_SERVER_GRPC_PORT?" in _refused(2, EDDY_SERVER_GRPC_PROT="1")
+    assert "EDDY_MODEL_MAX_ROWS: got 'x', expected a positive integer" in _refused(2, EDDY_MODEL_MAX_ROWS="x")
+    missing = str(tmp_path / "none.toml")
+    assert f"{missing}: No such file or directory" in _refused(2, EDDY_CONFIG=missing)
+
+
+def test_a_wrong_command_line_is_refused() -> None:
+    """A misspelt flag, a value of the wrong type and an unknown key."""
+    assert "unknown flag --grpc-prot, did you mean --grpc-port?" in _refused(2, "--grpc-prot", "1")
+    assert "--grpc-port: got 'x', expected an integer, 0 to 65535" in _refused(2, "--grpc-port", "x")
+    assert "did you mean model.max_rows?" in _refused(2, "--set", "model.maxrows=1")
+
+
+def test_ports_in_use(repository: Path) -> None:
+    """A taken port of either kind, and one port for both, are told before any model is loaded, with the fix."""
     with _serving(repository) as server:
-        for arguments, complaint in (
-            (["--config", str(tmp_path / "none.toml")], "none.toml"),
-            (["--model-repository", str(tmp_path / "nowhere")], "nowhere"),
-            (["--model-repository", str(repository), "--grpc-port", str(server.grpc_port)], str(server.grpc_port)),
-            (["--model-repository", str(repository), "--http-port", str(server.http_port)], str(server.http_port)),
-        ):
-            done = _finished(*arguments)
-            assert done.returncode in (1, 2)
-            assert complaint in done.stderr
-            assert "Traceback" not in done.stderr
+        for flag, port in (("--grpc-port", server.grpc_port), ("--http-port", server.http_port)):
+            said = _refused(1, "--model-repository", str(repository), flag, str(port))
+            assert f"cannot listen on 127.0.0.1:{port}: the port is in use; choose another with {flag}" in said
         assert server.http("/healthz")[0] == 200
+        free = server.http_port
+    said = _refused(1, "--model-repository", str(repository), "--http-port", str(free), "--grpc-port", str(free))
+    assert "the port is in use; choose another with --grpc-port" in said
+    said = _refused(
+        1,
+        "--model-repository",
+        str(repository),
+        "--host",
+        "127.0.0.1",
+        "--set",
+        "server.http_host=::2",
+        "--allow-plaintext",
+    )
+    assert "cannot listen on [::2]:0" in said
+
+
+def test_bad_repositories(tmp_path: Path) -> None:
+    """A folder that is missing, empty, or a file: what was expected, and how to choose another."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    for name, complaint in (
+        ("nowhere", "No such file or directory"),
+        ("empty", "the folder holds no models"),
+        ("file", "Not a directory"),
+    ):
+        said = _refused(1, "--model-repository", str(tmp_path / name))
+        assert f"model repository '{tmp_path / name}': {complaint}; expected a folder of" in said
+        assert "--model-repository" in said
+
+
+def test_what_is_not_permitted(repository: Path, tmp_path: Path) -> None:
+    """A privileged port and a folder that may not be read, for a process without root's rights."""
+    command: tuple[str, ...] = ()
+    if os.geteuid() == 0:
+        path = shutil.which("setpriv")
+        if path is None:
+            pytest.skip("root has every permission, and setpriv is not installed")
+        rights = "-net_bind_service,-dac_override,-dac_read_search"
+        command = (path, f"--bounding-set={rights}", f"--inh-caps={rights}")
+    folder = tmp_path / "sealed"
+    folder.mkdir(0)
+    try:
+        said = _refused(1, "--model-repository", str(folder), command=command)
+        assert f"model repository '{folder}': Permission denied; " in said
+    finally:
+        folder.chmod(0o700)
+    limit = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+    if limit.exists() and int(limit.read_text()) > 1:
+        said = _refused(1, "--model-repository", str(repository), "--grpc-port", "1", command=command)
+        assert "cannot listen on 127.0.0.1:1: no permission for port 1; choose another with --grpc-port" in said
+
+
+def test_tls_from_the_command_line(repository: Path, tmp_path: Path) -> None:
+    """A process with certificates serves clients that trust them; files that are no good end it with their name."""
+    authority = Authority(tmp_path / "authority")
+    pair = authority.sign("server")
+    flags = ("--tls-certificate", str(pair.certificate), "--tls-key", str(pair.key))
+    with (
+        _serving(repository, *flags) as server,
+        SyncClient(f"localhost:{server.grpc_port}", tls=Tls(authority.certificate)) as client,
+        client.session("history") as session,
+    ):
+        assert [int(session.step(digit)) for digit in (1, 2, 3)] == [1, 12, 123]
+        assert server.http("/readyz") == (200, "ready\n")
+    other = authority.sign("other")
+    said = _refused(1, "--model-repository", str(repository), *flags, "--tls-key", str(other.key))
+    assert f"{other.key}: the key does not belong to the certificate {pair.certificate}" in said
+    said = _refused(1, "--model-repository", str(repository), *flags, "--tls-certificate", str(tmp_path / "none"))
+    assert f"{tmp_path / 'none'}: No such file or directory" in said
+    assert "server.tls_key: got none" in _refused(2, *flags[:2])

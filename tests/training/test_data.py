@@ -28,7 +28,7 @@ from eddy.training.table import read_columns
 
 def series_source(path: Path) -> SeriesSource:
     """One column `a`, one step ahead."""
-    return SeriesSource(str(path), "CC0-1.0", ("a",), "a", "m", "level", 1, 2, (1,))
+    return SeriesSource(str(path), "CC0-1.0", ("a",), "a", "m", "level", 1, (1,), 2)
 
 
 def write_column(path: Path, values: list[str]) -> Path:

@@ -1,0 +1,233 @@
+"""`eddy models`: what a repository folder holds, or what a running server says of its models.
+
+Must not load ONNX Runtime: a folder is read from the contracts in its files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eddy.clients.flags import add_tls, tls_of
+from eddy.commands.parser import fail
+
+if TYPE_CHECKING:
+    import onnx
+
+    from eddy.commands.parser import Commands
+    from eddy.v1 import contract_pb2, models_pb2
+
+_EXAMPLES = """\
+examples:
+  eddy models
+  eddy models --model-repository models --json
+  eddy models --target 127.0.0.1:8500
+"""
+_TASK_PREFIX = "TASK_"
+# The table shows the first results of the training run, with JSON come all.
+_BOOKKEEPING = {"parameters", "best_epoch", "validation_loss"}
+_NUM_SHOWN_FIGURES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One version of one model in a folder.
+
+    Attributes:
+        refusal: why a server would not serve it, empty when it would; then the fields above it are empty.
+        figures: the training run's, name -> value with unit.
+        state_bytes: of one session; file_bytes: of the step graph.
+    """
+
+    name: str
+    version: str
+    file_bytes: int
+    task: str = ""
+    family: str = ""
+    parameters: int = 0
+    state_bytes: int = 0
+    figures: tuple[tuple[str, str], ...] = ()
+    refusal: str = ""
+
+
+def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "models",
+        help="list the models of a folder, or of a running server",
+        description="Lists the models of a repository folder without running them, or asks a server for its own.",
+        epilog=_EXAMPLES,
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--model-repository", type=Path, metavar="DIR", default=Path("models"), help="(default: models)")
+    where.add_argument("--target", metavar="HOST:PORT", help="ask this server")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    add_tls(parser)
+    parser.set_defaults(func=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    return _of_server(options) if options.target else _of_folder(options)
+
+
+# A folder
+
+
+def _of_folder(options: argparse.Namespace) -> int:
+    from eddy.service.repository import RepositoryError
+
+    try:
+        models = list(stored_models(options.model_repository))
+    except RepositoryError as error:
+        return fail(error)
+    if options.json:
+        print(json.dumps([asdict(model) | {"figures": dict(model.figures)} for model in models], indent=2))
+        return 0
+    _show(
+        ("model", "version", "task", "family", "parameters", "state a session", "file", "figures"),
+        (
+            (model.name, model.version, *(_refused(model.refusal) if model.refusal else _described(model)))
+            for model in models
+        ),
+    )
+    return 0
+
+
+def _refused(why: str) -> tuple[str, ...]:
+    return ("", "", "", "", "", f"not served: {why}")
+
+
+def _described(model: Stored) -> tuple[str, ...]:
+    results = [f"{name} {value}" for name, value in model.figures if name not in _BOOKKEEPING]
+    figures = ", ".join(results[:_NUM_SHOWN_FIGURES])
+    sizes = (f"{model.parameters:,}", f"{model.state_bytes:,} B", f"{model.file_bytes:,} B")
+    return (model.task, model.family, *sizes, figures)
+
+
+def stored_models(root: Path) -> Iterator[Stored]:
+    """Every version of every model of a repository, in order.
+
+    Raises:
+        RepositoryError: the folder is missing, empty or not readable.
+    """
+    from eddy.service.repository import model_folders, version_folders
+
+    for folder in model_folders(root):
+        try:
+            versions = version_folders(folder)
+        except OSError as error:
+            yield Stored(folder.name, "", 0, refusal=f"the folder cannot be read: {error.strerror or error}")
+            continue
+        if not versions:
+            yield Stored(folder.name, "", 0, refusal="the folder holds no version, expected 1/model.onnx")
+        for version in versions:
+            yield _stored(folder.name, version)
+
+
+def _stored(name: str, folder: Path) -> Stored:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    from eddy.service.contract import read_contract
+    from eddy.service.errors import ModelError
+    from eddy.service.repository import STEP_GRAPH
+
+    path = folder / STEP_GRAPH
+    try:
+        raw = path.read_bytes()
+        if not raw:
+            return Stored(name, folder.name, 0, refusal=f"{path.name} is empty")
+        model = onnx.load_from_string(raw)
+        contract = read_contract(model)
+    except OSError as error:
+        return Stored(name, folder.name, 0, refusal=f"{path.name} cannot be read: {error.strerror or error}")
+    except DecodeError as error:
+        return Stored(name, folder.name, len(raw), refusal=f"{path.name} is not an ONNX file: {error}")
+    except ModelError as error:
+        return Stored(name, folder.name, len(raw), refusal=error.message)
+    message = contract.message
+    return Stored(
+        name,
+        folder.name,
+        len(raw),
+        _task(message),
+        message.family,
+        message.training.parameters or _num_parameters(model),
+        contract.state_bytes,
+        tuple((figure.name, f"{figure.value:.4g} {figure.unit}".strip()) for figure in message.training.figures),
+    )
+
+
+def _task(contract: contract_pb2.ModelContract) -> str:
+    from eddy.v1 import contract_pb2
+
+    return contract_pb2.Task.Name(contract.task).removeprefix(_TASK_PREFIX).lower().replace("_", " ")
+
+
+def _num_parameters(model: onnx.ModelProto) -> int:
+    """Elements of the graph's floating-point initializers."""
+    import math
+
+    import onnx
+
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    return sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floats)
+
+
+# A server
+
+
+def _of_server(options: argparse.Namespace) -> int:
+    from eddy import SyncClient, errors
+
+    try:
+        with SyncClient(options.target, tls=tls_of(options)) as client:
+            statuses = client.models()
+    except errors.Disconnected as error:
+        return fail(f"no answer from {options.target}: {error}; is `eddy serve` running there, and with TLS or not?")
+    except errors.EddyError as error:
+        return fail(error)
+    if options.json:
+        from google.protobuf import json_format
+
+        print(json.dumps([_status_document(json_format.MessageToDict, status) for status in statuses], indent=2))
+        return 0
+    _show(
+        ("model", "version", "ready", "sessions", "slots", "state a session", "provider"),
+        (
+            (
+                status.name,
+                status.version,
+                "yes" if status.ready else f"no: {status.error.message}",
+                f"{status.num_sessions:,}",
+                f"{status.num_slots:,}",
+                f"{status.state_bytes_per_session:,} B",
+                status.provider,
+            )
+            for status in statuses
+        ),
+    )
+    return 0
+
+
+def _status_document(as_dict: Any, status: models_pb2.ModelStatus) -> dict[str, Any]:
+    document: dict[str, Any] = as_dict(
+        status, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    # A 64-bit number is a string in protobuf's JSON.
+    return document | {"state_bytes_per_session": status.state_bytes_per_session}
+
+
+def _show(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
+    from rich.table import Table
+
+    from eddy.commands.table import show
+
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    show(table)

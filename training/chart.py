@@ -1,0 +1,142 @@
+"""Chart: lines, bands and levels over two axes, as plain data, and where its ticks lie.
+
+Owns: what a chart is and its scales. Must not know how it is drawn: `svg` and `terminal` do that.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+# A level further from the lines than this share of their span would squash them: it is named, not drawn.
+LEVEL_REACH = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Points joined in order; a NaN in y breaks the line. is_dashed: for what only serves to compare."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    is_dashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """The area between two lines over the same x."""
+
+    name: str
+    x: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A horizontal line across the whole chart."""
+
+    name: str
+    y: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One point to be seen, with its text."""
+
+    text: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The values that an axis covers and where its ticks lie."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+
+    def place(self, value: float) -> float:
+        """Where a value lies, 0 at the low end and 1 at the high end."""
+        return (value - self.low) / (self.high - self.low)
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A picture's content. Axis labels name the unit. Its spans raise ValueError without a finite point.
+
+    is_x_whole: x counts things, so there are no ticks between whole numbers.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: tuple[Line, ...]
+    bands: tuple[Band, ...] = ()
+    levels: tuple[Level, ...] = ()
+    mark: Mark | None = None
+    is_x_whole: bool = False
+
+    @property
+    def x_span(self) -> Span:
+        """The x axis: exactly as wide as the data."""
+        low, high = _extent([v for line in self.lines for v in line.x] + [v for band in self.bands for v in band.x])
+        return Span(low, high, ticks(low, high, 8, least=1.0 if self.is_x_whole else 0.0))
+
+    @property
+    def y_span(self) -> Span:
+        """The y axis: the data and the levels near it, with a little room, between round numbers."""
+        bands = (v for band in self.bands for v in (*band.low, *band.high))
+        low, high = _extent([v for line in self.lines for v in line.y] + list(bands))
+        near = [level.y for level in self.levels if self._is_near(level, low, high)]
+        low, high = min([low, *near]), max([high, *near])
+        room = 0.04 * (high - low)
+        return Span(low - room, high + room, ticks(low - room, high + room, 6))
+
+    @property
+    def far_levels(self) -> tuple[Level, ...]:
+        """Levels that lie off the y axis."""
+        span = self.y_span
+        return tuple(level for level in self.levels if not span.low <= level.y <= span.high)
+
+    @property
+    def near_levels(self) -> tuple[Level, ...]:
+        """Levels that the y axis covers."""
+        far = self.far_levels
+        return tuple(level for level in self.levels if level not in far)
+
+    @staticmethod
+    def _is_near(level: Level, low: float, high: float) -> bool:
+        reach = LEVEL_REACH * (high - low)
+        return low - reach <= level.y <= high + reach
+
+
+def ticks(low: float, high: float, most: int, least: float = 0.0) -> tuple[float, ...]:
+    """Round numbers (1, 2 or 5 times a power of ten apart, at least `least`) in [low, high], at most `most` of them."""
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10, 20) if (high - low) // (m * power) + 1 <= most)
+    step = max(step, least)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return tuple(i * step for i in range(first, last + 1))
+
+
+def tick_label(value: float, span: Span) -> str:
+    """A tick as text, with just the decimals that its axis needs."""
+    step = span.ticks[1] - span.ticks[0] if len(span.ticks) > 1 else abs(value) or 1.0
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    return f"{value + 0.0:,.{decimals}f}"
+
+
+def tuples(values: Iterable[float]) -> tuple[float, ...]:
+    """Any numbers, arrays too, as a tuple of plain floats."""
+    return tuple(float(v) for v in values)
+
+
+def _extent(values: Iterable[float]) -> tuple[float, float]:
+    """Smallest and largest finite value, made different where they are not."""
+    finite: Sequence[float] = [v for v in values if math.isfinite(v)]
+    if not finite:
+        raise ValueError("a chart needs at least one finite point")
+    low, high = min(finite), max(finite)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)

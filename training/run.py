@@ -1,0 +1,168 @@
+"""Run: a trainer in its folder, with all that it leaves there.
+
+Owns: `checkpoint.pt`, `curve.json`, `curve.svg` and, at the end, `figures.json`; when they are written and what a
+checkpoint must agree with to be gone on from. Must not know how a step is done.
+"""
+
+import hashlib
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from eddy.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Progress, save_checkpoint
+from eddy.training.curve import Curve, write_curve
+from eddy.training.data import SeriesData, TextData, describe_origin
+from eddy.training.errors import CheckpointError, Stopped
+from eddy.training.figures import Figure, curve_measure, series_figures, text_figures, write_figures
+from eddy.training.loss import evaluate
+from eddy.training.model import RecurrentModel, count_parameters
+from eddy.training.recipe import Recipe, SeriesSource
+from eddy.training.stop import Stop
+from eddy.training.trainer import Trainer
+from eddy.training.windows import TEXT_EVALUATION_STREAMS
+
+SAMPLE_CHARACTERS = 2000
+
+
+class Run:
+    """One run: the trainer, its folder and what is written there."""
+
+    def __init__(
+        self, directory: Path, recipe: Recipe, data: TextData | SeriesData, trainer: Trainer, device: torch.device
+    ) -> None:
+        self._directory, self._recipe, self._data = directory, recipe, data
+        self._trainer, self._device = trainer, device
+        self._sample = _sample(data, recipe)
+        self._measure, self._levels = curve_measure(data, recipe.data)
+        self._digest = hashlib.sha256(data.train.inputs.tobytes() + data.train.targets.tobytes()).hexdigest()
+
+    def go_on(self, earlier: Checkpoint) -> None:
+        """Take over an earlier checkpoint's progress. Raises CheckpointError where the bits would differ."""
+        progress, here = earlier.progress, self._progress()
+        assert progress is not None
+        path = self._directory / CHECKPOINT_FILE
+        for field, fix in (
+            ("data", "the training data has changed; begin again by --overwrite"),
+            ("device", "choose it by --device"),
+            ("threads", "choose them by --threads"),
+            ("torch", "install that version, or begin again by --overwrite"),
+        ):
+            came, expected = getattr(here, field), getattr(progress, field)
+            if came != expected:
+                raise CheckpointError(
+                    f"{path}: {field}: got {came!r}, expected {expected!r} as in the checkpoint; {fix}"
+                )
+        self._trainer.restore(progress.trainer, list(earlier.epochs), earlier.weights)
+
+    def _progress(self) -> Progress:
+        return Progress(
+            trainer=self._trainer.snapshot(),
+            data=self._digest,
+            device=self._device.type,
+            threads=torch.get_num_threads(),
+            torch=str(torch.__version__),
+        )
+
+    def save(self) -> None:
+        """Write the curve and the checkpoint as things stand. Raises StorageError."""
+        save_checkpoint(self._directory / CHECKPOINT_FILE, replace(self._checkpoint(), progress=self._progress()))
+        write_curve(self._directory, Curve(self._recipe.name, self._measure, tuple(self._trainer.epochs), self._levels))
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
+            recipe=self._recipe,
+            origin=describe_origin(self._recipe.data.source),
+            spec=self._trainer.model.spec,
+            weights=self._trainer.weights,
+            figures=(),
+            symbols=self._data.vocabulary.symbols if isinstance(self._data, TextData) else (),
+            sample=self._sample,
+            epochs=tuple(self._trainer.epochs),
+        )
+
+    def fit(self, bar: Bar, checkpoint_steps: int | None, stop: Stop) -> None:
+        """All epochs, or fewer when validation stops getting better. Raises Stopped."""
+        trainer, plan = self._trainer, self._recipe.training
+        with bar:
+            task = bar.add_task(self._recipe.name, total=plan.epochs, completed=len(trainer.epochs), note="")
+            while not trainer.is_finished:
+                is_end = trainer.advance()
+                stop.count_step()
+                if is_end:
+                    bar.update(task, completed=len(trainer.epochs), note=self._note())
+                is_saved = is_end or (checkpoint_steps is not None and trainer.steps % checkpoint_steps == 0)
+                if is_saved or stop.is_due:
+                    self.save()
+                if stop.is_due:
+                    raise Stopped(self._farewell(stop), stop.exit_code)
+
+    def _note(self) -> str:
+        last, factor = self._trainer.epochs[-1], self._measure.factor
+        return (
+            f"train {last.train * factor:.4f}  validation {last.validation * factor:.4f}  "
+            f"best {self._trainer.best.loss * factor:.4f} {self._measure.label}"
+        )
+
+    def _farewell(self, stop: Stop) -> str:
+        """Where the run stands, in one line."""
+        trainer = self._trainer
+        return (
+            f"stopped {stop.reason}, at step {trainer.steps}, {len(trainer.epochs)} of {self._recipe.training.epochs} "
+            f"epochs done; checkpoint: {shlex.quote(str(self._directory / CHECKPOINT_FILE))}"
+        )
+
+    def finish(self) -> None:
+        """Measure the best weights on the test part and write the files of an ended run. Raises StorageError."""
+        trainer = self._trainer
+        trainer.model.load_state_dict(trainer.best.weights)
+        figures = (
+            Figure("parameters", count_parameters(trainer.model), ""),
+            Figure("best_epoch", trainer.best.epoch, ""),
+            Figure("validation_loss", trainer.best.loss, ""),
+            *_measure(trainer.model, self._data, self._recipe),
+        )
+        write_figures(self._directory / "figures.json", figures)
+        save_checkpoint(self._directory / CHECKPOINT_FILE, replace(self._checkpoint(), figures=figures))
+
+
+@torch.no_grad()
+def _measure(model: RecurrentModel, data: TextData | SeriesData, recipe: Recipe) -> list[Figure]:
+    """The figures on the test part, which nothing before has looked at."""
+    if isinstance(data, TextData):
+        return text_figures(evaluate(model, data.test, TEXT_EVALUATION_STREAMS), data)
+    source = recipe.data
+    assert isinstance(source, SeriesSource)
+    model.eval()
+    state = model.initial_state(1)
+    output, _ = model(torch.from_numpy(data.values[None]).to(state[0].device), state)
+    predicted = output[0].cpu().numpy()
+    return series_figures(predicted, data, source)
+
+
+def _sample(data: TextData | SeriesData, recipe: Recipe) -> str:
+    """Real input that the model was not trained on: the test text's beginning, or validation and test as CSV."""
+    if isinstance(data, TextData):
+        return data.vocabulary.decode(data.test.inputs[:SAMPLE_CHARACTERS].tolist())
+    assert isinstance(recipe.data, SeriesSource)
+    lines = [",".join(recipe.data.columns)]
+    lines += [",".join(f"{v:.6g}" for v in row) for row in data.values[data.starts[0] :]]
+    return "\n".join(lines) + "\n"
+
+
+def progress_bar(*, disable: bool) -> Bar:
+    """A bar on standard error with the losses beside it."""
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=disable,
+    )
