@@ -1,4 +1,4 @@
-"""The command line of the client: `eddy client stream`, `generate`, `infer`, `models`, `sessions`, `close`.
+"""The command line of the client: `eddy client stream`, `generate`, `infer`, `sessions`, `close`.
 
 Owns arguments, messages and exit codes: 0 done; 1 refused or failed, for a stated reason; 2 wrong arguments or input;
 3 nobody answers; 130 Ctrl-C; 141 the reader of the output has gone; 143 SIGTERM. Sessions are closed on every way out.
@@ -80,7 +80,7 @@ def _add_stream(commands: Any) -> None:
             "  eddy client stream forecast-gru sample.csv --json | head -n 3"
         ),
     )
-    stream.add_argument("model", metavar="MODEL", help="see: eddy client models")
+    stream.add_argument("model", metavar="MODEL", help="as `eddy models --target HOST:PORT` lists it")
     stream.add_argument(
         "file", metavar="FILE", nargs="?", default="-", help="CSV, or text for a text model; - or nothing: stdin"
     )
@@ -115,7 +115,7 @@ def _add_generate(commands: Any) -> None:
             "  eddy client generate text-lstm --session ID         # goes on where it was"
         ),
     )
-    generate.add_argument("model", metavar="MODEL", help="see: eddy client models")
+    generate.add_argument("model", metavar="MODEL", help="as `eddy models --target HOST:PORT` lists it")
     generate.add_argument("prompt", metavar="PROMPT", nargs="?", help="- or nothing: stdin, if that is no terminal")
     generate.add_argument("--max-tokens", type=int, default=200, metavar="N", help="at most (default: 200)")
     generate.add_argument("--temperature", type=float, metavar="X", help="0: always the most likely (default: 1)")
@@ -147,7 +147,7 @@ def _add_infer(commands: Any) -> None:
             "  eddy client infer text-lstm README.md CHANGELOG.md"
         ),
     )
-    infer.add_argument("model", metavar="MODEL", help="see: eddy client models")
+    infer.add_argument("model", metavar="MODEL", help="as `eddy models --target HOST:PORT` lists it")
     infer.add_argument("files", metavar="FILE", nargs="+", help="- for stdin")
     infer.add_argument(
         "--column",
@@ -160,13 +160,6 @@ def _add_infer(commands: Any) -> None:
 
 
 def _add_listings(commands: Any) -> None:
-    _add(
-        commands,
-        "models",
-        _models,
-        help_text="what is served",
-        description="Every model of the server's repository, and why those that are not ready are not.",
-    )
     sessions = _add(
         commands,
         "sessions",
@@ -219,7 +212,9 @@ def _run(command: Callable[[argparse.Namespace, SyncClient], int], options: argp
     except Disconnected as error:
         if error.reason != "UNAVAILABLE":
             return _say(options, f"the connection broke: {error}", _EXIT_NO_SERVER)
-        fix = "start one with `eddy serve --model-repository models`, or name another with --target HOST:PORT"
+        fix = (
+            "start one (`eddy serve --model-repository models`), name another (--target), or ask with or without --tls"
+        )
         return _say(options, f"no server answers at {options.target}: {fix}", _EXIT_NO_SERVER)
     except EddyError as error:
         return _say(options, f"{error} ({error.reason})", _EXIT_REFUSED)
@@ -253,12 +248,6 @@ def _infer(options: argparse.Namespace, client: SyncClient) -> int:
     from eddy.clients.player import infer
 
     return infer(options, client)
-
-
-def _models(options: argparse.Namespace, client: SyncClient) -> int:
-    from eddy.clients.listing import show_models
-
-    return show_models(options, client)
 
 
 def _sessions(options: argparse.Namespace, client: SyncClient) -> int:

@@ -1,6 +1,6 @@
-"""The commands that list: `eddy client models` and `eddy client sessions`.
+"""The command that lists: `eddy client sessions`.
 
-Owns their tables: drawn on a terminal, lines with tabs elsewhere, JSON when asked for.
+Owns its table: drawn on a terminal, lines with tabs elsewhere, JSON when asked for.
 """
 
 from __future__ import annotations
@@ -14,28 +14,6 @@ from rich.table import Table
 
 from eddy.clients.display import write_json
 from eddy.clients.sync import SyncClient
-from eddy.v1 import contract_pb2
-
-
-def show_models(options: argparse.Namespace, client: SyncClient) -> int:
-    """Every model version, ready or not."""
-    rows = []
-    for status in client.models():
-        contract = client.contract(status.name, status.version) if status.ready else None
-        task = contract_pb2.Task.Name(contract.task).removeprefix("TASK_").lower() if contract is not None else ""
-        rows.append(
-            {
-                "model": status.name,
-                "version": status.version,
-                "ready": status.ready,
-                "task": task,
-                "sessions": status.num_sessions,
-                "provider": status.provider.removesuffix("ExecutionProvider"),
-                "about": contract.description if contract is not None else status.error.message,
-            }
-        )
-    _show(options, rows, ("model", "version", "ready", "task", "sessions", "provider", "about"))
-    return 0
 
 
 def show_sessions(options: argparse.Namespace, client: SyncClient) -> int:
@@ -72,7 +50,7 @@ def _show(options: argparse.Namespace, rows: Sequence[dict[str, Any]], columns: 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for name in columns:
         is_number = bool(rows) and isinstance(rows[0][name], int | float) and not isinstance(rows[0][name], bool)
-        table.add_column(name, justify="right" if is_number else "left", no_wrap=name != "about")
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
     for cells in lines:
         table.add_row(*cells)
     console.print(table if rows else "none")

@@ -256,9 +256,9 @@ def test_refusals(server: ServerProcess, capfd: pytest.CaptureFixture[str], argu
 
 def test_no_server(capfd: pytest.CaptureFixture[str]) -> None:
     """Exit code 3, and how to start one."""
-    assert main(["client", "models", "--target", "127.0.0.1:1"]) == 3
+    assert main(["client", "sessions", "--target", "127.0.0.1:1"]) == 3
     error = capfd.readouterr().err
-    assert "no server answers at 127.0.0.1:1: start one with `eddy serve" in error
+    assert "no server answers at 127.0.0.1:1: start one (`eddy serve" in error
 
 
 def test_infer_files(server: ServerProcess, client: SyncClient, tmp_path: Path) -> None:
@@ -327,15 +327,6 @@ def test_generate_in_turns(server: ServerProcess, client: SyncClient) -> None:
     assert run(server, "sessions", "text-rnn").stdout.count("\n") == 1
     closed = run(server, "close", session)
     assert (closed.returncode, closed.stdout, closed.stderr) == (0, "", "")
-
-
-def test_models(server: ServerProcess) -> None:
-    """Every model with its task, as lines and as JSON."""
-    lines = run(server, "models").stdout.splitlines()
-    rows = [json.loads(line) for line in run(server, "models", "--json").stdout.splitlines()]
-    assert len(lines) == len(rows) + 1 == 7
-    assert {row["task"] for row in rows} == {"forecast", "next_token"}
-    assert all(row["ready"] for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -415,11 +406,11 @@ def test_a_typed_text_on_a_terminal(server: ServerProcess) -> None:
         assert "bits a character on average" in terminal.text
 
 
-def test_listings_and_text_on_a_terminal(server: ServerProcess) -> None:
-    """Tables, and a text behind its prompt with a line that says how it ended."""
-    with Terminal(server, "models") as models:
-        assert models.end() == 0
-        assert "text-lstm-2layer" in models.text
+def test_listings_and_text_on_a_terminal(server: ServerProcess, client: SyncClient) -> None:
+    """A table, and a text behind its prompt with a line that says how it ended."""
+    with client.session("text-rnn"), Terminal(server, "sessions", "text-rnn") as sessions:
+        assert sessions.end() == 0
+        assert re.search(r"text-rnn +1 +0 .* yes", sessions.text)
     with Terminal(server, "sessions", "text-rnn") as sessions:
         assert sessions.end() == 0
         assert "none" in sessions.text
