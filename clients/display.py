@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import deque
 from typing import Protocol, Self
 
 import numpy as np
@@ -24,7 +25,9 @@ from eddy.clients.reading import Forecasts, Numbers, Record, Surprises
 _FRAMES_PER_SECOND = 12
 # Rows beside the chart or the text: legend, table, counter, cursor.
 _OTHER_ROWS = 9
-_NUM_RECENT = 4000
+# More than any terminal has columns.
+_NUM_RECENT = 500
+_NUM_LINES = 200
 _MARGIN = 0.1
 # Bits -> style: expected, so so, surprising, very.
 _SURPRISE = ((1.0, "green"), (4.0, ""), (7.0, "yellow"), (float("inf"), "bold red"))
@@ -112,10 +115,10 @@ class ForecastPicture(Picture):
         super().__init__(console)
         self._reading = reading
         self._name = name
-        # Only ever appended to, by `show`. Truth, [P]; medians [K] and all quantiles [K, Q] a step.
-        self._truth: list[float] = []
-        self._made: list[np.ndarray] = []
-        # Sums of absolute errors by horizon, and how many; replaced by `show`.
+        # Changed only by `show`. The last steps: truth, and all quantiles forecast then, [K, Q].
+        self._recent: deque[tuple[float, np.ndarray]] = deque(maxlen=max(_NUM_RECENT, reading.horizons[-1]))
+        self._count = 0
+        # By horizon: sums of absolute errors of the forecast and of the last value, and how many.
         self._sums = np.zeros((3, len(reading.horizons)))
 
     def show(self, record: Record) -> None:
@@ -123,23 +126,21 @@ class ForecastPicture(Picture):
         truth = float(record["values"][self._reading.target])
         sums = self._sums.copy()
         for column, horizon in enumerate(self._reading.horizons):
-            if horizon <= len(self._truth):
-                sums[0, column] += abs(self._made[-horizon][column, self._reading.middle] - truth)
-                sums[1, column] += abs(self._truth[-horizon] - truth)
-                sums[2, column] += 1
+            if horizon <= len(self._recent):
+                value, made = self._recent[-horizon]
+                sums[:, column] += abs(made[column, self._reading.middle] - truth), abs(value - truth), 1
         self._sums = sums
-        self._truth.append(truth)
-        self._made.append(np.array([list(levels.values()) for levels in record["forecast"].values()]))
+        self._recent.append((truth, np.array([list(levels.values()) for levels in record["forecast"].values()])))
+        self._count += 1
 
     def draw(self) -> RenderableType:
         """Chart, legend, errors."""
         reading = self._reading
-        count = len(self._made)
-        if not count:
+        recent = list(self._recent)
+        if not recent:
             return Text(f"{self._name}: waiting for values", chart.AXIS)
-        truth = np.array(self._truth[max(0, count - _NUM_RECENT) : count])
         rows = max(9, min(26, self.console.height - _OTHER_ROWS))
-        drawing = chart.draw(self._forecast(truth, count), self.width, rows)
+        drawing = chart.draw(self._forecast(recent), self.width, rows)
         share = reading.quantiles[-1] - reading.quantiles[0]
         before = reading.ahead(reading.horizons[len(reading.horizons) // 2])
         legend = Text.assemble(
@@ -148,21 +149,20 @@ class ForecastPicture(Picture):
             ("◆ ", chart.MEDIAN), "forecast now   ",
             ("░ ", chart.BAND), f"{share:.0%} band",
         )  # fmt: skip
-        state = f"{self._name} · {reading.meaning}, {reading.unit} · value {count} is {truth[-1]:g}"
+        state = f"{self._name} · {reading.meaning}, {reading.unit} · value {self._count} is {recent[-1][0]:g}"
         return Group(drawing, legend, self._errors(), Text(state, chart.AXIS))
 
-    def _forecast(self, truth: np.ndarray, count: int) -> chart.Forecast:
+    def _forecast(self, recent: list[tuple[float, np.ndarray]]) -> chart.Forecast:
         reading = self._reading
-        made = self._made[count - 1]
-        furthest = reading.horizons[-1]
-        ahead = np.arange(1, furthest + 1)
+        truth = np.array([value for value, _ in recent])
+        made = recent[-1][1]
+        ahead = np.arange(1, reading.horizons[-1] + 1)
         known = np.concatenate([[0], reading.horizons])
         columns = [np.interp(ahead, known, np.concatenate([[truth[-1]], column])) for column in made.T]
         middle = len(reading.horizons) // 2
-        foretold = np.full(len(truth), np.nan)
         horizon = reading.horizons[middle]
-        for place in range(max(0, horizon - count + len(truth)), len(truth)):
-            foretold[place] = self._made[count - len(truth) + place - horizon][middle, reading.middle]
+        before = [then[middle, reading.middle] for _, then in recent[:-horizon]]
+        foretold = np.array([np.nan] * min(horizon, len(recent)) + before)
         seen = np.concatenate([truth[-self.width :], made.ravel()])
         margin = _MARGIN * max(float(seen.max() - seen.min()), 1e-6)
         return chart.Forecast(
@@ -198,9 +198,8 @@ class TextPicture(Picture):
     def __init__(self, console: Console, name: str) -> None:
         super().__init__(console)
         self._name = name
-        # Only ever appended to, by `show`: a line's characters with their styles.
-        self._lines: list[Text] = [Text()]
-        # Replaced by `show`.
+        # Changed only by `show`: the last lines, characters with their styles.
+        self._lines: deque[Text] = deque([Text()], maxlen=_NUM_LINES)
         self._latest: Record | None = None
         self._bits = (0.0, 0)
 
@@ -210,17 +209,12 @@ class TextPicture(Picture):
         if bits is not None:
             self._bits = (self._bits[0] + bits, self._bits[1] + 1)
         style = next(style for limit, style in _SURPRISE if (bits or 0.0) < limit)
-        line = self._lines[-1].copy()
-        if symbol == "\n":
+        line = self._lines[-1].copy()  # The drawing thread may have the other one.
+        if symbol != "\n":
+            line.append("·" if symbol == "\t" else symbol, style)
+            self._lines[-1] = line
+        if symbol == "\n" or len(line) >= self.width:
             self._lines.append(Text())
-            return self._keep(record)
-        line.append("·" if symbol == "\t" else symbol, style)
-        self._lines[-1] = line
-        if len(line) >= self.width:
-            self._lines.append(Text())
-        return self._keep(record)
-
-    def _keep(self, record: Record) -> None:
         self._latest = record
 
     def draw(self) -> RenderableType:
@@ -229,7 +223,7 @@ class TextPicture(Picture):
         if latest is None:
             return Text(f"{self._name}: waiting for text", chart.AXIS)
         rows = max(3, min(16, self.console.height - _OTHER_ROWS))
-        lines = self._lines[-rows:]
+        lines = list(self._lines)[-rows:]
         guesses = Table(box=None, padding=(0, 1), pad_edge=False, show_header=False)
         for guess in latest["expected"]:
             bar = "█" * round(30 * guess["probability"])

@@ -229,6 +229,8 @@ class Session:
             self.sent_position = response.attached.next_position
             if self._end is None:
                 self._forget(self, renewed=True)
+            else:  # Closed meanwhile by the handle of before, which is fenced.
+                self._connection.discard(self.handle)
         self.release(self.max_in_flight)
 
     async def close(self) -> None:

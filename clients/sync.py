@@ -6,9 +6,10 @@ Owns one background thread with an event loop; every call runs there and waits. 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
-from collections.abc import Coroutine, Iterator
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -54,7 +55,7 @@ class SyncClient:
         self._thread.start()
         self._is_open = True
         try:
-            self.wait(self._client.__aenter__())
+            self.call(self._client.__aenter__)
         except BaseException:  # Certificate files that cannot be read: no thread stays behind.
             self.__exit__(None, None, None)
             raise
@@ -78,39 +79,81 @@ class SyncClient:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
-    def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Runs `work` on the client's event loop and returns its result.
+    def call(self, begin: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """Runs what `begin` gives on the client's event loop and returns its result.
+
+        The coroutine is made there: Ctrl-C, which comes to the main thread, never leaves one behind that has not run,
+        and cancels the one that has.
 
         Raises:
             Disconnected: the client is not open, or is closed meanwhile.
         """
+        result: Future[_T] = Future()
         with self._lock:
             if not self._is_open:
-                work.close()
                 raise Disconnected("the client is not open: use it within `with`", "CLOSED")
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            self._loop.call_soon_threadsafe(self._begin, begin, result)
         try:
-            return future.result()
+            return result.result()
         except CancelledError:
             raise Disconnected("the client was closed", "CLOSED") from None
+        except (KeyboardInterrupt, SystemExit):
+            result.cancel()
+            raise
+
+    def _begin(self, begin: Callable[[], Coroutine[Any, Any, _T]], result: Future[_T]) -> None:
+        """On the loop: starts the work and passes its result on."""
+
+        async def work() -> _T:
+            return await begin()
+
+        def done(task: asyncio.Task[_T]) -> None:
+            if task.cancelled():
+                result.cancel()
+            elif not result.set_running_or_notify_cancel():
+                task.exception()  # Nobody waits any more.
+            elif error := task.exception():
+                result.set_exception(error)
+            else:
+                result.set_result(task.result())
+
+        def cancelled(result: Future[_T]) -> None:
+            if result.cancelled() and not task.done():
+                self._loop.call_soon_threadsafe(task.cancel)
+
+        task = self._loop.create_task(work())
+        task.add_done_callback(done)
+        result.add_done_callback(cancelled)
+
+    def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """As `call`, for a coroutine that is there already."""
+        try:
+            return self.call(lambda: work)
+        finally:
+            if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
+                work.close()
 
     def models(self) -> list[models_pb2.ModelStatus]:
         """As `Client.models`."""
-        return self.wait(self._client.models())
+        return self.call(self._client.models)
 
     def contract(self, model: str, version: str = "") -> contract_pb2.ModelContract:
         """As `Client.contract`."""
-        return self.wait(self._client.contract(model, version))
+        return self.call(lambda: self._client.contract(model, version))
 
     @contextmanager
     def session(
         self, model: str, version: str = "", *, max_in_flight: int = 1, idle_timeout_seconds: float = 0.0
     ) -> Iterator[SyncSession]:
         """As `Client.session`."""
-        opening = self._client.open(
-            model, version, max_in_flight=max_in_flight, idle_timeout_seconds=idle_timeout_seconds
+        session = SyncSession(
+            self,
+            self.call(
+                lambda: self._client.open(
+                    model, version, max_in_flight=max_in_flight, idle_timeout_seconds=idle_timeout_seconds
+                )
+            ),
         )
-        session = SyncSession(self, self.wait(opening))
         try:
             yield session
         finally:
@@ -119,7 +162,7 @@ class SyncClient:
     @contextmanager
     def batch(self, model: str, count: int, version: str = "") -> Iterator[SyncBatch]:
         """As `Client.batch`."""
-        batch = SyncBatch(self, self.wait(self._client.open_batch(model, count, version)))
+        batch = SyncBatch(self, self.call(lambda: self._client.open_batch(model, count, version)))
         try:
             yield batch
         finally:
@@ -127,7 +170,7 @@ class SyncClient:
 
     def attach(self, session_id: bytes) -> SyncSession:
         """As `Client.attach`."""
-        return SyncSession(self, self.wait(self._client.attach(session_id)))
+        return SyncSession(self, self.call(lambda: self._client.attach(session_id)))
 
     def sessions(self, model: str = "", page_size: int = 100) -> list[sessions_pb2.Session]:
         """As `Client.sessions`, all of them."""
@@ -135,27 +178,27 @@ class SyncClient:
         async def listing() -> list[sessions_pb2.Session]:
             return [session async for session in self._client.sessions(model, page_size)]
 
-        return self.wait(listing())
+        return self.call(listing)
 
     def find_session(self, session_id: bytes) -> sessions_pb2.Session:
         """As `Client.find_session`."""
-        return self.wait(self._client.find_session(session_id))
+        return self.call(lambda: self._client.find_session(session_id))
 
     def close_session(self, session_id: bytes) -> None:
         """As `Client.close_session`."""
-        self.wait(self._client.close_session(session_id))
+        self.call(lambda: self._client.close_session(session_id))
 
     def infer(
         self, model: str, sequences: Sequences, version: str = "", *, timeout_seconds: float | None = None
     ) -> list[np.ndarray]:
         """As `Client.infer`."""
-        return self.wait(self._client.infer(model, sequences, version, timeout_seconds=timeout_seconds))
+        return self.call(lambda: self._client.infer(model, sequences, version, timeout_seconds=timeout_seconds))
 
     def infer_outputs(
         self, model: str, sequences: Sequences, version: str = "", *, timeout_seconds: float | None = None
     ) -> dict[str, list[np.ndarray]]:
         """As `Client.infer_outputs`."""
-        return self.wait(self._client.infer_outputs(model, sequences, version, timeout_seconds=timeout_seconds))
+        return self.call(lambda: self._client.infer_outputs(model, sequences, version, timeout_seconds=timeout_seconds))
 
     def generate(
         self,
@@ -194,19 +237,19 @@ class SyncSession:
 
     def step(self, inputs: Inputs) -> np.ndarray:
         """As `Session.step`."""
-        return self._client.wait(self.session.step(inputs))
+        return self._client.call(lambda: self.session.step(inputs))
 
     def step_outputs(self, inputs: Inputs) -> Outputs:
         """As `Session.step_outputs`."""
-        return self._client.wait(self.session.step_outputs(inputs))
+        return self._client.call(lambda: self.session.step_outputs(inputs))
 
     def reset(self) -> None:
         """As `Session.reset`."""
-        self._client.wait(self.session.reset())
+        self._client.call(self.session.reset)
 
     def close(self) -> None:
         """As `Session.close`."""
-        self._client.wait(self.session.close())
+        self._client.call(self.session.close)
 
 
 class SyncBatch:
@@ -221,19 +264,19 @@ class SyncBatch:
 
     def step(self, inputs: Inputs, rows: ArrayLike | None = None) -> np.ndarray:
         """As `SessionBatch.step`."""
-        return self._client.wait(self.batch.step(inputs, rows))
+        return self._client.call(lambda: self.batch.step(inputs, rows))
 
     def step_outputs(self, inputs: Inputs, rows: ArrayLike | None = None) -> Outputs:
         """As `SessionBatch.step_outputs`."""
-        return self._client.wait(self.batch.step_outputs(inputs, rows))
+        return self._client.call(lambda: self.batch.step_outputs(inputs, rows))
 
     def reset(self) -> None:
         """As `SessionBatch.reset`."""
-        self._client.wait(self.batch.reset())
+        self._client.call(self.batch.reset)
 
     def close(self) -> None:
         """As `SessionBatch.close`."""
-        self._client.wait(self.batch.close())
+        self._client.call(self.batch.close)
 
 
 class SyncGeneration:
@@ -244,16 +287,16 @@ class SyncGeneration:
         self.generation = generation
 
     def __enter__(self) -> Self:
-        self._client.wait(self.generation.__aenter__())
+        self._client.call(self.generation.__aenter__)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._client.wait(self.generation.__aexit__(kind, value, trace))
+        self._client.call(lambda: self.generation.__aexit__(kind, value, trace))
 
     def __iter__(self) -> Iterator[Piece]:
-        while (piece := self._client.wait(self._next())) is not None:
+        while (piece := self._client.call(self._next)) is not None:
             yield piece
 
     async def _next(self) -> Piece | None:
@@ -276,11 +319,11 @@ class SyncGeneration:
 
     def read(self) -> Completion:
         """As `Generation.read`."""
-        return self._client.wait(self.generation.read())
+        return self._client.call(self.generation.read)
 
     def cancel(self) -> None:
         """As `Generation.cancel`."""
-        self._client.wait(self._cancel())
+        self._client.call(self._cancel)
 
     async def _cancel(self) -> None:
         self.generation.cancel()

@@ -148,11 +148,34 @@ def test_every_make_target_is_documented() -> None:
 )
 def test_eddy_commands_have_these_options(words: list[str]) -> None:
     """Every `eddy` command of the documents names a subcommand and options that its help lists."""
+    command = words[1:3] if words[1] == "client" else words[1:2]
     run = subprocess.run(  # noqa: S603  # our own command
-        [sys.executable, "-m", "eddy.cli", words[1], "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-m", "eddy.cli", *command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT
     )
     for option in (word for word in words if word.startswith("--")):
         assert re.search(rf"{option}\b", run.stdout), option
+
+
+def test_client_commands_run(server: ServerProcess) -> None:
+    """Every `eddy client` command of the documents runs as it stands, in this order; ID is the session kept before."""
+    found = ""
+    for where, words in commands():
+        if words[1] != "client":
+            continue
+        arguments = [found if word == "ID" else word for word in words[1:]]
+        run = subprocess.run(  # noqa: S603  # our own command
+            [sys.executable, "-W", "error", "-m", "eddy.cli", *arguments, "--target", server.target],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60.0,
+            check=False,
+            cwd=ROOT,
+        )
+        assert run.returncode == 0, f"{where}: {run.stderr}"
+        assert run.stdout or words[2] == "close", where
+        if "--keep" in words:
+            [found] = re.findall(r"--session (\w+)", run.stderr)
 
 
 @pytest.mark.parametrize("words", commands_of("docker", "run"))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from loopback import Loopback, configure, serve, until
-from wire import Proxy, channel_to, run
+from wire import Proxy, Recorder, channel_to, run
 
 from eddy import Client, Session, SyncClient, errors
 from eddy.clients.pieces import FinishReason, KeptSession
@@ -39,6 +39,15 @@ async def by_hand(session: Session, ids: list[int], num_tokens: int, unknown: in
         logs.append(float(scores[token] - scores.max() - np.log(np.exp(scores - scores.max()).sum())))
         scores = (await session.step(token)).astype(np.float64)
     return tokens, logs
+
+
+async def attached(client: Client, session_id: bytes) -> Session:
+    """A session taken over, however many streams begin on the connection before gRPC has seen that it is cut."""
+    while True:
+        try:
+            return await client.attach(session_id)
+        except errors.Disconnected:
+            await asyncio.sleep(0)
 
 
 def test_pieces_are_what_stepping_gives() -> None:
@@ -242,6 +251,31 @@ def test_cancelling_from_elsewhere() -> None:
     run(scenario())
 
 
+def test_closing_while_nobody_knows_where_the_session_stands() -> None:
+    """A task that is cancelled while its session is taken over closes the session all the same."""
+
+    async def scenario() -> None:
+        async with serve(configure(MODELS)) as loopback:
+            recorder = Recorder(loopback.channel)
+
+            async def drive(client: Client) -> None:
+                async with client.session(MODEL) as session, client.generate(session=session, prompt="x") as generation:
+                    await anext(generation)
+                    recorder.may_receive.clear()
+
+            async with Client(channel=recorder) as client:
+                task = asyncio.create_task(drive(client))
+                await until(lambda: "attach" in recorder.actions)
+                task.cancel()
+                await until(lambda: "close" in recorder.actions)
+                recorder.may_receive.set()
+                await asyncio.gather(task, return_exceptions=True)
+                assert task.cancelled()
+                await until(lambda: loopback.host.table.num_sessions == 0)
+
+    run(scenario())
+
+
 def test_a_session_that_another_client_takes() -> None:
     """The generation fails with `Fenced`, and so does the session, which is not taken back."""
 
@@ -371,7 +405,7 @@ def test_a_server_that_goes_while_it_writes() -> None:
                         await generation.read()
                 with pytest.raises(errors.Disconnected):
                     await session.step(3)
-                again = await far.attach(session.id)
+                again = await attached(far, session.id)
                 await again.step(3)
                 assert (await far.complete(session=again, prompt="x", max_tokens=3)).finished.num_tokens == 3
 

@@ -62,6 +62,10 @@ class Recorder:
         """As the channel."""
         return self._channel.unary_unary(method)
 
+    def unary_stream(self, method: str) -> Any:
+        """As the channel."""
+        return self._channel.unary_stream(method)
+
     def stream_stream(self, method: str) -> Any:
         """As the channel, for calls that are recorded."""
         begin = self._channel.stream_stream(method)
