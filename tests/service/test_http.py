@@ -10,6 +10,7 @@ from prometheus_client import Counter
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from eddy.service.address import Address
 from eddy.service.http import MAX_CONNECTIONS, HttpServer
 
 PATIENCE_SECONDS = 10.0
@@ -28,7 +29,7 @@ def server() -> Iterator[HttpServer]:
     """A server with one counter, ready."""
     registry = CollectorRegistry()
     Counter("probes", "A counter.", registry=registry).inc(3)
-    http = HttpServer("127.0.0.1", 0, registry, lambda: "")
+    http = HttpServer(Address("127.0.0.1", 0), registry, lambda: "")
     yield http
     http.close()
 
@@ -68,7 +69,7 @@ def test_the_three_paths(server: HttpServer) -> None:
 
 def test_unready_is_503_with_the_reason() -> None:
     """Not ready is told apart from not alive."""
-    http = HttpServer("127.0.0.1", 0, CollectorRegistry(), lambda: "loading models")
+    http = HttpServer(Address("127.0.0.1", 0), CollectorRegistry(), lambda: "loading models")
     try:
         answer = _exchange(http, b"GET /readyz HTTP/1.0\r\n\r\n")
         assert _status(answer) == 503
@@ -153,7 +154,7 @@ def test_metrics_that_cannot_be_read_are_logged(caplog: pytest.LogCaptureFixture
     """A broken collector fails its scrape with a traceback in the log; health goes on."""
     registry = CollectorRegistry()
     registry.register(_Broken())
-    http = HttpServer("127.0.0.1", 0, registry, lambda: "")
+    http = HttpServer(Address("127.0.0.1", 0), registry, lambda: "")
     try:
         assert not _exchange(http, b"GET /metrics HTTP/1.0\r\n\r\n")
         assert _status(_exchange(http, b"GET /healthz HTTP/1.0\r\n\r\n")) == 200
