@@ -51,7 +51,7 @@ class GenerateCall:
         self._model = self._model_of(request, row)
         check_task(self._model)
         self._vocabulary = Vocabulary(self._model.contract.message.vocabulary)
-        plan = self._plan(request)
+        plan = self._read_plan(request)
         self._wants_logs = plan.wants_log_probabilities
         self._stops = StopMatcher(request.stop)
         if row is None:
@@ -60,13 +60,13 @@ class GenerateCall:
                 self._model.file.name, self._model.file.version, 1, 1, request.open.idle_timeout_seconds, NO_STREAM
             )
             row = int(opened.rows[0])
+        self._row = row
+        self._plan = plan
+        self._asked_position = request.existing.position if request.existing.HasField("position") else None
         self._info = host.table.info(row)
-        self._num_prompt_tokens = len(plan.prompt)
-        self._seed = plan.sampling.seed
         # The writer waits on it; set by the generation.
         self._changed = asyncio.Event()
         self._text: list[str] = []
-        self._generation = Generation(host, self._model, row, plan, self._take_token, self._changed.set)
 
     async def serve(self) -> None:
         """Runs the generation; returns when everything is written.
@@ -74,7 +74,9 @@ class GenerateCall:
         Raises:
             EddyError: the generation failed; what was written before stands.
         """
-        generation = self._generation
+        if not self._is_new:
+            await self._settle()
+        generation = Generation(self._host, self._model, self._row, self._plan, self._take_token, self._changed.set)
         try:
             generation.start()
             await self._write(started=self._started())
@@ -96,11 +98,29 @@ class GenerateCall:
                     break
             if not self._keeps_session:
                 self._close()
-            await self._write(finished=self._finished(finish))
+            await self._write(finished=self._finished(finish, generation))
         finally:
             generation.cancel()
             if not self._keeps_session:
                 self._close()
+
+    async def _settle(self) -> None:
+        """Waits for what was sent for the session before, and looks where it stands then.
+
+        A call that was cancelled just now may still have a step under way.
+        """
+        await self._host.settle(self._row)
+        row = self._host.table.row_of_id(self._info.session_id)
+        info = self._host.table.info(row)
+        self._check_epoch(self._info.epoch, info.epoch)
+        asked, stands = self._asked_position, info.next_position
+        if asked is not None and asked != stands:
+            raise ClientError(
+                Reason.POSITION_AHEAD if asked > stands else Reason.POSITION_BEHIND,
+                f"existing.position: got {asked}, the session expects {stands} next",
+                Detail("existing.position", str(asked), str(stands), next_position=stands),
+            )
+        self._info = info
 
     async def _write(self, **event: Any) -> None:
         await self._context.write(wire.GenerateResponse(**event).SerializeToString())
@@ -117,25 +137,17 @@ class GenerateCall:
             )
         row = self._host.table.row_of_id(existing.session_id)
         info = self._host.table.info(row)
-        if existing.epoch != info.epoch:
+        self._check_epoch(existing.epoch, info.epoch)
+        return row
+
+    @staticmethod
+    def _check_epoch(came: int, present: int) -> None:
+        if came != present:
             raise ClientError(
                 Reason.FENCED,
-                f"existing.epoch: got {existing.epoch}, the session is in epoch {info.epoch}",
-                Detail("existing.epoch", str(existing.epoch), str(info.epoch), epoch=info.epoch),
+                f"existing.epoch: got {came}, the session is in epoch {present}",
+                Detail("existing.epoch", str(came), str(present), epoch=present),
             )
-        if existing.HasField("position") and existing.position != info.next_position:
-            is_ahead = existing.position > info.next_position
-            raise ClientError(
-                Reason.POSITION_AHEAD if is_ahead else Reason.POSITION_BEHIND,
-                f"existing.position: got {existing.position}, the session expects {info.next_position} next",
-                Detail(
-                    "existing.position",
-                    str(existing.position),
-                    str(info.next_position),
-                    next_position=info.next_position,
-                ),
-            )
-        return row
 
     def _model_of(self, request: wire.GenerateRequest, row: int | None) -> ServedModel:
         if row is not None:
@@ -144,7 +156,7 @@ class GenerateCall:
             raise invalid(Reason.MISSING_FIELD, "session", "none", "one of open, existing")
         return self._host.catalog.ready(request.open.model, request.open.version)
 
-    def _plan(self, request: wire.GenerateRequest) -> Plan:
+    def _read_plan(self, request: wire.GenerateRequest) -> Plan:
         limit = self._model.config.max_generated_tokens
         if request.max_tokens > limit:
             raise invalid(Reason.OUT_OF_RANGE, "max_tokens", request.max_tokens, f"at most {limit}")
@@ -212,17 +224,17 @@ class GenerateCall:
             epoch=self._info.epoch,
             model=self._model.file.name,
             version=self._model.file.version,
-            seed=self._seed,
-            num_prompt_tokens=self._num_prompt_tokens,
+            seed=self._plan.sampling.seed,
+            num_prompt_tokens=len(self._plan.prompt),
             position=self._info.next_position,
         )
 
-    def _finished(self, reason: FinishReason) -> wire.GenerationFinished:
+    def _finished(self, reason: FinishReason, generation: Generation) -> wire.GenerationFinished:
         return wire.GenerationFinished(
             reason=_FINISH[reason],
             stop=self._stops.found,
-            num_tokens=self._generation.num_tokens,
-            next_position=self._generation.position,
+            num_tokens=generation.num_tokens,
+            next_position=generation.position,
             session_kept=self._keeps_session,
         )
 

@@ -190,6 +190,12 @@ class Host:
 
         self._control(np.array([row]), take_over)
 
+    async def settle(self, row: int) -> None:
+        """Returns once the chunks of the session in `row` that came before are through."""
+        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._control(np.array([row]), lambda: None if settled.done() else settled.set_result(None))
+        await settled
+
     def close(self, rows: np.ndarray, done: Callable[[np.ndarray], None]) -> None:
         """Ends sessions once the chunks before this are through; `rows` int64 [n], open, of any models.
 

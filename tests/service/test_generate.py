@@ -260,7 +260,7 @@ def test_a_cancelled_generation_goes_on_where_it_stands() -> None:
 
     async def check() -> None:
         async with server() as running:
-            whole = await generate(running, text=PROMPT, max_tokens=400, sampling=SAMPLING)
+            whole = await generate(running, text=PROMPT, max_tokens=4000, sampling=SAMPLING)
             broken, calling = (
                 Written(),
                 call(running, text=PROMPT, max_tokens=60_000, sampling=SAMPLING, keep_session=True),
@@ -270,16 +270,13 @@ def test_a_cancelled_generation_goes_on_where_it_stands() -> None:
                 if len(broken.tokens) > 50:
                     calling.cancel()
                     break
-            table = running.host.table
-            await until(lambda: running.host.is_idle)
-            row = table.row_of_id(broken.started.session_id)
-            stands = int(table.next_position[row])
-            assert stands >= len(PROMPT) + len(broken.ids) - 1
-            count = max(1, len(PROMPT) + 400 - stands)
-            rest = await generate(running, existing=existing(broken), max_tokens=count, sampling=SAMPLING)
+            # At once: a step of the cancelled call may still be under way.
+            rest = await generate(running, existing=existing(broken), max_tokens=400, sampling=SAMPLING)
+            assert rest.started.position >= len(PROMPT) + len(broken.ids) - 1
             begin = rest.started.position - len(PROMPT)
-            assert rest.ids[: 400 - begin] == whole.ids[begin:400]
-            assert broken.ids[:400] == whole.ids[: len(broken.ids)]
+            assert begin < 3600, "the cancelled call ran far ahead of its reader"
+            assert rest.ids == whole.ids[begin : begin + 400]
+            assert broken.ids == whole.ids[: len(broken.ids)]
 
     run(check())
 
