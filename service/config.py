@@ -95,6 +95,9 @@ class ServerConfig:
             flow control holds the client back.
         inline_tick_seconds: ticks expected to take less run on the event loop, others on the engine thread; a
             hand-over between threads costs 50 to 100 us.
+        keepalive_seconds: silence after which a client is asked for a sign of life; without one within ten seconds more
+            its connection is closed and its sessions are detached.
+        handshake_seconds: how long a connection may take to begin speaking HTTP/2.
         drain_seconds: on SIGTERM, how long accepted requests may take to finish.
         busy_switch_seconds: Python's thread switch interval; see docs/log.md.
     """
@@ -107,11 +110,20 @@ class ServerConfig:
     max_message_bytes: int = 16 << 20
     max_stream_requests: int = 256
     inline_tick_seconds: float = 200e-6
+    keepalive_seconds: float = 30.0
+    handshake_seconds: float = 10.0
     drain_seconds: float = 10.0
     busy_switch_seconds: float = 100e-6
 
     def __post_init__(self) -> None:
-        for key in ("max_message_bytes", "max_stream_requests", "drain_seconds", "busy_switch_seconds"):
+        for key in (
+            "max_message_bytes",
+            "max_stream_requests",
+            "keepalive_seconds",
+            "handshake_seconds",
+            "drain_seconds",
+            "busy_switch_seconds",
+        ):
             _positive("server", **{key: getattr(self, key)})
         for key in ("grpc_port", "http_port"):
             if not 0 <= getattr(self, key) <= 65535:

@@ -15,7 +15,7 @@ RANKS = {
     for rank, names in enumerate(
         (
             ("errors", "index", "lifecycle", "metrics", "stops"),
-            ("config", "arena", "contract", "http", "sampling", "vocabulary"),
+            ("config", "arena", "contract", "fields", "http", "sampling", "vocabulary"),
             ("graph", "sessions", "replies", "chunk"),
             ("admission",),
             ("engine", "scheduler"),
