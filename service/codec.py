@@ -22,7 +22,7 @@ from google.rpc import error_details_pb2, status_pb2
 from eddy.service.chunk import ChunkResult
 from eddy.service.contract import Contract, Port
 from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
-from eddy.service.fields import check_fields
+from eddy.service.fields import check_fields, leading_integer
 from eddy.v1 import contract_pb2, errors_pb2, inference_pb2
 
 _Request = TypeVar("_Request", bound=Message)
@@ -79,6 +79,7 @@ _MAX_RANK = 32
 # About 100 bytes each; a stream that uses more shapes than this encodes some of them again.
 _MAX_HEADS = 256
 
+_TAG = inference_pb2.StreamRequest.DESCRIPTOR.fields_by_name["tag"].number
 _TAG_KEY = bytes((inference_pb2.StreamResponse.DESCRIPTOR.fields_by_name["tag"].number << 3,))
 
 # Outputs may be larger than inputs (logits of a token), yet not without limit.
@@ -176,12 +177,8 @@ def check_answer(contract: Contract, num_row_steps: int, max_message_bytes: int,
 
 
 def tag_of(data: bytes) -> int:
-    """The tag of a request that is refused unread; 0 when it has none."""
-    try:
-        check_fields(data, inference_pb2.StreamRequest.DESCRIPTOR)
-        return inference_pb2.StreamRequest.FromString(data).tag
-    except (ClientError, DecodeError):
-        return 0
+    """The tag of a request that is refused unread: encoders write it first. 0 when there is none."""
+    return leading_integer(data, _TAG)
 
 
 def check_size(data: bytes, max_bytes: int) -> None:

@@ -17,6 +17,7 @@ _VARINT, _FIXED64, _BYTES, _BEGIN_GROUP, _END_GROUP, _FIXED32 = range(
 _MAX_FIELDS = 4096
 # Of a tensor's shape, written packed.
 _MAX_SHAPE_BYTES = 640
+_MAX_INTEGER = (1 << 64) - 1
 # Parsing less than this takes no time worth saving.
 _FEW_BYTES = 16 << 10
 
@@ -36,6 +37,16 @@ def check_fields(data: bytes, message: Any) -> None:
         _walk(data, 0, len(data), message, _MAX_FIELDS)
     except (IndexError, _NoMessageError):  # The parser will say so.
         return
+
+
+def leading_integer(data: bytes, number: int) -> int:
+    """The value of an integer field `number`, if `data` begins with that; otherwise 0."""
+    if data[:1] != bytes((number << 3,)):
+        return 0
+    try:
+        return _varint(data, 1)[0] & _MAX_INTEGER
+    except (IndexError, _NoMessageError):
+        return 0
 
 
 class _NoMessageError(Exception):

@@ -153,9 +153,8 @@ class StreamConnection:
                 tag = known.read_tag(data)
                 if self._step_known(tag, known, data):
                     return
-            if len(data) > self._max_bytes:
-                tag = codec.tag_of(data)
-                codec.check_size(data, self._max_bytes)
+            tag = codec.tag_of(data)
+            codec.check_size(data, self._max_bytes)
             request = codec.parse(inference_pb2.StreamRequest, data)
             tag = request.tag
             self._act(tag, request, data)

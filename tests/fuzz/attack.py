@@ -7,6 +7,7 @@ for each, never an internal error, no silence. Must not know the server's inside
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
@@ -22,6 +23,7 @@ from target import MAX_BYTES, Target
 from eddy.v1 import errors_pb2, generation_pb2, inference_pb2
 
 _PATIENCE_SECONDS = 60.0
+_READ_WHOLE_BYTES = 16 << 10
 _BUGS = (errors_pb2.ERROR_REASON_INTERNAL, errors_pb2.ERROR_REASON_MODEL_FAILED, errors_pb2.ERROR_REASON_UNSPECIFIED)
 # What a call may end with that has no typed error: our own cancelling, our deadline, and gRPC's limit of a message.
 _UNTYPED = (grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
@@ -49,11 +51,19 @@ class Tally:
 
 
 def tag_of(data: bytes) -> int:
-    """The tag that the answer to a stream's request must have."""
+    """The tag that the answer to a stream's request must have; of one that does not parse, what it begins with."""
     try:
         return inference_pb2.StreamRequest.FromString(data).tag
     except DecodeError:
+        return leading_tag(data)
+
+
+def leading_tag(data: bytes) -> int:
+    """The tag that a message begins with, 0 if it does not."""
+    match = re.match(rb"\x08([\x80-\xff]{0,9}[\x00-\x7f])", data)
+    if match is None:
         return 0
+    return sum((byte & 0x7F) << (7 * place) for place, byte in enumerate(match[1])) & ((1 << 64) - 1)
 
 
 class StreamAttack:
@@ -83,6 +93,8 @@ class StreamAttack:
             for _ in range(random.choice((1, 1, 3, 20))):
                 data, request = self._request(builder)
                 tag = tag_of(data)
+                if len(data) > _READ_WHOLE_BYTES and tag != leading_tag(data):
+                    continue  # Which of its tags it is answered under depends on whether it is refused unread.
                 # Damaged tags may be those of others: from such answers nothing is learned.
                 actions.pop(tag, None)
                 if request is not None and tag and not sent[tag]:
@@ -131,8 +143,7 @@ class StreamAttack:
         assert kind is not None, data
         if kind in ("ended", "draining"):
             return True
-        # Requests that are refused unread are answered under tag 0, if theirs was not found.
-        tag = response.tag if sent[response.tag] or kind != "error" else 0
+        tag = response.tag
         assert sent[tag] > 0, f"an answer to nothing: {response}"
         sent[tag] -= 1
         request = actions.pop(response.tag, None) if response.tag else None
