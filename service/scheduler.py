@@ -186,7 +186,12 @@ class Scheduler:
             chunks, num_steps = self._pick(now)
             if not chunks:
                 return None
-            tick = self._fast_tick(chunks, num_steps) or self._general_tick(chunks, num_steps)
+            try:
+                tick = self._fast_tick(chunks, num_steps) or self._general_tick(chunks, num_steps)
+            except Exception:
+                # Back in the queue: whoever handles this fails what waits there, and nobody is left without an answer.
+                self._queue.extendleft(reversed([chunk for chunk in chunks if not chunk.is_answered]))
+                raise
             if tick is not None:
                 return tick
         return None

@@ -210,6 +210,8 @@ class Server:
             await self._abort(context, error)
         except grpc.aio.AbortError:  # Health and reflection answer with a status of their own.
             raise
+        except grpc.aio.InternalError as gone:  # A write to a client that has hung up.
+            raise asyncio.CancelledError from gone
         except Exception:  # noqa: BLE001  the task's root: one call fails, with its traceback in the log
             _LOG.exception("%s failed", request_type.DESCRIPTOR.full_name)
             await self._abort(context, ServerBug(Reason.INTERNAL, "the server failed to carry out this call"))
@@ -217,7 +219,10 @@ class Server:
     @staticmethod
     async def _abort(context: Any, error: EddyError) -> None:
         status = rpc_status.to_status(codec.error_status(error))
-        await context.abort(status.code, status.details, status.trailing_metadata)
+        try:
+            await context.abort(status.code, status.details, status.trailing_metadata)
+        except grpc.aio.InternalError as gone:
+            raise asyncio.CancelledError from gone  # Nobody is there to be told.
 
     async def _stream(self, _: Any, context: Any) -> None:
         if self._host.is_draining:

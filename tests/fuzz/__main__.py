@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: a longer campaign. Prints what it threw; exit code 1 with a traceback at the first finding."""
+"""`python -m tests.fuzz`: a longer campaign. Prints what it threw; the first finding ends it with 1."""
 
 import argparse
 import sys

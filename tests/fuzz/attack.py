@@ -16,8 +16,8 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
-from mutation import Mutator
 from material import Builder, Session
+from mutation import Mutator
 from target import MAX_BYTES, Target
 
 from eddy.v1 import errors_pb2, generation_pb2, inference_pb2
@@ -100,7 +100,10 @@ class StreamAttack:
                 if request is not None and tag and not sent[tag]:
                     actions[tag] = request
                 sent[tag] += 1
-                await asyncio.wait_for(call.write(data), _PATIENCE_SECONDS)
+                try:
+                    await asyncio.wait_for(call.write(data), _PATIENCE_SECONDS)
+                except grpc.aio.AioRpcError as error:
+                    raise AssertionError(f"the server ended the call: {error}: {data[:2000].hex()}") from error
             if random.random() < 0.02:
                 call.cancel()
                 return

@@ -43,8 +43,8 @@ class Report:
                 f"{self.tally.num_thrown} requests thrown in {self.seconds:.0f} s: {dict(self.tally.thrown)}",
                 f"what came back: {dict(self.tally.reasons.most_common())}",
                 f"the oracles checked {self.num_checked_steps} steps and {self.num_checked_texts} texts",
-                f"resident memory: {self.warm_bytes >> 20} MiB warm, {self.most_bytes >> 20} at most, "
-                f"{self.last_bytes >> 20} at the end",
+                f"resident memory in MiB: {self.warm_bytes >> 20} warm, {self.most_bytes >> 20} at most",
+                f"and {self.last_bytes >> 20} at the end",
             )
         )
 
@@ -102,9 +102,7 @@ async def _campaign(
     await _until_empty(target, num_descriptors)
     last = target.resident_bytes
     assert last < warm + _MAX_GROWN_BYTES, f"{warm} bytes when warm, {last} at the end"
-    return Report(
-        time.monotonic() - begin, tally, history.num_checked, text.num_checked, warm, most, last
-    )
+    return Report(time.monotonic() - begin, tally, history.num_checked, text.num_checked, warm, most, last)
 
 
 async def _until_empty(target: Target, num_descriptors: int) -> None:

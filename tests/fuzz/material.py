@@ -119,7 +119,9 @@ class Builder:
             kind = np.dtype(dtype).kind
             full = (*lead, *shape)
             values = (
-                generator.normal(size=full) if kind == "f" else generator.integers(0, 2 if kind == "b" else top + 1, full)
+                generator.normal(size=full)
+                if kind == "f"
+                else generator.integers(0, 2 if kind == "b" else top + 1, full)
             )
             tensors.append(tensor(name, values.astype(dtype)))
         if self._random.random() < 0.1:
@@ -189,8 +191,9 @@ class Builder:
 
     def _list(self) -> tuple[str, Message, Any]:
         request = sessions_pb2.ListSessionsRequest(
-            model=self._random.choice(("", *MODELS)), page_size=self._random.choice((0, 1, 1000)), page_token="5"
+            model=self._random.choice(("", *MODELS)), page_size=self._random.choice((0, 1, 1000))
         )
+        request.page_token = str(self._random.choice((0, 5)))
         return "/eddy.v1.SessionService/ListSessions", request, sessions_pb2.ListSessionsResponse
 
     def _unary_step(self) -> tuple[str, Message, Any]:

@@ -14,7 +14,22 @@ from google.protobuf.message import Message
 
 _INTEGERS = (0, 1, 2, 3, 127, 128, 255, 256, 1 << 14, 1 << 21, 1 << 31, (1 << 31) - 1, 1 << 32, 1 << 62, 1 << 63)
 _FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-320, 5e-324, 1e308, float("inf"), float("-inf"), float("nan"), 0.5)
-_TEXTS = ("", "x", "history", "text-rnn", "\0", "\n", "é", "😀" * 300, "a" * 5000, "../..", "%s%n", "1", "-1", "9" * 4500)
+_TEXTS = (
+    "",
+    "x",
+    "history",
+    "text-rnn",
+    "\0",
+    "\n",
+    "é",
+    "😀" * 300,
+    "a" * 5000,
+    "../..",
+    "%s%n",
+    "1",
+    "-1",
+    "9" * 4500,
+)
 
 
 def extreme(random: Random, bits: int, *, is_signed: bool = False) -> int:
@@ -114,7 +129,11 @@ class Mutator:
     def _insert(self, data: bytearray) -> None:
         place = self._place(data)
         data[place:place] = self._random.choice(
-            (self._random.randbytes(self._random.choice((1, 2, 8, 40))), varint(extreme(self._random, 64)), b"\x22\0" * 9)
+            (
+                self._random.randbytes(self._random.choice((1, 2, 8, 40))),
+                varint(extreme(self._random, 64)),
+                b"\x22\0" * 9,
+            )
         )
 
     def _splice(self, data: bytearray) -> None:

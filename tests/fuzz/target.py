@@ -67,7 +67,7 @@ class Target:
         """What the server wrote to its log that it never should."""
         text = self._log.read_text(errors="replace")
         match = re.search(r"Traceback|Unexpected|never retrieved|\bERROR\b|Warning|assert", text)
-        return text[max(0, match.start() - 300) : match.start() + 4000] if match else ""
+        return text[max(0, match.start() - 300) : match.start() + 4000] + text[-2000:] if match else ""
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""
@@ -91,7 +91,18 @@ def running(folder: Path, idle_timeout_seconds: float = 3.0) -> Iterator[Target]
     repository = write_repository(folder / "models")
     config, log = folder / "eddy.toml", folder / "log.txt"
     config.write_text(_CONFIG.format(idle_timeout_seconds=idle_timeout_seconds))
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "eddy.cli", "serve", "--grpc-port", "0", "--http-port", "0"]
+    command = [
+        sys.executable,
+        "-W",
+        "error::RuntimeWarning",
+        "-m",
+        "eddy.cli",
+        "serve",
+        "--grpc-port",
+        "0",
+        "--http-port",
+        "0",
+    ]
     command += ["--model-repository", str(repository), "--config", str(config)]
     with log.open("w") as errors:
         process = subprocess.Popen(  # noqa: S603  our own command
