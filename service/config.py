@@ -95,8 +95,8 @@ class ServerConfig:
             flow control holds the client back.
         inline_tick_seconds: ticks expected to take less run on the event loop, others on the engine thread; a
             hand-over between threads costs 50 to 100 us.
-        keepalive_seconds: silence after which a client is asked for a sign of life; without one within ten seconds more
-            its connection is closed and its sessions are detached.
+        keepalive_seconds: silence after which a client is asked for a sign of life; without one within a third as long
+            again its connection is closed and its sessions are detached.
         handshake_seconds: how long a connection may take to begin speaking HTTP/2.
         drain_seconds: on SIGTERM, how long accepted requests may take to finish.
         busy_switch_seconds: Python's thread switch interval; see docs/log.md.

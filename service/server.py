@@ -79,7 +79,9 @@ class Server:
             ("grpc.so_reuseport", 0),
             # A client that vanished without a word is found by unanswered pings.
             ("grpc.keepalive_time_ms", int(1000 * self._config.server.keepalive_seconds)),
-            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", int(1000 * self._config.server.keepalive_seconds / 3)),
+            # The shorter of the two is not enough: without this one it takes a minute whatever the other says.
+            ("grpc.http2.ping_timeout_ms", int(1000 * self._config.server.keepalive_seconds / 3)),
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.keepalive_permit_without_calls", 1),
             # One that connects and never says the first words of HTTP/2 holds a file descriptor.

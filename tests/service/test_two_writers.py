@@ -4,6 +4,7 @@ The model is `history`: its answers spell what was applied. `text-rnn` for gener
 """
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -186,32 +187,21 @@ def test_a_unary_step_does_not_care_whether_the_stream_is_still_there(repository
     asyncio.run(scenario())
 
 
-async def _interfere(stream: StreamClient, handle: int, position: int) -> int:
-    """Steps at every position that a generation may reach meanwhile; how many were in turn."""
-    pending = []
-    for at in range(int(position), int(position) + 60):
-        step = inference_pb2.StepChunk(
-            handles=handle.to_bytes(8, "little"),
-            positions=at.to_bytes(8, "little"),
-            num_steps=1,
-            inputs=[tensor("tokens", np.array([[3]]))],
-        )
-        pending.append(await stream.post(step=step))
-    num_applied = 0
-    for future in pending:
-        result = (await asyncio.wait_for(future, 30)).step
-        if result.errors:
-            assert Reason(result.errors[0].error.reason) in NOT_IN_TURN
-        elif not result.replayed_rows:  # Else the generation's own step, told again.
-            num_applied += 1
-    return num_applied
+async def _until_at_rest(position: Callable[[], int]) -> None:
+    """Waits until a session has not moved for a while."""
+    last, num_same = -1, 0
+    async with asyncio.timeout(30):
+        while num_same < 100:
+            await asyncio.sleep(0.002)
+            num_same = num_same + 1 if position() == last else 0
+            last = position()
 
 
 async def _told(call: Any) -> tuple[int, Reason]:
     """How many tokens a generation tells, and why it fails."""
     num_tokens = 0
     try:
-        async for event in call:
+        while (event := await call.read()) is not grpc.aio.EOF:
             num_tokens += len(event.tokens.tokens)
     except grpc.aio.AioRpcError as error:
         return num_tokens, Reason(detail_of(error).reason)
@@ -231,26 +221,33 @@ def test_a_stream_against_a_generation() -> None:
                 opened = await stream.open("text-rnn")
                 (session_id,) = opened.session_ids
                 epoch = int(np.frombuffer(opened.epochs, "<u4")[0])
-                handle = int(np.frombuffer(opened.handles, "<u8")[0])
                 request = generation_pb2.GenerateRequest(
                     existing=generation_pb2.ExistingSession(session_id=session_id, epoch=epoch),
                     text=b"x",
                     sampling=generation_pb2.Sampling(seed=1),
+                    num_alternatives=20,
                 )
                 call = loopback.channel.unary_stream(
                     "/eddy.v1.GenerationService/Generate", None, generation_pb2.GenerateResponse.FromString
                 )(request.SerializeToString())
                 assert (await call.read()).WhichOneof("event") == "started"
-                num_applied = 0
+                num_applied, row = 0, host.table.row_of_id(session_id)
                 if takes_over:
                     await stream.send(attach=inference_pb2.AttachSession(session_id=session_id))
-                while not takes_over and not num_applied:
-                    num_applied = await _interfere(
-                        stream, handle, host.table.next_position[host.table.row_of_id(session_id)]
+                else:
+                    # Nobody reads the tokens, so the generation comes to rest.
+                    await _until_at_rest(lambda row=row: int(host.table.next_position[row]))
+                    step = inference_pb2.StepChunk(
+                        handles=opened.handles,
+                        positions=int(host.table.next_position[row]).to_bytes(8, "little"),
+                        num_steps=1,
+                        inputs=[tensor("tokens", np.array([[3]]))],
                     )
+                    assert not (await stream.send(step=step)).step.errors
+                    num_applied = 1
                 num_tokens, reason = await _told(call)
                 assert reason is Reason.FENCED if takes_over else reason in NOT_IN_TURN
-                next_position = host.table.next_position[host.table.row_of_id(session_id)]
+                next_position = int(host.table.next_position[row])
                 # The prompt's one token, those told (the last of which may not have been fed), and the stream's.
                 assert next_position - num_applied - 1 in (num_tokens, num_tokens - 1)
 
@@ -276,8 +273,11 @@ def test_a_generation_goes_on_when_the_stream_that_owned_its_session_ends() -> N
             assert (await call.read()).WhichOneof("event") == "started"
             stream.cancel()
             await until(lambda: not loopback.host.table.rows_of_stream(1).size)
-            events = [event async for event in call]
-            assert events[-1].finished.num_tokens == 400
+            last = None
+            while (event := await call.read()) is not grpc.aio.EOF:
+                last = event
+            assert last is not None
+            assert last.finished.num_tokens == 400
             await stream.close()
 
     asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""The target: a real `eddy serve` process with the models that the fuzzer throws at.
+"""The target: a real `eddy serve` process with the models that abuse is thrown at.
 
 Owns the process, its configuration and what can be seen of it from outside: memory, descriptors, log.
 """
@@ -17,27 +17,25 @@ from pathlib import Path
 import psutil
 from loopback import write_model
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = ("history", "two-inputs", "token-gru")
 SHIPPED = "text-rnn"
 MAX_BYTES, MAX_ROWS, MAX_STEPS = 64 << 10, 64, 96
 
-_CONFIG = f"""
-[server]
-max_message_bytes = {MAX_BYTES}
-handshake_seconds = 2.0
-[session]
-idle_timeout_seconds = {{idle_timeout_seconds}}
-sweep_seconds = 0.25
-[model]
-max_slots = 512
-max_rows = {MAX_ROWS}
-max_steps = {MAX_STEPS}
-max_queued_chunks = 512
-max_kept_reply_bytes = 1_000_000
-max_in_flight = 8
-max_generated_tokens = 200
-"""
+# Small limits, so that all of them are reached.
+_SETTINGS: dict[str, dict[str, float]] = {
+    "server": {"max_message_bytes": MAX_BYTES, "handshake_seconds": 2.0},
+    "session": {"idle_timeout_seconds": 3.0, "sweep_seconds": 0.25},
+    "model": {
+        "max_slots": 512,
+        "max_rows": MAX_ROWS,
+        "max_steps": MAX_STEPS,
+        "max_queued_chunks": 512,
+        "max_kept_reply_bytes": 1_000_000,
+        "max_in_flight": 8,
+        "max_generated_tokens": 200,
+    },
+}
 _READY = re.compile(r"serving (\d+) of (\d+) models on 127\.0\.0\.1:(\d+), metrics on http://127\.0\.0\.1:(\d+)")
 
 
@@ -63,6 +61,11 @@ class Target:
         """Open file descriptors."""
         return psutil.Process(self.process.pid).num_fds()
 
+    @property
+    def peers(self) -> set[int]:
+        """Ports of the clients that it has a connection to."""
+        return {each.raddr.port for each in psutil.Process(self.process.pid).net_connections("tcp") if each.raddr}
+
     def complaints(self) -> str:
         """What the server wrote to its log that it never should."""
         text = self._log.read_text(errors="replace")
@@ -86,11 +89,15 @@ def write_repository(root: Path) -> Path:
 
 
 @contextmanager
-def running(folder: Path, idle_timeout_seconds: float = 3.0) -> Iterator[Target]:
-    """Starts a server in `folder`, and kills it at the end if it still runs."""
+def running(folder: Path, **changes: dict[str, float]) -> Iterator[Target]:
+    """Starts a server in `folder`, and kills it at the end if it still runs; `changes` are of settings by section."""
     repository = write_repository(folder / "models")
     config, log = folder / "eddy.toml", folder / "log.txt"
-    config.write_text(_CONFIG.format(idle_timeout_seconds=idle_timeout_seconds))
+    lines = []
+    for section, values in _SETTINGS.items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {value}" for key, value in (values | changes.get(section, {})).items()]
+    config.write_text("\n".join(lines))
     command = [
         sys.executable,
         "-W",
