@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet
 TORCH := torch==2.13.0
 
-.PHONY: help setup demo test lint types format bench gpu-check models protos clean
+.PHONY: help setup demo test lint types format fuzz bench gpu-check models protos clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,9 @@ format: $(VENV)/.dev  ## rewrite files as the formatter wants them
 
 types: $(VENV)/.dev  ## strict type check
 	$(BIN)/mypy
+
+fuzz: $(VENV)/.dev  ## damaged requests against a real server, MINUTES=10, SEED=1
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)
 
 bench: $(VENV)/.dev  ## speed figures; JSON=file writes them down
 	$(BIN)/python -m benchmarks $(if $(JSON),--json $(JSON))

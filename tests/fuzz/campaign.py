@@ -81,6 +81,7 @@ async def _campaign(
     begin = time.monotonic()
     tasks = [asyncio.create_task(each.run(stop)) for each in (history, text, *attackers, *callers, sockets)]
     warm = most = 0
+    told = -30.0
     try:
         while (passed := time.monotonic() - begin) < seconds:
             done, _ = await asyncio.wait(tasks, timeout=min(1.0, seconds - passed), return_when=asyncio.FIRST_EXCEPTION)
@@ -91,11 +92,13 @@ async def _campaign(
             most = max(most, resident)
             if passed < seconds / 4:
                 warm = most
-            if int(passed) % 30 == 0:
+            if passed >= told + 30:
+                told = passed
                 tell(f"{passed:.0f} s: {tally.num_thrown} thrown, {history.num_checked} steps, {resident >> 20} MiB")
         stop.set()
         await asyncio.wait_for(asyncio.gather(*tasks), _END_SECONDS)
     finally:
+        stop.set()  # A cancellation alone may get lost where a wait ends at the same moment.
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
