@@ -103,7 +103,8 @@ class StreamAttack:
                 try:
                     await asyncio.wait_for(call.write(data), _PATIENCE_SECONDS)
                 except grpc.aio.AioRpcError as error:
-                    raise AssertionError(f"the server ended the call: {error}: {data[:2000].hex()}") from error
+                    ending = f"{await call.code()} {await call.details()}"
+                    raise AssertionError(f"the server ended the call: {ending}: {data[:2000].hex()}") from error
             if random.random() < 0.02:
                 call.cancel()
                 return

@@ -66,11 +66,13 @@ class Mutator:
     def damage(self, message: Message) -> bytes:
         """A message as it is, with other values in its fields, with other bytes, or both."""
         random = self._random
+        changed = type(message)()
+        changed.CopyFrom(message)
         kind = random.random()
         if kind < 0.5:
             for _ in range(random.choice((1, 1, 1, 2, 4))):
-                self._change_field(message)
-        data = message.SerializeToString()
+                self._change_field(changed)
+        data = changed.SerializeToString()
         if kind > 0.4:
             for _ in range(random.choice((1, 1, 1, 2, 5))):
                 data = self.bytes(data)
