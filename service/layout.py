@@ -10,8 +10,7 @@ A stream of one session sends such messages only, and parsing is a fifth of what
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-
-from google.protobuf.descriptor import FieldDescriptor
+from typing import Any
 
 from eddy.service.contract import Port
 from eddy.v1 import inference_pb2
@@ -23,10 +22,10 @@ _STEP = inference_pb2.StepChunk.DESCRIPTOR.fields_by_name
 _TENSOR = inference_pb2.Tensor.DESCRIPTOR.fields_by_name
 
 
-def _key(field: FieldDescriptor) -> int:
+def _key(field: Any) -> int:  # A descriptor, of whichever of protobuf's implementations.
     """How a field begins: its number and its kind. With another kind it is no such field to the parser."""
     is_bytes = field.is_repeated or field.type in (field.TYPE_BYTES, field.TYPE_STRING, field.TYPE_MESSAGE)
-    return field.number << 3 | (_BYTES if is_bytes else _VARINT)
+    return int(field.number) << 3 | (_BYTES if is_bytes else _VARINT)
 
 
 _TAG, _ACTION = _key(_REQUEST["tag"]), _key(_REQUEST["step"])
