@@ -228,32 +228,32 @@ def test_slow_readers_of_streams_hold_no_more_than_their_limits(target: Target) 
     asyncio.run(scenario())
 
 
-def test_slow_readers_of_generations_stop_their_models(target: Target) -> None:
+def test_slow_readers_of_generations_stop_their_models(tmp_path: Path) -> None:
     """Generations whose tokens nobody reads wait; memory stays, and others are served."""
+    request = generation_pb2.GenerateRequest(
+        open=generation_pb2.NewSession(model=SHIPPED), text=b"x", log_probabilities=True, num_alternatives=20
+    ).SerializeToString()
+    call = raw.frame(raw.HEADERS, raw.END_HEADERS, 1, raw.request("/eddy.v1.GenerationService/Generate"))
+    call += raw.frame(raw.DATA, raw.END_STREAM, 1, raw.message(request))
 
-    async def scenario() -> None:
-        request = generation_pb2.GenerateRequest(
-            open=generation_pb2.NewSession(model=SHIPPED), text=b"x", log_probabilities=True, num_alternatives=20
-        ).SerializeToString()
+    async def scenario(server: Target) -> None:
+        before = server.resident_bytes
         # A window of nothing: the server may write no byte.
-        connections = [await raw.Connection.open(target.port, window=0) for _ in range(20)]
-        before = target.resident_bytes
+        connections = [await raw.Connection.open(server.port, window=0) for _ in range(20)]
         for connection in connections:
-            block = raw.request("/eddy.v1.GenerationService/Generate")
-            await connection.send(
-                raw.frame(raw.HEADERS, raw.END_HEADERS, 1, block)
-                + raw.frame(raw.DATA, raw.END_STREAM, 1, raw.message(request))
-            )
-        async with neighbour(target, num_least=500):
-            async with asyncio.timeout(_PATIENCE_SECONDS):
-                while await num_sessions(target) < 20:  # noqa: ASYNC110  it has no event
-                    await asyncio.sleep(0.02)
-        assert target.resident_bytes - before < 32 << 20
+            await connection.send(call)
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            while await num_sessions(server) < 20:  # noqa: ASYNC110  it has no event
+                await asyncio.sleep(0.02)
+        async with neighbour(server, num_least=500):
+            pass
+        assert server.resident_bytes - before < 32 << 20
         for connection in connections:
             connection.abort()
-        await until_empty(target)
+        await until_empty(server)
 
-    asyncio.run(scenario())
+    with running(tmp_path, session={"idle_timeout_seconds": 30.0}, model={"max_generated_tokens": 20_000}) as server:
+        asyncio.run(scenario(server))
 
 
 def test_bytes_that_are_no_grpc(target: Target) -> None:
@@ -305,7 +305,7 @@ def test_bytes_that_are_no_grpc(target: Target) -> None:
 
     async def scenario() -> None:
         async with neighbour(target):
-            for _ in range(3):
+            for _ in range(2):
                 await asyncio.gather(*(one(name, data) for name, data in cases.items()))
             generator = np.random.default_rng(5)
             for size in (1, 9, 24, 100, 20_000):
