@@ -42,6 +42,14 @@ _MAX_PAGE = 1000
 _DEFAULT_PAGE = 100
 
 
+def _is_no_hang_up(record: logging.LogRecord) -> bool:
+    """A filter of gRPC's log: it writes a traceback for every answer whose client has hung up, which is no error."""
+    is_hang_up = record.exc_info is not None and isinstance(record.exc_info[1], grpc.aio.InternalError)
+    if is_hang_up:
+        _LOG.debug("a client hung up before its answer: %s", record.getMessage())
+    return not is_hang_up
+
+
 class PortInUse(Exception):
     """The address cannot be listened on."""
 
@@ -87,6 +95,7 @@ class Server:
             # One that connects and never says the first words of HTTP/2 holds a file descriptor.
             ("grpc.server_handshake_timeout_ms", int(1000 * self._config.server.handshake_seconds)),
         ]
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_hang_up)
         self._host.start()
         self._server = grpc.aio.server(options=options)
         for service, methods in self._methods().items():
