@@ -102,6 +102,28 @@ def test_large_messages_on_every_call(repository: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_garbage_to_health_and_reflection(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The services that are not ours answer bytes that do not parse as ours do: typed, and nothing in the log."""
+
+    async def scenario() -> None:
+        async with serve(configure(repository)) as loopback:
+            channel = loopback.channel
+            reflect = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+            calls = [
+                channel.unary_unary("/grpc.health.v1.Health/Check")(b"\xff\xff"),
+                channel.unary_stream("/grpc.health.v1.Health/Watch")(b"\xff\xff").read(),
+            ]
+            stream = channel.stream_stream(reflect)()
+            await stream.write(b"\xff\xff")
+            for call in (*calls, stream.read()):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call
+                assert Reason(detail_of(caught.value).reason) is Reason.MALFORMED_MESSAGE
+
+    asyncio.run(scenario())
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_handles_by_the_hundred_thousand_are_not_explained_one_by_one(repository: Path) -> None:
     """A close or reset of more strangers' handles than a message has rows is refused as a whole, at once.
 
