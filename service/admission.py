@@ -17,7 +17,7 @@ from eddy.service.chunk import Chunk
 from eddy.service.contract import Contract, Port
 from eddy.service.errors import ClientError, Detail, EddyError, Reason
 from eddy.service.replies import ReplyStore
-from eddy.service.sessions import MODEL_BITS, SessionTable
+from eddy.service.sessions import ANY_ROUTE, MODEL_BITS, SessionTable
 
 # About where numpy's machinery begins to be worth it.
 _FEW_BYTES = 128
@@ -44,7 +44,9 @@ class Admission:
         handles = np.frombuffer(chunk.handles, "<u8")
         positions = np.frombuffer(chunk.positions, "<u8")
         arrays = input_arrays(self._contract, chunk)
-        is_good = (table.handle[rows] == handles) & (table.route[rows] == chunk.route)
+        is_good = table.handle[rows] == handles
+        if chunk.route != ANY_ROUTE:
+            is_good &= table.route[rows] == chunk.route
         unique, counts = np.unique(handles, return_counts=True)
         repeated = set(unique[counts > 1].tolist())
         bad_values = np.zeros(chunk.num_rows, np.bool_)

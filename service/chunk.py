@@ -62,7 +62,7 @@ class Chunk:
     Args:
         handles: uint64 [B] raw little-endian bytes; positions: the same.
         inputs: raw bytes an input port of the contract, [B, T, ...].
-        route: the owner column's value that every row must have (`sessions.route`).
+        route: the owner column's value that every row must have (`sessions.route`), or `sessions.ANY_ROUTE`.
         source: given the result exactly once, unless its client is gone before the chunk begins.
         tag: the source's own; contract: the model's.
         arrival: monotonic seconds; deadline: begin before this time or fail.
@@ -107,7 +107,9 @@ class Chunk:
         self.handles = handles
         self.positions = positions
         self.num_rows = len(handles) // 8
-        self.num_bytes = sum(map(len, inputs)) + 2 * len(handles)
+        # With its answer: a few bytes of tokens ask for many of scores.
+        answer_bytes = self.num_rows * num_steps * contract.output_step_bytes
+        self.num_bytes = sum(map(len, inputs)) + 2 * len(handles) + answer_bytes
         self.num_steps = num_steps
         self.inputs = inputs
         self.route = route

@@ -12,16 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
+from typing import TypeVar
 
 import numpy as np
 from google.protobuf import any_pb2
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from eddy.service.chunk import ChunkResult
 from eddy.service.contract import Contract, Port
 from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
+from eddy.service.fields import check_fields, leading_integer
 from eddy.v1 import contract_pb2, errors_pb2, inference_pb2
+
+_Request = TypeVar("_Request", bound=Message)
 
 # gRPC status code numbers, https://grpc.github.io/grpc/core/md_doc_statuscodes.html
 _INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _NOT_FOUND = 3, 4, 5
@@ -70,9 +74,12 @@ _ERROR_DOMAIN = "eddy.v1"
 # An error quotes what came. On unary calls it travels in HTTP/2 trailers, percent-encoded, and the whole of them may
 # have 16 KiB at most: a longer one would hide the error itself.
 _MAX_QUOTE = 400
+# Longer shapes are not quoted.
+_MAX_RANK = 32
 # About 100 bytes each; a stream that uses more shapes than this encodes some of them again.
 _MAX_HEADS = 256
 
+_TAG = inference_pb2.StreamRequest.DESCRIPTOR.fields_by_name["tag"].number
 _TAG_KEY = bytes((inference_pb2.StreamResponse.DESCRIPTOR.fields_by_name["tag"].number << 3,))
 
 # Outputs may be larger than inputs (logits of a token), yet not without limit.
@@ -170,11 +177,35 @@ def check_answer(contract: Contract, num_row_steps: int, max_message_bytes: int,
 
 
 def tag_of(data: bytes) -> int:
-    """The tag of a request that is refused unread; 0 when it has none."""
+    """The tag of a request that is refused unread: encoders write it first. 0 when there is none."""
+    return leading_integer(data, _TAG)
+
+
+def check_size(data: bytes, max_bytes: int) -> None:
+    """A message is not larger than it may be.
+
+    Raises:
+        ClientError: MESSAGE_TOO_LARGE.
+    """
+    if len(data) > max_bytes:
+        raise ClientError(
+            Reason.MESSAGE_TOO_LARGE,
+            f"the message has {len(data)} bytes, at most {max_bytes} are allowed",
+            Detail("", f"{len(data)} bytes", f"at most {max_bytes} bytes"),
+        )
+
+
+def parse(request_type: type[_Request], data: bytes) -> _Request:
+    """The message in `data`.
+
+    Raises:
+        ClientError: MALFORMED_MESSAGE.
+    """
+    check_fields(data, request_type.DESCRIPTOR)
     try:
-        return inference_pb2.StreamRequest.FromString(data).tag
-    except DecodeError:
-        return 0
+        return request_type.FromString(data)
+    except DecodeError as error:
+        raise malformed(error, request_type.DESCRIPTOR.full_name) from error
 
 
 def read_inputs(
@@ -200,6 +231,7 @@ def read_inputs(
         if (
             tensor.dtype != port.wire_dtype
             or len(data) != num_steps * port.step_bytes
+            or len(tensor.shape) != len(lead) + len(port.shape)
             or tensor.shape != [*lead, *port.shape]
         ):
             raise _bad_tensor(tensor, port, lead)
@@ -225,6 +257,8 @@ def _bad_tensor(tensor: inference_pb2.Tensor, port: Port, lead: tuple[int, ...])
     if tensor.dtype != port.wire_dtype:
         return invalid(Reason.INVALID_DTYPE, f"{where}.dtype", _dtype_name(tensor.dtype), _dtype_name(port.wire_dtype))
     shape = [*lead, *port.shape]
+    if len(tensor.shape) > _MAX_RANK:
+        return invalid(Reason.INVALID_SHAPE, f"{where}.shape", f"{len(tensor.shape)} axes", shape)
     if list(tensor.shape) != shape:
         return invalid(Reason.INVALID_SHAPE, f"{where}.shape", list(tensor.shape), shape)
     expected = prod(lead) * port.step_bytes

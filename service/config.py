@@ -149,6 +149,10 @@ class ServerConfig:
     inline_tick_seconds: float = key(
         200e-6, "ticks expected to be shorter run on the event loop, others on the engine thread", minimum=0
     )
+    keepalive_seconds: float = key(
+        30.0, "silence after which a client is asked for a sign of life; it has a third as long to give one"
+    )
+    handshake_seconds: float = key(10.0, "how long a connection may take to begin speaking HTTP/2")
     drain_seconds: float = key(10.0, "on SIGTERM, how long accepted requests may take to finish")
     busy_switch_seconds: float = key(100e-6, "Python's thread switch interval")
 

@@ -23,6 +23,7 @@ from eddy.service.errors import ClientError, Detail, EddyError, ModelError, Reas
 from eddy.service.host import Host
 from eddy.service.model import ServedModel
 from eddy.service.sampling import Sampling, draw, log_probabilities
+from eddy.service.sessions import ANY_ROUTE
 from eddy.v1 import contract_pb2
 
 # Scores of a prompt are computed for every step of a chunk, and only the last is used.
@@ -122,8 +123,6 @@ class Generation:
         self._is_last = is_last
         self._notify = notify
         self._handle = int(host.table.handle[row])
-        # The id and the epoch were the right to step, whichever stream owns the session.
-        self._route = int(host.table.route[row])
         port = model.contract.inputs[0]
         self._dtype = port.dtype
         self._max_prompt_steps = max(
@@ -246,7 +245,7 @@ class Generation:
             self.position.to_bytes(8, "little"),
             len(ids),
             (ids.tobytes(),),
-            self._route,
+            ANY_ROUTE,
             self,
             0,
             self._model.contract,

@@ -10,6 +10,7 @@ A stream of one session sends such messages only, and parsing is a fifth of what
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
 
 from eddy.service.contract import Port
 from eddy.v1 import inference_pb2
@@ -19,10 +20,20 @@ _VARINT, _BYTES = 0, 2  # https://protobuf.dev/programming-guides/encoding/
 _REQUEST = inference_pb2.StreamRequest.DESCRIPTOR.fields_by_name
 _STEP = inference_pb2.StepChunk.DESCRIPTOR.fields_by_name
 _TENSOR = inference_pb2.Tensor.DESCRIPTOR.fields_by_name
-_TAG, _ACTION = _REQUEST["tag"].number, _REQUEST["step"].number
-_HANDLES, _POSITIONS, _INPUTS = (_STEP[name].number for name in ("handles", "positions", "inputs"))
-_NAME, _SHAPE, _DATA = (_TENSOR[name].number for name in ("name", "shape", "data"))
-_STEP_NUMBERS, _TENSOR_NUMBERS = ({field.number for field in fields.values()} for fields in (_STEP, _TENSOR))
+
+
+def _key(field: Any) -> int:  # A descriptor, of whichever of protobuf's implementations.
+    """How a field begins: its number and its kind. With another kind it is no such field to the parser."""
+    is_bytes = field.is_repeated or field.type in (field.TYPE_BYTES, field.TYPE_STRING, field.TYPE_MESSAGE)
+    return int(field.number) << 3 | (_BYTES if is_bytes else _VARINT)
+
+
+_TAG, _ACTION = _key(_REQUEST["tag"]), _key(_REQUEST["step"])
+_HANDLES, _POSITIONS, _INPUTS = (_key(_STEP[name]) for name in ("handles", "positions", "inputs"))
+_NAME, _DATA = _key(_TENSOR["name"]), _key(_TENSOR["data"])
+# Packed, or one by one.
+_SHAPES = {_key(_TENSOR["shape"]), _TENSOR["shape"].number << 3 | _VARINT}
+_STEP_KEYS, _TENSOR_KEYS = ({_key(field) for field in fields.values()} for fields in (_STEP, _TENSOR))
 _MAX_TAG = (1 << 64) - 1
 
 # A client whose messages have more lengths than this teaches some of them again.
@@ -117,9 +128,9 @@ def _layout_of(data: bytes, step: inference_pb2.StepChunk, names: Sequence[str])
     try:
         request = _once(_fields(data, 0, len(data)), {_TAG, _ACTION})
         fields = list(_fields(data, *request[_ACTION]))
-        columns = _once([each for each in fields if each[0] != _INPUTS], _STEP_NUMBERS)
+        columns = _once([each for each in fields if each[0] != _INPUTS], _STEP_KEYS)
         tensors = [
-            _once(_fields(data, *window), _TENSOR_NUMBERS, _SHAPE) for number, window in fields if number == _INPUTS
+            _once(_fields(data, *window), _TENSOR_KEYS | _SHAPES, _SHAPES) for key, window in fields if key == _INPUTS
         ]
     except _UnusualError:
         return None
@@ -132,18 +143,20 @@ class _UnusualError(Exception):
     """The message is written as no encoder known to us would write it; it is parsed every time."""
 
 
-def _once(fields: Iterable[tuple[int, Window]], known: Collection[int], repeated: int = 0) -> dict[int, Window]:
-    """The fields by number, each there once at most, but for `repeated`."""
+def _once(
+    fields: Iterable[tuple[int, Window]], known: Collection[int], repeated: Collection[int] = ()
+) -> dict[int, Window]:
+    """The fields by key, each there once at most, but for `repeated`."""
     found: dict[int, Window] = {}
-    for number, window in fields:
-        if number not in known or (number in found and number != repeated):
+    for key, window in fields:
+        if key not in known or (key in found and key not in repeated):
             raise _UnusualError
-        found[number] = window
+        found[key] = window
     return found
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, Window]]:
-    """Number and payload of each field in `data[at:end]`, which are known to parse."""
+    """Key and payload of each field in `data[at:end]`, which are known to parse."""
     while at < end:
         key, at = _varint(data, at)
         kind = key & 7
@@ -153,7 +166,7 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, Window]]:
             size = _varint(data, at)[1] - at
         else:  # No message of ours has such fields.
             raise _UnusualError
-        yield key >> 3, (at, at + size)
+        yield key, (at, at + size)
         at += size
 
 

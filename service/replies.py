@@ -21,6 +21,8 @@ import numpy as np
 _NO_BLOCK = 0
 _FIRST_ENTRIES = 1024
 _FIRST_BLOCKS = 64
+# Free rings are merged where that gives one in so many entries.
+_WORTH_MERGING = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,11 @@ class ReplyStore:
         self._position = np.full(_FIRST_ENTRIES, -1, np.int64)
         self._block = np.zeros(_FIRST_ENTRIES, np.int32)
         self._row = np.zeros(_FIRST_ENTRIES, np.int32)
-        self._num_entries = 0
+        # Where free rings of each size begin; entries that no ring was cut from since the last merging: the run that
+        # is cut now, begin and end, and those after it, the longest last.
         self._free_rings: dict[int, list[int]] = {}
+        self._run = (0, _FIRST_ENTRIES)
+        self._runs: list[tuple[int, int]] = []
         self._counting = np.arange(_FIRST_ENTRIES, dtype=np.int32)
         # Blocks; block 0 is none.
         # Lists: they are read and written one at a time, which costs a third of doing so in arrays.
@@ -80,12 +85,16 @@ class ReplyStore:
         """Entries where `count` new rings of `size` begin, int32 [count]."""
         reused = self._free_rings.get(size, [])
         starts = [reused.pop() for _ in range(min(count, len(reused)))]
-        missing = count - len(starts)
-        while self._num_entries + missing * size > len(self._position):
-            self._grow_entries()
-        fresh = self._num_entries + np.arange(missing, dtype=np.int32) * size
-        self._num_entries += missing * size
-        return np.concatenate([np.array(starts, np.int32), fresh.astype(np.int32)])
+        parts, missing = [np.array(starts, np.int32)], count - len(starts)
+        while missing:
+            begin, end = self._run
+            taken = min(missing, (end - begin) // size)
+            parts.append(np.arange(begin, begin + taken * size, size, dtype=np.int32))
+            self._run = (begin + taken * size, end)
+            missing -= taken
+            if missing:
+                self._next_run(size)
+        return np.concatenate(parts)
 
     def close_rings(self, starts: np.ndarray, sizes: np.ndarray) -> None:
         """Forgets the replies of rings and frees the rings themselves; `starts`, `sizes` int32 [B]."""
@@ -102,6 +111,54 @@ class ReplyStore:
         self._release(self._block[entries])
         self._block[entries] = _NO_BLOCK
         self._position[entries] = -1
+
+    def _next_run(self, size: int) -> None:
+        """A run to cut rings of `size` from: one that is left, one merged from free rings, or new entries.
+
+        Without merging, sessions that come and go with ever other sizes would leave rings of every size behind. It is
+        done only where it gives an eighth of all entries, so that a ring costs no more than a few steps of it.
+        """
+        self._add_free(*self._run)
+        if not (self._runs and self._length(self._runs[-1]) >= size):
+            self._runs = self._merge_free(size)
+        if self._runs:
+            self._run = self._runs.pop()
+            return
+        old = len(self._position)
+        self._grow_entries()
+        self._run = (old, 2 * old)
+
+    def _merge_free(self, size: int) -> list[tuple[int, int]]:
+        """Runs of at least `size` neighbouring free entries, the longest last; none where they are not worth it."""
+        for run in self._runs:
+            self._add_free(*run)
+        enough = len(self._position) // _WORTH_MERGING
+        if sum(length * len(starts) for length, starts in self._free_rings.items()) < enough:
+            return []
+        lengths = np.concatenate([np.full(len(starts), length) for length, starts in self._free_rings.items()])
+        starts = np.concatenate([np.array(starts, np.int64) for starts in self._free_rings.values()])
+        order = np.argsort(starts)
+        starts, ends = starts[order], starts[order] + lengths[order]
+        is_first = np.append(True, starts[1:] != ends[:-1])
+        begins, ends = starts[is_first], ends[np.append(is_first[1:], True)]
+        self._free_rings = {}
+        is_long = ends - begins >= size
+        is_worth = (ends - begins)[is_long].sum() >= enough
+        runs = []
+        for begin, end, long in zip(begins.tolist(), ends.tolist(), is_long.tolist(), strict=True):
+            if is_worth and long:
+                runs.append((begin, end))
+            else:
+                self._add_free(begin, end)
+        return sorted(runs, key=self._length)
+
+    def _add_free(self, begin: int, end: int) -> None:
+        if begin < end:
+            self._free_rings.setdefault(end - begin, []).append(begin)
+
+    @staticmethod
+    def _length(run: tuple[int, int]) -> int:
+        return run[1] - run[0]
 
     # Keeping
 
@@ -196,7 +253,7 @@ class ReplyStore:
     def _shrink(self) -> None:
         """Brings the bytes held under the budget: compacts, then forgets the oldest replies down to three quarters."""
         self.num_compactions += 1
-        entries = np.flatnonzero(self._block[: self._num_entries])
+        entries = np.flatnonzero(self._block)
         order = np.argsort(np.array(self._sequence)[self._block[entries]], kind="stable")
         entries = entries[order]
         steps = np.array(self._steps)[self._block[entries]]

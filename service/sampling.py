@@ -78,7 +78,8 @@ def draw(logits: np.ndarray, sampling: Sampling, position: int, banned: int | No
         return None
     if sampling.temperature == 0.0:
         return int(scores.argmax())
-    weights = np.exp((scores - highest) / sampling.temperature)
+    with np.errstate(over="ignore"):  # By a temperature next to 0: -inf, and no weight, is what is meant.
+        weights = np.exp((scores - highest) / sampling.temperature)
     order = None
     if sampling.top_k or sampling.top_p < 1.0:
         order = np.argsort(-weights, kind="stable")

@@ -30,7 +30,7 @@ from eddy.service.chunk import Chunk, ChunkResult
 from eddy.service.contract import Contract
 from eddy.service.errors import CapacityError, Detail, EddyError, Reason
 from eddy.service.replies import ReplyStore
-from eddy.service.sessions import ROW_MASK, SessionTable
+from eddy.service.sessions import ANY_ROUTE, ROW_MASK, SessionTable
 
 # Marks of a pass over the queue lie above every row index, so that both can share the table's scratch column.
 _FIRST_PASS = 1 << 32
@@ -202,7 +202,12 @@ class Scheduler:
             chunks, num_steps = self._pick(now)
             if not chunks:
                 return None
-            tick = self._fast_tick(chunks, num_steps) or self._general_tick(chunks, num_steps)
+            try:
+                tick = self._fast_tick(chunks, num_steps) or self._general_tick(chunks, num_steps)
+            except Exception:
+                # Back in the queue: whoever handles this fails what waits there, and nobody is left without an answer.
+                self._queue.extendleft(reversed([chunk for chunk in chunks if not chunk.is_answered]))
+                raise
             if tick is not None:
                 return tick
         return None
@@ -294,12 +299,12 @@ class Scheduler:
             if chunk.num_rows == 1:
                 return self._single_tick(chunk)
             handles, positions = chunk.handles, chunk.positions
-            routes = _route_bytes(chunk)
+            routes = self._route_bytes(chunk)
             bounds = [0, chunk.num_rows]
         else:
             handles = b"".join([chunk.handles for chunk in chunks])
             positions = b"".join([chunk.positions for chunk in chunks])
-            routes = b"".join([_route_bytes(chunk) for chunk in chunks])
+            routes = b"".join([self._route_bytes(chunk) for chunk in chunks])
             bounds = list(accumulate([chunk.num_rows for chunk in chunks], initial=0))
         table = self._table
         rows = self._owned_rows(handles, bounds[-1])
@@ -341,6 +346,12 @@ class Scheduler:
         table.mark[rows] = order
         return rows if table.mark[rows].tobytes() == order.tobytes() else None
 
+    def _route_bytes(self, chunk: Chunk) -> bytes:
+        """The owner column that the chunk's rows must have, int64 [B] raw."""
+        if chunk.route == ANY_ROUTE:
+            return bytes(self._table.route[self._rows(chunk)].tobytes())
+        return chunk.route.to_bytes(8, "little") * chunk.num_rows
+
     def _single_tick(self, chunk: Chunk) -> SingleTick | None:
         """A tick of one whole chunk of one row that is fine, or None."""
         table = self._table
@@ -350,7 +361,7 @@ class Scheduler:
         if (
             row >= len(table.handle)
             or table.handle.item(row) != handle
-            or table.route.item(row) != chunk.route
+            or (table.route.item(row) != chunk.route and chunk.route != ANY_ROUTE)
             or table.next_position.item(row) != position
         ):
             return None
@@ -625,8 +636,3 @@ def _late() -> CapacityError:
         "timeout_milliseconds: the chunk had not begun by its deadline; nothing of it was applied",
         Detail(field="timeout_milliseconds"),
     )
-
-
-def _route_bytes(chunk: Chunk) -> bytes:
-    """The owner column that the chunk's rows must have, int64 [B] raw."""
-    return chunk.route.to_bytes(8, "little") * chunk.num_rows

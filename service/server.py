@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 import grpc
 import numpy as np
-from google.protobuf.message import DecodeError, Message
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_status import rpc_status
 
 from eddy.service import codec
@@ -33,7 +33,7 @@ from eddy.service.generate import GenerateCall
 from eddy.service.host import Host
 from eddy.service.infer import InferCall
 from eddy.service.layout import Layouts
-from eddy.service.sessions import NO_STREAM, SESSION_ID_BYTES, SessionInfo
+from eddy.service.sessions import ANY_ROUTE, NO_STREAM, SESSION_ID_BYTES, SessionInfo
 from eddy.service.stream import StreamConnection, limits_message
 from eddy.v1 import generation_pb2, inference_pb2, models_pb2, sessions_pb2
 
@@ -43,6 +43,14 @@ _Request = TypeVar("_Request", bound=Message)
 
 _MAX_PAGE = 1000
 _DEFAULT_PAGE = 100
+
+
+def _is_no_hang_up(record: logging.LogRecord) -> bool:
+    """A filter of gRPC's log: it writes a traceback for every answer whose client has hung up, which is no error."""
+    is_hang_up = record.exc_info is not None and isinstance(record.exc_info[1], grpc.aio.InternalError)
+    if is_hang_up:
+        _LOG.debug("a client hung up before its answer: %s", record.getMessage())
+    return not is_hang_up
 
 
 class PortInUse(Exception):
@@ -83,18 +91,20 @@ class Server:
             # Two servers on one port would share its connections, and a session lives in one.
             ("grpc.so_reuseport", 0),
             # A client that vanished without a word is found by unanswered pings.
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.keepalive_time_ms", int(1000 * self._config.server.keepalive_seconds)),
+            ("grpc.keepalive_timeout_ms", int(1000 * self._config.server.keepalive_seconds / 3)),
+            # The shorter of the two is not enough: without this one it takes a minute whatever the other says.
+            ("grpc.http2.ping_timeout_ms", int(1000 * self._config.server.keepalive_seconds / 3)),
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.keepalive_permit_without_calls", 1),
+            # One that connects and never says the first words of HTTP/2 holds a file descriptor.
+            ("grpc.server_handshake_timeout_ms", int(1000 * self._config.server.handshake_seconds)),
         ]
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_hang_up)
         self._host.start()
         self._server = grpc.aio.server(interceptors=(CallCounter(self._host.calls),), options=options)
         for service, methods in self._methods().items():
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (*self._methods(), health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
         address = str(self._config.server.grpc_address)
         try:
             if self._certificates is None:
@@ -110,7 +120,9 @@ class Server:
     async def drain(self) -> None:
         """Refuses new work, finishes what was accepted, then ends every call and stops."""
         _LOG.info("draining")
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        # A watcher that does not read must not hold up the end.
+        telling = asyncio.create_task(self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING))
+        await asyncio.wait([telling], timeout=1.0)
         grace = self._config.server.drain_seconds
         for connection in list(self._connections):
             connection.tell_draining(grace)
@@ -123,7 +135,7 @@ class Server:
 
     async def _set_health(self, status: Any) -> None:
         await self._health.set("", status)
-        for name in self._methods():
+        for name in self._own_methods():
             await self._health.set(name, status)
         for entry in self._host.catalog:
             ready = status if entry.model else health_pb2.HealthCheckResponse.NOT_SERVING
@@ -132,6 +144,21 @@ class Server:
     # Methods
 
     def _methods(self) -> dict[str, dict[str, Any]]:
+        return self._own_methods() | {
+            health.SERVICE_NAME: {
+                "Check": self._unary(health_pb2.HealthCheckRequest, self._check_health),
+                "Watch": grpc.unary_stream_rpc_method_handler(
+                    self._watch_health, response_serializer=health_pb2.HealthCheckResponse.SerializeToString
+                ),
+            },
+            reflection.SERVICE_NAME: {
+                "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
+                    self._reflect, response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString
+                ),
+            },
+        }
+
+    def _own_methods(self) -> dict[str, dict[str, Any]]:
         unary = self._unary
         return {
             "eddy.v1.InferenceService": {
@@ -158,14 +185,39 @@ class Server:
     def _unary(self, request_type: type[Message], method: Callable[[Any, Any], Awaitable[Message]]) -> Any:
         async def call(data: bytes, context: Any) -> bytes:
             async with self._typed_errors(context, request_type):
-                return (await method(_parse(request_type, data), context)).SerializeToString()
+                return (await method(self._parse(request_type, data), context)).SerializeToString()
             raise AssertionError("abort raises")
 
         return grpc.unary_unary_rpc_method_handler(call)
 
     async def _generate(self, data: bytes, context: Any) -> None:
         async with self._typed_errors(context, generation_pb2.GenerateRequest):
-            await GenerateCall(self._host, context, _parse(generation_pb2.GenerateRequest, data)).serve()
+            await GenerateCall(self._host, context, self._parse(generation_pb2.GenerateRequest, data)).serve()
+
+    def _parse(self, request_type: type[_Request], data: bytes) -> _Request:
+        codec.check_size(data, self._config.server.max_message_bytes)
+        return codec.parse(request_type, data)
+
+    async def _check_health(self, request: health_pb2.HealthCheckRequest, context: Any) -> Message:
+        check: Any = self._health.Check  # Annotated as giving nothing.
+        response: Message = await check(request, context)
+        return response
+
+    async def _watch_health(self, data: bytes, context: Any) -> None:
+        async with self._typed_errors(context, health_pb2.HealthCheckRequest):
+            await self._health.Watch(self._parse(health_pb2.HealthCheckRequest, data), context)
+
+    async def _reflect(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Message]:
+        names = (*self._own_methods(), health.SERVICE_NAME, reflection.SERVICE_NAME)
+        servicer = reflection.aio.ReflectionServicer(names)
+
+        async def parsed() -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
+            async for data in requests:
+                yield self._parse(reflection_pb2.ServerReflectionRequest, data)
+
+        async with self._typed_errors(context, reflection_pb2.ServerReflectionRequest):
+            async for response in servicer.ServerReflectionInfo(parsed(), context):
+                yield response
 
     @asynccontextmanager
     async def _typed_errors(self, context: Any, request_type: type[Message]) -> AsyncIterator[None]:
@@ -175,6 +227,10 @@ class Server:
         except EddyError as error:
             self._host.count_refusal(error)
             await self._abort(context, error)
+        except grpc.aio.AbortError:  # Health and reflection answer with a status of their own.
+            raise
+        except grpc.aio.InternalError as gone:  # A write to a client that has hung up.
+            raise asyncio.CancelledError from gone
         except Exception:  # noqa: BLE001  the task's root: one call fails, with its traceback in the log
             _LOG.exception("%s failed", request_type.DESCRIPTOR.full_name)
             await self._abort(context, ServerBug(Reason.INTERNAL, "the server failed to carry out this call"))
@@ -182,7 +238,10 @@ class Server:
     @staticmethod
     async def _abort(context: Any, error: EddyError) -> None:
         status = rpc_status.to_status(codec.error_status(error))
-        await context.abort(status.code, status.details, status.trailing_metadata)
+        try:
+            await context.abort(status.code, status.details, status.trailing_metadata)
+        except grpc.aio.InternalError as gone:
+            raise asyncio.CancelledError from gone  # Nobody is there to be told.
 
     async def _stream(self, _: Any, context: Any) -> None:
         if self._host.is_draining:
@@ -222,8 +281,7 @@ class Server:
             request.position.to_bytes(8, "little"),
             request.num_steps,
             inputs,
-            # The id and the epoch are the right to step, whichever stream owns the session.
-            int(host.table.route[row]),
+            ANY_ROUTE,
             call,
             0,
             model.contract,
@@ -348,13 +406,6 @@ class _UnaryCall:
 def _resolve(future: asyncio.Future[Any], value: Any) -> None:
     if not future.done():
         future.set_result(value)
-
-
-def _parse(request_type: type[_Request], data: bytes) -> _Request:
-    try:
-        return request_type.FromString(data)
-    except DecodeError as error:
-        raise codec.malformed(error, request_type.DESCRIPTOR.full_name) from error
 
 
 def _session_id(value: bytes) -> bytes:

@@ -49,6 +49,10 @@ def _ended(reason: Reason) -> EddyError:
     return kind(reason, _END_TEXTS[reason], Detail(field="handles"))
 
 
+# Of chunks whose sender showed the session's id and epoch: whichever stream owns it, and whatever becomes of that.
+ANY_ROUTE = -2
+
+
 def route(stream: int, model: int) -> int:
     """The owner column's value for sessions of `model` owned by `stream`."""
     return stream << MODEL_BITS | model

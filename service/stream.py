@@ -10,20 +10,23 @@ back that sends faster than it reads.
 from __future__ import annotations
 
 import asyncio
+import logging
+from functools import partial
 from typing import Any
 
 import grpc
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from eddy.service import codec
 from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
-from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
+from eddy.service.errors import EddyError, Reason, ServerBug, invalid
 from eddy.service.host import Host
 from eddy.service.layout import Layouts, StepLayout
 from eddy.service.model import ServedModel
 from eddy.service.sessions import MODEL_BITS, MODEL_MASK, ROW_MASK
 from eddy.v1 import inference_pb2
+
+_LOG = logging.getLogger(__name__)
 
 
 def limits_message(host: Host, model: ServedModel) -> inference_pb2.Limits:
@@ -69,7 +72,7 @@ class StreamConnection:
         # Without a writer nobody would be answered: the call ends.
         reader = asyncio.current_task()
         assert reader is not None, "a call is served by a task"
-        writer.add_done_callback(lambda _: reader.cancel() if not self.is_gone else None)
+        writer.add_done_callback(partial(self._writer_ended, reader))
         try:
             while (data := await self._context.read()) is not grpc.aio.EOF:
                 self._receive(data)
@@ -82,6 +85,13 @@ class StreamConnection:
             self.is_gone = True
             writer.cancel()
             self._host.remove_stream(self.number)
+
+    def _writer_ended(self, reader: asyncio.Task[Any], writer: asyncio.Task[None]) -> None:
+        """Nobody is answered any more: the call ends."""
+        if not writer.cancelled() and (error := writer.exception()) is not None:
+            _LOG.info("stream %d: its connection is gone: %s", self.number, error)
+        if not self.is_gone:
+            reader.cancel()
 
     def tell_draining(self, grace_seconds: float) -> None:
         """Sends the notice that the server is shutting down."""
@@ -143,33 +153,31 @@ class StreamConnection:
                 tag = known.read_tag(data)
                 if self._step_known(tag, known, data):
                     return
-            if len(data) > self._max_bytes:
-                tag = codec.tag_of(data)
-                raise ClientError(
-                    Reason.MESSAGE_TOO_LARGE,
-                    f"the message has {len(data)} bytes, at most {self._max_bytes} are allowed",
-                    Detail("", f"{len(data)} bytes", f"at most {self._max_bytes} bytes"),
-                )
-            try:
-                request = inference_pb2.StreamRequest.FromString(data)
-            except DecodeError as error:
-                raise codec.malformed(error, "eddy.v1.StreamRequest") from error
+            tag = codec.tag_of(data)
+            codec.check_size(data, self._max_bytes)
+            request = codec.parse(inference_pb2.StreamRequest, data)
             tag = request.tag
-            action = request.WhichOneof("action")
-            if action == "step":
-                self._step(tag, request.step, data)
-            elif action == "open":
-                self._open(tag, request.open)
-            elif action == "attach":
-                self._attach(tag, request.attach)
-            elif action == "close":
-                self._close(tag, request.close)
-            elif action == "reset":
-                self._reset(tag, request.reset)
-            else:
-                raise invalid(Reason.MISSING_FIELD, "action", "none", "one of step, open, attach, close, reset")
+            self._act(tag, request, data)
         except EddyError as error:
             self._refuse(tag, error)
+        except Exception:  # noqa: BLE001  the request's root: it fails, with its traceback in the log; the stream goes on
+            _LOG.exception("a request of stream %d failed", self.number)
+            self._refuse(tag, ServerBug(Reason.INTERNAL, "the server failed to carry out this request"))
+
+    def _act(self, tag: int, request: inference_pb2.StreamRequest, data: bytes) -> None:
+        action = request.WhichOneof("action")
+        if action == "step":
+            self._step(tag, request.step, data)
+        elif action == "open":
+            self._open(tag, request.open)
+        elif action == "attach":
+            self._attach(tag, request.attach)
+        elif action == "close":
+            self._close(tag, request.close)
+        elif action == "reset":
+            self._reset(tag, request.reset)
+        else:
+            raise invalid(Reason.MISSING_FIELD, "action", "none", "one of step, open, attach, close, reset")
 
     def _refuse(self, tag: int, error: EddyError) -> None:
         self._host.count_refusal(error)
@@ -333,10 +341,19 @@ class StreamConnection:
                 errors[row] = table.explain(int(handles[row]))
 
     def _own_rows(self, handles: np.ndarray) -> tuple[np.ndarray, dict[int, EddyError]]:
-        """Table rows of the handles that are good and this stream's, and why the others are not."""
+        """Table rows of the handles that are good and this stream's, and why the others are not.
+
+        Raises:
+            ClientError: TOO_MANY_ROWS, of handles that are not.
+        """
         table = self._host.table
         rows = table.rows_of(handles)
         good = (table.handle[rows] == handles) & (table.route[rows] >> MODEL_BITS == self.number)
+        num_bad, most = len(good) - int(np.count_nonzero(good)), self._host.config.model.max_rows
+        if num_bad > most:  # Each would be explained.
+            raise invalid(
+                Reason.TOO_MANY_ROWS, "handles", f"{num_bad} that are not this stream's sessions", f"at most {most}"
+            )
         errors = {row: table.explain(int(handles[row])) for row in np.flatnonzero(~good).tolist()}
         return rows[good], errors
 

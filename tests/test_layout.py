@@ -16,7 +16,7 @@ RANKS = {
     for rank, names in enumerate(
         (
             ("errors", "histogram", "index", "lifecycle", "stops", "address", "certificates", "repository"),
-            ("config", "arena", "contract", "credentials", "http", "metrics", "sampling", "vocabulary"),
+            ("config", "arena", "contract", "credentials", "fields", "http", "metrics", "sampling", "vocabulary"),
             ("graph", "sessions", "replies", "chunk", "sources"),
             ("admission", "stats"),
             ("engine", "scheduler"),

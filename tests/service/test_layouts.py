@@ -139,6 +139,29 @@ def test_messages_written_unusually_are_not_learned() -> None:
         assert layouts.find(unusual) is None, unusual
 
 
+def test_a_field_of_another_kind_is_no_such_field() -> None:
+    """Numbers where bytes belong and bytes where numbers do: the parser skips them, and no layout is learned."""
+    ports = [_port("x", 4)]
+    for number, place in ((1, 0), (2, 0), (1, 1), (2, 1), (4, 1), (3, 1), (5, 1), (1, 2), (4, 2), (2, 2)):
+        request = _message(0, 1, ports, 1)
+        is_bytes = {0: number == 2, 1: number in (1, 2, 4), 2: number in (1, 3, 4)}[place]
+        stray = bytes((number << 3, 0x7F)) if is_bytes else bytes((number << 3 | 2, 2, 0xFF, 0xFF))
+        step = request.step.SerializeToString()
+        if place == 2:
+            tensor = request.step.inputs[0].SerializeToString() + stray
+            request.step.ClearField("inputs")
+            step = request.step.SerializeToString() + b"\x22" + bytes((len(tensor),)) + tensor
+        if place == 1:
+            step += stray
+        data = b"\x12" + bytes((len(step),)) + step + (stray if place == 0 else b"")
+        parsed = inference_pb2.StreamRequest.FromString(data)
+        assert parsed.step.inputs[0].data, "the stray field is skipped"
+        layouts = Layouts()
+        for _ in range(3):
+            layouts.learn(data, parsed.step, MODEL, ports)
+        assert layouts.find(data) is None, (number, place)
+
+
 def test_what_is_learned_is_bounded() -> None:
     """Clients choose the lengths: neither many lengths nor many layouts of one length stay."""
     layouts = Layouts()

@@ -156,3 +156,34 @@ def test_over_the_budget_the_oldest_are_forgotten_first() -> None:
     assert forgotten == sorted(forgotten, reverse=True), "a newer reply was forgotten before an older one"
     assert store.num_forgotten == sum(forgotten)
     assert not forgotten[-1]
+
+
+def test_sessions_that_come_and_go_with_every_ring_size_do_not_grow_the_store() -> None:
+    """Rings of sixty-four sizes, opened and closed in turns: entries are used again, and no two rings share one."""
+    store = ReplyStore(INPUT_BYTES, OUTPUT_BYTES, 1 << 20)
+    generator = np.random.default_rng(4)
+    most = 64 * 256
+    for _ in range(4):
+        for size in generator.permutation(np.arange(1, 65)).tolist():
+            starts = store.open_rings(256, size)
+            entries = (starts[:, None] + np.arange(size)).reshape(-1)
+            assert len(np.unique(entries)) == 256 * size
+            assert entries.min() >= 0
+            store.close_rings(starts, np.full(256, size))
+    # As much as the widest rings need, doubled by growth and by what does not fit.
+    assert len(store._position) <= 4 * most  # noqa: SLF001  memory is what this is about
+
+
+@given(turns=st.lists(st.tuples(st.integers(1, 300), st.integers(1, 9), st.integers(0, 100)), min_size=1, max_size=60))
+def test_rings_never_overlap(turns: list[tuple[int, int, int]]) -> None:
+    """However rings of several sizes are opened and closed: those that are open are apart."""
+    store = ReplyStore(INPUT_BYTES, OUTPUT_BYTES, 1 << 20)
+    rings: list[tuple[int, int]] = []
+    for count, size, num_closed in turns:
+        rings += [(start, size) for start in store.open_rings(count, size).tolist()]
+        entries = np.concatenate([np.arange(start, start + width) for start, width in rings])
+        assert len(np.unique(entries)) == len(entries)
+        closed, rings = rings[::2][:num_closed], rings[1::2] + rings[::2][num_closed:]
+        if closed:
+            starts, sizes = (np.array(column, np.int32) for column in zip(*closed, strict=True))
+            store.close_rings(starts, sizes)

@@ -350,3 +350,21 @@ def test_a_model_failure_is_the_models_fault() -> None:
     tag = rig.submit(rows, [0], _digits([1]))
     rig.fail_tick()
     assert isinstance(rig.mailbox.results[tag].failure, ModelError)
+
+
+def test_a_chunk_that_breaks_the_forming_of_a_tick_is_answered() -> None:
+    """Chunks that were picked when it broke are back in the queue, fail once with it, and their sessions go on."""
+    rig = Rig(HISTORY)
+    rows = rig.open(3)
+    broken = rig.chunk(rig.table.handle[rows[:1]], [0], [np.array([[5]])])
+    broken.inputs = (b"123",)  # No codec lets that pass.
+    rig.scheduler.submit(broken)
+    fine = rig.submit(rows[1:], [0, 0], [np.array([[5], [6]])])
+    with pytest.raises(ValueError, match="buffer size"):
+        rig.run_all()
+    rig.scheduler.fail_queue(CapacityError(Reason.QUEUE_FULL, "as the dispatcher does"))
+    assert rig.mailbox.order == [broken.tag, fine]
+    assert all(rig.mailbox.results[tag].failure is not None for tag in (broken.tag, fine))
+    assert rig.scheduler.is_idle
+    result = rig.step(rows, [0, 0, 0], [np.array([[1], [2], [3]])])
+    assert [values.tolist() for values in rig.outputs(result, 3, 1)] == [[[1], [2], [3]]]
