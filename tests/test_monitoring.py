@@ -229,9 +229,11 @@ def test_a_scrape_is_whole(prometheus: Prometheus) -> None:
     assert steps == rows > 500
     [ticks] = prometheus.query('eddy_ticks_total{model="forecast-gru"}')
     for histogram in ("eddy_tick_rows", "eddy_onnxruntime_run_seconds"):
-        assert prometheus.query(f"{histogram}_count") == [ticks]
-        assert prometheus.query(f'{histogram}_bucket{{le="+Inf"}}') == [ticks]
-    [delay], [latency] = (prometheus.query(f"eddy_{name}_seconds_sum") for name in ("queue_delay", "step_latency"))
+        assert prometheus.query(f'{histogram}_count{{model="forecast-gru"}}') == [ticks]
+        assert prometheus.query(f'{histogram}_bucket{{model="forecast-gru", le="+Inf"}}') == [ticks]
+    [delay], [latency] = (
+        prometheus.query(f'eddy_{name}_seconds_sum{{model="forecast-gru"}}') for name in ("queue_delay", "step_latency")
+    )
     assert 0.0 < delay < latency
     assert prometheus.query('eddy_model_ready{model="broken"}') == [0.0]
 

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from simulation import Mailbox
 
 from eddy.service.chunk import Chunk
+from eddy.service.contract import read_contract
 from eddy.service.histogram import Histogram
 from eddy.service.stats import DELAY_BOUNDS, FIRST_TOKEN_BOUNDS, ROW_BOUNDS, RUN_BOUNDS, CallStats, ModelStats
 
-HISTORY = family("history")
+HISTORY = read_contract(family("history").model())
 
 
 @given(
@@ -48,7 +49,7 @@ def test_shipped_bounds_are_good() -> None:
 
 
 def _chunk(arrival: float, num_steps: int = 1) -> Chunk:
-    chunk = Chunk(bytes(8), bytes(8), num_steps, (), 0, Mailbox(), 0, HISTORY.contract(), arrival)
+    chunk = Chunk(bytes(8), bytes(8), num_steps, (), 0, Mailbox(), 0, HISTORY, arrival)
     chunk.is_answered = True
     return chunk
 
