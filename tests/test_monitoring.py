@@ -171,6 +171,10 @@ def prometheus(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) 
         while process.query('sum_over_time(up{job="eddy"}[1m]) >= 8') == []:
             load(server)
             assert time.monotonic() < deadline, f"too few scrapes: {process.ask('targets')}"
+        # A scrape that falls between a tick's commit and its counts sees one without the other: one after the load.
+        ended = time.time()
+        while process.query('timestamp(up{job="eddy"})')[0] <= ended:
+            assert time.monotonic() < deadline, f"no scrape after the load: {process.ask('targets')}"
         yield process
     finally:
         process.stop()
