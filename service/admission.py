@@ -45,8 +45,10 @@ class Admission:
         positions = np.frombuffer(chunk.positions, "<u8")
         arrays = input_arrays(self._contract, chunk)
         is_good = table.handle[rows] == handles
+        routes = np.frombuffer(chunk.route, np.int64) if isinstance(chunk.route, bytes) else chunk.route
         if chunk.route != ANY_ROUTE:
-            is_good &= table.route[rows] == chunk.route
+            is_good &= table.route[rows] == routes
+        wanted = np.broadcast_to(routes, chunk.num_rows)
         unique, counts = np.unique(handles, return_counts=True)
         repeated = set(unique[counts > 1].tolist())
         bad_values = np.zeros(chunk.num_rows, np.bool_)
@@ -61,7 +63,7 @@ class Admission:
         for row in np.flatnonzero(suspects).tolist():
             handle = int(handles[row])
             if not is_good[row]:
-                errors[row] = self._not_yours(int(rows[row]), handle, chunk.route)
+                errors[row] = self._not_yours(int(rows[row]), handle, int(wanted[row]))
             elif handle in repeated:
                 errors[row] = ClientError(
                     Reason.DUPLICATE_HANDLE,

@@ -62,9 +62,11 @@ class Chunk:
     Args:
         handles: uint64 [B] raw little-endian bytes; positions: the same.
         inputs: raw bytes an input port of the contract, [B, T, ...].
-        route: the owner column's value that every row must have (`sessions.route`), or `sessions.ANY_ROUTE`.
+        route: the owner column's value that every row must have (`sessions.route`), or `sessions.ANY_ROUTE`; where
+            the rows have several owners, the whole column, int64 [B] raw.
         source: given the result exactly once, unless its client is gone before the chunk begins.
         tag: the source's own; contract: the model's.
+        num_requests: how many of clients' requests it carries out.
         arrival: monotonic seconds; deadline: begin before this time or fail.
     """
 
@@ -79,6 +81,7 @@ class Chunk:
         "inputs",
         "is_answered",
         "num_bytes",
+        "num_requests",
         "num_rows",
         "num_steps",
         "outputs",
@@ -97,12 +100,13 @@ class Chunk:
         positions: bytes,
         num_steps: int,
         inputs: tuple[bytes, ...],
-        route: int,
+        route: int | bytes,
         source: Source,
         tag: int,
         contract: Contract,
         arrival: float,
         deadline: float = NO_DEADLINE,
+        num_requests: int = 1,
     ) -> None:
         self.handles = handles
         self.positions = positions
@@ -118,6 +122,7 @@ class Chunk:
         self.contract = contract
         self.arrival = arrival
         self.deadline = deadline
+        self.num_requests = num_requests
         self.is_answered = False
         # Changed only by the scheduler. Steps already run, when the chunk is time-sliced.
         self.done_steps = 0

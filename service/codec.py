@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from eddy.service.chunk import ChunkResult
+from eddy.service.config import ModelConfig
 from eddy.service.contract import Contract, Port
 from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
 from eddy.service.fields import check_fields, leading_integer
@@ -80,7 +81,7 @@ _MAX_RANK = 32
 _MAX_HEADS = 256
 
 _TAG = inference_pb2.StreamRequest.DESCRIPTOR.fields_by_name["tag"].number
-_TAG_KEY = bytes((inference_pb2.StreamResponse.DESCRIPTOR.fields_by_name["tag"].number << 3,))
+TAG_KEY = bytes((inference_pb2.StreamResponse.DESCRIPTOR.fields_by_name["tag"].number << 3,))
 
 # Outputs may be larger than inputs (logits of a token), yet not without limit.
 _MAX_ANSWER_RATIO = 4
@@ -290,6 +291,13 @@ def read_handles(raw: bytes, where: str) -> np.ndarray:
 # Responses
 
 
+def limits_message(config: ModelConfig, max_message_bytes: int) -> inference_pb2.Limits:
+    """The limits of one message, for packing clients."""
+    return inference_pb2.Limits(
+        max_rows=config.max_rows, max_steps=config.max_steps, max_message_bytes=max_message_bytes
+    )
+
+
 class StepResponses:
     """Encodes the answers to step messages.
 
@@ -306,10 +314,8 @@ class StepResponses:
         """The answer to a step message, as `eddy.v1.StreamResponse`."""
         outputs = result.outputs
         if len(outputs) == 1 and not result.errors and not result.replayed:
-            head = self._heads.get((id(contract), num_rows, num_steps))
-            if head is None:
-                head = self._learn_head(contract, num_rows, num_steps)
-            return _TAG_KEY + _varint(tag) + head + outputs[0] if tag else head + outputs[0]
+            head = self.head(contract, num_rows, num_steps)
+            return TAG_KEY + _varint(tag) + head + outputs[0] if tag else head + outputs[0]
         response = inference_pb2.StreamResponse(tag=tag)
         if result.failure is not None:
             response.error.CopyFrom(error_detail(result.failure))
@@ -319,6 +325,11 @@ class StepResponses:
             step.errors.extend(row_errors(result.errors))
             step.replayed_rows = np.array(result.replayed, "<u4").tobytes()
         return response.SerializeToString()
+
+    def head(self, contract: Contract, num_rows: int, num_steps: int) -> bytes:
+        """What stands between the tag and the data in a good answer of a model with one output."""
+        head = self._heads.get((id(contract), num_rows, num_steps))
+        return self._learn_head(contract, num_rows, num_steps) if head is None else head
 
     def _learn_head(self, contract: Contract, num_rows: int, num_steps: int) -> bytes:
         data = bytes(contract.outputs[0].step_bytes * num_rows * num_steps)

@@ -42,6 +42,7 @@ class Dispatcher:
         # Changed only on the loop.
         self._pending: dict[ServedModel, None] = {}
         self._ticks_away: dict[ServedModel, int] = {}
+        self._before_pass: list[Callable[[], None]] = []
         self._is_scheduled = False
         self.num_inline_ticks = 0
         self.num_thread_ticks = 0
@@ -52,6 +53,14 @@ class Dispatcher:
     def notify(self, model: ServedModel) -> None:
         """Something was queued for `model`."""
         self._pending[model] = None
+        self._schedule()
+
+    def call_before_pass(self, submit: Callable[[], None]) -> None:
+        """`submit` has something to queue, and is called when the event loop has read what has arrived."""
+        self._before_pass.append(submit)
+        self._schedule()
+
+    def _schedule(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
             self._loop.call_soon(self._pass)
@@ -64,10 +73,13 @@ class Dispatcher:
     @property
     def is_idle(self) -> bool:
         """No tick runs and none is about to be formed."""
-        return not self._pending and not any(self._ticks_away.values())
+        return not self._pending and not self._before_pass and not any(self._ticks_away.values())
 
     def _pass(self) -> None:
         """One tick a model at most, then back to the event loop."""
+        submits, self._before_pass = self._before_pass, []
+        for submit in submits:
+            submit()
         self._is_scheduled = False
         models = list(self._pending)
         self._pending.clear()

@@ -11,9 +11,8 @@ from typing import Any
 
 from eddy.service.errors import ClientError, Detail, Reason
 
-_VARINT, _FIXED64, _BYTES, _BEGIN_GROUP, _END_GROUP, _FIXED32 = range(
-    6
-)  # https://protobuf.dev/programming-guides/encoding/
+# Kinds of fields, https://protobuf.dev/programming-guides/encoding/.
+VARINT, _FIXED64, BYTES, _BEGIN_GROUP, _END_GROUP, _FIXED32 = range(6)
 _MAX_FIELDS = 4096
 # Of a tensor's shape, written packed.
 _MAX_SHAPE_BYTES = 640
@@ -35,7 +34,7 @@ def check_fields(data: bytes, message: Any) -> None:
         return
     try:
         _walk(data, 0, len(data), message, _MAX_FIELDS)
-    except (IndexError, _NoMessageError):  # The parser will say so.
+    except (IndexError, NotAMessageError):  # The parser will say so.
         return
 
 
@@ -44,12 +43,12 @@ def leading_integer(data: bytes, number: int) -> int:
     if data[:1] != bytes((number << 3,)):
         return 0
     try:
-        return _varint(data, 1)[0] & _MAX_INTEGER
-    except (IndexError, _NoMessageError):
+        return read_varint(data, 1)[0] & _MAX_INTEGER
+    except (IndexError, NotAMessageError):
         return 0
 
 
-class _NoMessageError(Exception):
+class NotAMessageError(Exception):
     """The bytes do not parse."""
 
 
@@ -64,18 +63,18 @@ def _walk(data: bytes, at: int, end: int, message: Any, left: int) -> int:
                 Detail(received=f"more than {_MAX_FIELDS} fields", expected=expected),
             )
         left -= 1
-        key, at = _varint(data, at)
+        key, at = read_varint(data, at)
         kind = key & 7
-        if kind == _VARINT:
-            at = _varint(data, at)[1]
+        if kind == VARINT:
+            at = read_varint(data, at)[1]
         elif kind == _FIXED64:
             at += 8
         elif kind == _FIXED32:
             at += 4
-        elif kind == _BYTES:
-            size, at = _varint(data, at)
+        elif kind == BYTES:
+            size, at = read_varint(data, at)
             if size > end - at:
-                raise _NoMessageError
+                raise NotAMessageError
             field = message.fields_by_number.get(key >> 3)
             if field is not None and field.message_type is not None:
                 left = _walk(data, at, at + size, field.message_type, left)
@@ -88,12 +87,12 @@ def _walk(data: bytes, at: int, end: int, message: Any, left: int) -> int:
                 )
             at += size
         elif kind not in (_BEGIN_GROUP, _END_GROUP):  # A group's fields are counted as if they were the message's.
-            raise _NoMessageError
+            raise NotAMessageError
     return left
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number that begins at `at`, and where it ends."""
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number that begins at `at`, and where it ends; IndexError or `NotAMessageError` where none does."""
     value = shift = 0
     while shift < 70:
         byte = data[at]
@@ -102,4 +101,4 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
         if byte < 0x80:
             return value, at
-    raise _NoMessageError
+    raise NotAMessageError

@@ -17,7 +17,7 @@ from eddy.service.generation import FinishReason, Generation, Plan, Token, check
 from eddy.service.host import Host
 from eddy.service.model import ServedModel
 from eddy.service.sampling import Sampling
-from eddy.service.sessions import NO_STREAM, SESSION_ID_BYTES
+from eddy.service.sessions import NO_STREAM
 from eddy.service.stops import StopMatcher
 from eddy.service.vocabulary import Vocabulary
 from eddy.v1 import generation_pb2 as wire
@@ -116,9 +116,8 @@ class GenerateCall:
         A call that was cancelled just now may still have a step under way.
         """
         await self._host.settle(self._row)
-        row = self._host.table.row_of_id(self._info.session_id)
+        row = self._host.table.row_in_epoch(self._info.session_id, self._info.epoch, "existing.")
         info = self._host.table.info(row)
-        self._check_epoch(self._info.epoch, info.epoch)
         asked, stands = self._asked_position, info.next_position
         if asked is not None and asked != stands:
             raise ClientError(
@@ -134,26 +133,7 @@ class GenerateCall:
     # Request
 
     def _existing_row(self, existing: wire.ExistingSession) -> int:
-        if len(existing.session_id) != SESSION_ID_BYTES:
-            raise invalid(
-                Reason.INVALID_BYTE_LENGTH,
-                "existing.session_id",
-                f"{len(existing.session_id)} bytes",
-                f"{SESSION_ID_BYTES} bytes",
-            )
-        row = self._host.table.row_of_id(existing.session_id)
-        info = self._host.table.info(row)
-        self._check_epoch(existing.epoch, info.epoch)
-        return row
-
-    @staticmethod
-    def _check_epoch(came: int, present: int) -> None:
-        if came != present:
-            raise ClientError(
-                Reason.FENCED,
-                f"existing.epoch: got {came}, the session is in epoch {present}",
-                Detail("existing.epoch", str(came), str(present), epoch=present),
-            )
+        return self._host.table.row_in_epoch(existing.session_id, existing.epoch, "existing.")
 
     def _model_of(self, request: wire.GenerateRequest, row: int | None) -> ServedModel:
         if row is not None:

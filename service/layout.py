@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from eddy.service.contract import Port
-from eddy.v1 import inference_pb2
+import numpy as np
 
-_VARINT, _BYTES = 0, 2  # https://protobuf.dev/programming-guides/encoding/
+from eddy.service.contract import Port
+from eddy.service.fields import BYTES, VARINT, read_varint
+from eddy.v1 import inference_pb2
 
 _REQUEST = inference_pb2.StreamRequest.DESCRIPTOR.fields_by_name
 _STEP = inference_pb2.StepChunk.DESCRIPTOR.fields_by_name
@@ -25,20 +26,21 @@ _TENSOR = inference_pb2.Tensor.DESCRIPTOR.fields_by_name
 def _key(field: Any) -> int:  # A descriptor, of whichever of protobuf's implementations.
     """How a field begins: its number and its kind. With another kind it is no such field to the parser."""
     is_bytes = field.is_repeated or field.type in (field.TYPE_BYTES, field.TYPE_STRING, field.TYPE_MESSAGE)
-    return int(field.number) << 3 | (_BYTES if is_bytes else _VARINT)
+    return int(field.number) << 3 | (BYTES if is_bytes else VARINT)
 
 
 _TAG, _ACTION = _key(_REQUEST["tag"]), _key(_REQUEST["step"])
 _HANDLES, _POSITIONS, _INPUTS = (_key(_STEP[name]) for name in ("handles", "positions", "inputs"))
 _NAME, _DATA = _key(_TENSOR["name"]), _key(_TENSOR["data"])
 # Packed, or one by one.
-_SHAPES = {_key(_TENSOR["shape"]), _TENSOR["shape"].number << 3 | _VARINT}
+_SHAPES = {_key(_TENSOR["shape"]), _TENSOR["shape"].number << 3 | VARINT}
 _STEP_KEYS, _TENSOR_KEYS = ({_key(field) for field in fields.values()} for fields in (_STEP, _TENSOR))
 _MAX_TAG = (1 << 64) - 1
 
 # A client whose messages have more lengths than this teaches some of them again.
 _MAX_LENGTHS = 1024
 _MAX_LAYOUTS_OF_A_LENGTH = 4
+_HANDLE_BYTES = 8
 
 Window = tuple[int, int]
 
@@ -47,15 +49,30 @@ class StepLayout:
     """The layout of one step message.
 
     Attributes:
+        tag: begin and end of its digits, the same where it is zero and left out.
         handles, positions: begin and end of the columns; inputs: of each input's data, in the contract's order.
+        columns: all of these.
         num_steps: T; timeout_milliseconds: as in the message.
         models: indices of the models whose checks a message of this layout has passed.
     """
 
-    __slots__ = ("_fixed", "_tag", "handles", "inputs", "models", "num_steps", "positions", "timeout_milliseconds")
+    __slots__ = (
+        "_checked",
+        "_expected",
+        "_fixed",
+        "columns",
+        "handles",
+        "inputs",
+        "models",
+        "num_steps",
+        "positions",
+        "tag",
+        "timeout_milliseconds",
+    )
 
-    def __init__(self, data: bytes, tag: Window, columns: Sequence[Window], step: inference_pb2.StepChunk) -> None:
-        self._tag = tag
+    def __init__(self, data: bytes, tag: Window, columns: list[Window], step: inference_pb2.StepChunk) -> None:
+        self.tag = tag
+        self.columns = columns
         self.handles, self.positions, *inputs = columns
         self.inputs = inputs
         self.num_steps = step.num_steps
@@ -64,19 +81,30 @@ class StepLayout:
         windows = sorted((tag, *columns))
         begins, ends = [0, *(end for _, end in windows)], [*(begin for begin, _ in windows), len(data)]
         self._fixed = [(begin, end, data[begin:end]) for begin, end in zip(begins, ends, strict=True) if begin < end]
+        # The same for many messages at once: which bits are looked at, and what they must be.
+        self._checked = np.zeros(len(data), np.uint8)
+        for begin, end, _ in self._fixed:
+            self._checked[begin:end] = 0xFF
+        self._checked[tag[0] : tag[1]] = 0x80
+        self._expected = np.frombuffer(data, np.uint8) & self._checked
 
     def fits(self, data: bytes) -> bool:
         """`data`, which has the layout's length, is laid out so."""
         for begin, end, fixed in self._fixed:
             if data[begin:end] != fixed:
                 return False
-        begin, end = self._tag
+        begin, end = self.tag
         # The tag ends where it did: its last byte, and no other, has no continuation bit.
         return begin == end or (data[end - 1] < 0x80 and (end - begin == 1 or min(data[begin : end - 1]) >= 0x80))
 
+    def match(self, messages: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """`fits` of G messages that have the layout's length, bool [G], and their bytes, uint8 [G, length]."""
+        matrix = np.frombuffer(b"".join(messages), np.uint8).reshape(len(messages), -1)
+        return ~((matrix & self._checked) != self._expected).any(axis=1), matrix
+
     def read_tag(self, data: bytes) -> int:
         """The tag of `data`, which fits."""
-        begin, end = self._tag
+        begin, end = self.tag
         tag = shift = 0
         for byte in data[begin:end]:
             tag |= (byte & 0x7F) << shift
@@ -91,6 +119,8 @@ class Layouts:
         # Changed only on the server's event loop. By length; lengths of which one message was seen.
         self._by_length: dict[int, list[StepLayout]] = {}
         self._seen: set[int] = set()
+        # By length, the last that was learned of a message of one row.
+        self.of_one_row: dict[int, StepLayout] = {}
 
     def find(self, data: bytes) -> StepLayout | None:
         """The layout of a step message, if it is known."""
@@ -110,6 +140,7 @@ class Layouts:
             if len(self._seen) >= _MAX_LENGTHS:
                 self._seen.clear()
                 self._by_length.clear()
+                self.of_one_row.clear()
             self._seen.add(length)
             return
         known = self.find(data)
@@ -120,6 +151,8 @@ class Layouts:
             layouts = self._by_length.setdefault(length, [])
             layouts.insert(0, known)
             del layouts[_MAX_LAYOUTS_OF_A_LENGTH:]
+            if known.handles[1] - known.handles[0] == _HANDLE_BYTES:
+                self.of_one_row[length] = known
         known.models.add(model)
 
 
@@ -158,25 +191,13 @@ def _once(
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, Window]]:
     """Key and payload of each field in `data[at:end]`, which are known to parse."""
     while at < end:
-        key, at = _varint(data, at)
+        key, at = read_varint(data, at)
         kind = key & 7
-        if kind == _BYTES:
-            size, at = _varint(data, at)
-        elif kind == _VARINT:
-            size = _varint(data, at)[1] - at
+        if kind == BYTES:
+            size, at = read_varint(data, at)
+        elif kind == VARINT:
+            size = read_varint(data, at)[1] - at
         else:  # No message of ours has such fields.
             raise _UnusualError
         yield key, (at, at + size)
         at += size
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number that begins at `at`, and where it ends."""
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return value, at

@@ -174,6 +174,10 @@ class Scheduler:
         """Nothing waits and nothing runs."""
         return not self._queue and not self._num_busy
 
+    def most_rows(self, num_steps: int) -> int:
+        """Rows of T = `num_steps` that one tick takes; none when they are sliced."""
+        return min(self.limits.max_rows, self.limits.row_steps_budget // num_steps)
+
     def submit(self, chunk: Chunk) -> None:
         """Queues a chunk.
 
@@ -263,7 +267,7 @@ class Scheduler:
                 continue
             if not picked:  # 4.
                 num_steps = wanted
-                max_rows = min(self.limits.max_rows, max(1, self.limits.row_steps_budget // wanted))
+                max_rows = max(1, self.most_rows(wanted))
             picked.append(item)
             num_rows += item.num_rows
             if not is_begun:
@@ -348,6 +352,8 @@ class Scheduler:
 
     def _route_bytes(self, chunk: Chunk) -> bytes:
         """The owner column that the chunk's rows must have, int64 [B] raw."""
+        if isinstance(chunk.route, bytes):
+            return chunk.route
         if chunk.route == ANY_ROUTE:
             return bytes(self._table.route[self._rows(chunk)].tobytes())
         return chunk.route.to_bytes(8, "little") * chunk.num_rows

@@ -7,34 +7,31 @@ are parsed here, so that garbage is answered with a typed error.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, TypeVar
 
 import grpc
-import numpy as np
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_status import rpc_status
 
-from eddy.service import codec
+from eddy.service import codec, unary
 from eddy.service.calls import CallCounter
-from eddy.service.catalog import Entry
 from eddy.service.certificates import CertificateFiles
-from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
+from eddy.service.coalescer import Coalescer
 from eddy.service.config import Config
 from eddy.service.credentials import server_credentials
-from eddy.service.errors import ClientError, Detail, EddyError, Reason, ServerBug, invalid
+from eddy.service.errors import EddyError, Reason, ServerBug
 from eddy.service.generate import GenerateCall
 from eddy.service.host import Host
 from eddy.service.infer import InferCall
 from eddy.service.layout import Layouts
-from eddy.service.sessions import ANY_ROUTE, NO_STREAM, SESSION_ID_BYTES, SessionInfo
-from eddy.service.stream import StreamConnection, limits_message
+from eddy.service.model_calls import ModelCalls
+from eddy.service.session_calls import SessionCalls
+from eddy.service.stream import StreamConnection
 from eddy.v1 import generation_pb2, inference_pb2, models_pb2, sessions_pb2
 
 _LOG = logging.getLogger(__name__)
@@ -75,6 +72,7 @@ class Server:
         self._connections: set[StreamConnection] = set()
         self._layouts = Layouts()
         self._responses = codec.StepResponses()
+        self._coalescer = Coalescer(host, self._layouts, self._responses)
         self.port = 0
 
     async def start(self) -> None:
@@ -146,7 +144,7 @@ class Server:
     def _methods(self) -> dict[str, dict[str, Any]]:
         return self._own_methods() | {
             health.SERVICE_NAME: {
-                "Check": self._unary(health_pb2.HealthCheckRequest, self._check_health),
+                "Check": self._unary_in_context(health_pb2.HealthCheckRequest, self._check_health),
                 "Watch": grpc.unary_stream_rpc_method_handler(
                     self._watch_health, response_serializer=health_pb2.HealthCheckResponse.SerializeToString
                 ),
@@ -159,30 +157,33 @@ class Server:
         }
 
     def _own_methods(self) -> dict[str, dict[str, Any]]:
-        unary = self._unary
+        call, sessions, models = self._unary, SessionCalls(self._host), ModelCalls(self._host)
         return {
             "eddy.v1.InferenceService": {
                 "Stream": grpc.stream_stream_rpc_method_handler(self._stream),
-                "Step": unary(inference_pb2.StepRequest, self._step),
-                "Infer": unary(inference_pb2.InferRequest, self._infer),
+                "Step": self._unary_in_context(inference_pb2.StepRequest, self._step),
+                "Infer": self._unary_in_context(inference_pb2.InferRequest, self._infer),
             },
             "eddy.v1.GenerationService": {
                 "Generate": grpc.unary_stream_rpc_method_handler(self._generate),
             },
             "eddy.v1.SessionService": {
-                "OpenSession": unary(sessions_pb2.OpenSessionRequest, self._open_session),
-                "GetSession": unary(sessions_pb2.GetSessionRequest, self._get_session),
-                "ListSessions": unary(sessions_pb2.ListSessionsRequest, self._list_sessions),
-                "CloseSession": unary(sessions_pb2.CloseSessionRequest, self._close_session),
-                "ResetSession": unary(sessions_pb2.ResetSessionRequest, self._reset_session),
+                "OpenSession": call(sessions_pb2.OpenSessionRequest, sessions.open),
+                "GetSession": call(sessions_pb2.GetSessionRequest, sessions.get),
+                "ListSessions": call(sessions_pb2.ListSessionsRequest, sessions.list),
+                "CloseSession": call(sessions_pb2.CloseSessionRequest, sessions.close),
+                "ResetSession": call(sessions_pb2.ResetSessionRequest, sessions.reset),
             },
             "eddy.v1.ModelService": {
-                "ListModels": unary(models_pb2.ListModelsRequest, self._list_models),
-                "GetModel": unary(models_pb2.GetModelRequest, self._get_model),
+                "ListModels": call(models_pb2.ListModelsRequest, models.list),
+                "GetModel": call(models_pb2.GetModelRequest, models.get),
             },
         }
 
-    def _unary(self, request_type: type[Message], method: Callable[[Any, Any], Awaitable[Message]]) -> Any:
+    def _unary(self, request_type: type[Message], method: Callable[[Any], Awaitable[Message]]) -> Any:
+        return self._unary_in_context(request_type, lambda request, _: method(request))
+
+    def _unary_in_context(self, request_type: type[Message], method: Callable[[Any, Any], Awaitable[Message]]) -> Any:
         async def call(data: bytes, context: Any) -> bytes:
             async with self._typed_errors(context, request_type):
                 return (await method(self._parse(request_type, data), context)).SerializeToString()
@@ -249,184 +250,15 @@ class Server:
                 self._host.refuse_if_draining()
             except EddyError as error:
                 await self._abort(context, error)
-        connection = StreamConnection(self._host, context, self._layouts, self._responses)
+        connection = StreamConnection(self._host, context, self._layouts, self._responses, self._coalescer)
         self._connections.add(connection)
         try:
             await connection.serve()
         finally:
             self._connections.discard(connection)
 
-    # InferenceService
-
     async def _step(self, request: inference_pb2.StepRequest, context: Any) -> Message:
-        host = self._host
-        row = host.table.row_of_id(_session_id(request.session_id))
-        info = host.table.info(row)
-        if request.epoch != info.epoch:
-            raise ClientError(
-                Reason.FENCED,
-                f"epoch: got {request.epoch}, the session is in epoch {info.epoch}",
-                Detail("epoch", str(request.epoch), str(info.epoch), epoch=info.epoch),
-            )
-        model = host.catalog.served[info.model]
-        codec.check_steps(request.num_steps, model.config.max_steps, "num_steps")
-        if request.position >= 1 << 63:
-            raise invalid(Reason.OUT_OF_RANGE, "position", request.position, "less than 2**63")
-        inputs = codec.read_inputs(model.contract, request.inputs, (1, request.num_steps))
-        now = host.clock()
-        remaining = context.time_remaining()
-        call = _UnaryCall()
-        chunk = Chunk(
-            info.handle.to_bytes(8, "little"),
-            request.position.to_bytes(8, "little"),
-            request.num_steps,
-            inputs,
-            ANY_ROUTE,
-            call,
-            0,
-            model.contract,
-            now,
-            NO_DEADLINE if remaining is None else now + remaining,
-        )
-        host.submit(model, chunk)
-        return codec.unary_step_response(model.contract, request, await call.result())
+        return await unary.step(self._host, request, context.time_remaining())
 
     async def _infer(self, request: inference_pb2.InferRequest, context: Any) -> Message:
         return await InferCall(self._host, request).run(context.time_remaining())
-
-    # SessionService
-
-    async def _open_session(self, request: sessions_pb2.OpenSessionRequest, context: Any) -> Message:
-        opened = self._host.open(
-            request.model, request.version, 1, request.max_in_flight, request.idle_timeout_seconds, NO_STREAM
-        )
-        info = self._host.table.info(int(opened.rows[0]))
-        return sessions_pb2.OpenSessionResponse(
-            session=self._session(info, with_id=True), limits=limits_message(self._host, opened.model)
-        )
-
-    async def _get_session(self, request: sessions_pb2.GetSessionRequest, context: Any) -> Message:
-        row = self._host.table.row_of_id(_session_id(request.session_id))
-        return sessions_pb2.GetSessionResponse(session=self._session(self._host.table.info(row), with_id=True))
-
-    async def _list_sessions(self, request: sessions_pb2.ListSessionsRequest, context: Any) -> Message:
-        size = request.page_size or _DEFAULT_PAGE
-        if size > _MAX_PAGE:
-            raise invalid(Reason.OUT_OF_RANGE, "page_size", size, f"at most {_MAX_PAGE}")
-        try:
-            after = int(request.page_token or "0")
-        except ValueError:
-            raise invalid(
-                Reason.OUT_OF_RANGE, "page_token", repr(request.page_token), "a token of the previous page"
-            ) from None
-        rows = self._rows_of_model(request.model)
-        page = rows[rows > after][: size + 1]
-        more = len(page) > size
-        sessions = [self._session(self._host.table.info(row), with_id=False) for row in page[:size].tolist()]
-        token = str(int(page[size - 1])) if more else ""
-        return sessions_pb2.ListSessionsResponse(sessions=sessions, next_page_token=token, total=len(rows))
-
-    def _rows_of_model(self, name: str) -> np.ndarray:
-        if not name:
-            return self._host.table.open_rows()
-        self._host.catalog.find(name, "")
-        indices = [model.index for model in self._host.catalog.served if model.file.name == name]
-        rows = [self._host.table.open_rows(index) for index in indices]
-        return np.sort(np.concatenate([np.empty(0, np.int64), *rows]))
-
-    async def _close_session(self, request: sessions_pb2.CloseSessionRequest, context: Any) -> Message:
-        await self._control(self._host.close, _session_id(request.session_id))
-        return sessions_pb2.CloseSessionResponse()
-
-    async def _reset_session(self, request: sessions_pb2.ResetSessionRequest, context: Any) -> Message:
-        session_id = _session_id(request.session_id)
-        await self._control(self._host.reset, session_id)
-        row = self._host.table.row_of_id(session_id)
-        return sessions_pb2.ResetSessionResponse(session=self._session(self._host.table.info(row), with_id=True))
-
-    async def _control(
-        self, apply: Callable[[np.ndarray, Callable[[np.ndarray], None]], None], session_id: bytes
-    ) -> None:
-        """Applies `apply` to a session, again if it was taken over while this waited."""
-        is_missed = True
-        while is_missed:
-            row = self._host.table.row_of_id(session_id)
-            done: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
-            apply(np.array([row]), partial(_resolve, done))
-            is_missed = len(await done) > 0
-
-    def _session(self, info: SessionInfo, *, with_id: bool) -> sessions_pb2.Session:
-        file = self._host.catalog.served[info.model].file
-        return sessions_pb2.Session(
-            session_id=info.session_id if with_id else b"",
-            fingerprint=hashlib.sha256(info.session_id).hexdigest()[:8],
-            model=file.name,
-            version=file.version,
-            epoch=info.epoch,
-            next_position=info.next_position,
-            max_in_flight=info.max_in_flight,
-            idle_seconds=info.idle_seconds,
-            idle_timeout_seconds=info.idle_timeout_seconds,
-            attached=info.is_attached,
-        )
-
-    # ModelService
-
-    async def _list_models(self, request: models_pb2.ListModelsRequest, context: Any) -> Message:
-        return models_pb2.ListModelsResponse(models=[_status(entry) for entry in self._host.catalog])
-
-    async def _get_model(self, request: models_pb2.GetModelRequest, context: Any) -> Message:
-        entry = self._host.catalog.find(request.name, request.version)
-        response = models_pb2.GetModelResponse(status=_status(entry))
-        if entry.model is not None:
-            response.contract.CopyFrom(entry.model.contract.message)
-            response.limits.CopyFrom(limits_message(self._host, entry.model))
-        return response
-
-
-class _UnaryCall:
-    """The source of a unary step's chunk."""
-
-    def __init__(self) -> None:
-        self.is_gone = False
-        self._future: asyncio.Future[ChunkResult] = asyncio.get_running_loop().create_future()
-
-    def deliver(self, chunk: Chunk, result: ChunkResult) -> None:
-        """Takes the chunk's result (`chunk.Source`)."""
-        _resolve(self._future, result)
-
-    async def result(self) -> ChunkResult:
-        try:
-            return await self._future
-        except asyncio.CancelledError:
-            self.is_gone = True
-            raise
-
-
-def _resolve(future: asyncio.Future[Any], value: Any) -> None:
-    if not future.done():
-        future.set_result(value)
-
-
-def _session_id(value: bytes) -> bytes:
-    if len(value) != SESSION_ID_BYTES:
-        raise invalid(Reason.INVALID_BYTE_LENGTH, "session_id", f"{len(value)} bytes", f"{SESSION_ID_BYTES} bytes")
-    return value
-
-
-def _status(entry: Entry) -> models_pb2.ModelStatus:
-    status = models_pb2.ModelStatus(
-        name=entry.file.name,
-        version=entry.file.version,
-        ready=entry.model is not None,
-        digest=entry.file.digest,
-        load_seconds=entry.load_seconds,
-    )
-    if entry.error is not None:
-        status.error.CopyFrom(codec.error_detail(entry.error))
-    if entry.model is not None:
-        status.provider = entry.model.engine.provider
-        status.num_slots = entry.model.slots.num_slots
-        status.num_sessions = entry.model.num_sessions
-        status.state_bytes_per_session = entry.model.contract.state_bytes
-    return status

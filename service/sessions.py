@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eddy.service.errors import CapacityError, ClientError, Detail, EddyError, ModelError, Reason
+from eddy.service.errors import CapacityError, ClientError, Detail, EddyError, ModelError, Reason, invalid
 from eddy.service.index import IdIndex
 from eddy.service.lifecycle import Event, Status, transition
 
@@ -135,18 +135,36 @@ class SessionTable:
             rows[rows >= self.num_rows] = 0
         return rows
 
-    def row_of_id(self, session_id: bytes) -> int:
-        """The row of an open session.
+    def row_of_id(self, session_id: bytes, where: str = "session_id") -> int:
+        """The row of an open session; `where` says which field has a wrong length.
 
         Raises:
-            ClientError: UNKNOWN_SESSION.
+            ClientError: INVALID_BYTE_LENGTH, UNKNOWN_SESSION.
         """
+        if len(session_id) != SESSION_ID_BYTES:
+            raise invalid(Reason.INVALID_BYTE_LENGTH, where, f"{len(session_id)} bytes", f"{SESSION_ID_BYTES} bytes")
         row = self._index.find(session_id, self._ids)
         if not row:
             raise ClientError(
                 Reason.UNKNOWN_SESSION,
                 "session_id: no such session is open (never opened here, closed, expired, or the server restarted)",
-                Detail(field="session_id", received=f"{len(session_id)} bytes", expected="the id of an open session"),
+                Detail("session_id", f"{len(session_id)} bytes", "the id of an open session"),
+            )
+        return row
+
+    def row_in_epoch(self, session_id: bytes, epoch: int, prefix: str = "") -> int:
+        """The row of an open session whose writer is of its present epoch; the fields' names begin with `prefix`.
+
+        Raises:
+            ClientError: INVALID_BYTE_LENGTH, UNKNOWN_SESSION, FENCED.
+        """
+        row = self.row_of_id(session_id, f"{prefix}session_id")
+        present = int(self.handle[row]) >> 32
+        if epoch != present:
+            raise ClientError(
+                Reason.FENCED,
+                f"{prefix}epoch: got {epoch}, the session is in epoch {present}",
+                Detail(f"{prefix}epoch", str(epoch), str(present), epoch=present),
             )
         return row
 

@@ -90,15 +90,17 @@ class ModelStats:
     def observe_chunks(self, chunks: Sequence[Chunk], started: float, answered: float) -> None:
         """Each of `chunks` was carried out by one tick, which began at `started` and is answered; monotonic seconds."""
         delays, latencies, bounds, search = self.queue_delay.counts, self.latency.counts, DELAY_BOUNDS, bisect_left
-        waited = 0.0
+        waited, num_requests = 0.0, 0
         for chunk in chunks:
             arrival = chunk.arrival
             delay = started - arrival
-            delays[search(bounds, delay)] += 1
-            latencies[search(bounds, answered - arrival)] += 1
-            waited += delay
+            count = chunk.num_requests
+            delays[search(bounds, delay)] += count
+            latencies[search(bounds, answered - arrival)] += count
+            waited += delay * count
+            num_requests += count
         self.queue_delay.total += waited
-        self.latency.total += waited + (answered - started) * len(chunks)
+        self.latency.total += waited + (answered - started) * num_requests
 
     def observe_slices(self, chunks: Sequence[Chunk], num_steps: int, started: float, answered: float) -> None:
         """A tick of T = `num_steps` that was not the only one of some of `chunks` is through.
@@ -107,9 +109,9 @@ class ModelStats:
         """
         for chunk in chunks:
             if chunk.done_steps == num_steps:
-                self.queue_delay.observe(started - chunk.arrival)
+                self.queue_delay.observe(started - chunk.arrival, chunk.num_requests)
             if chunk.is_answered:
-                self.latency.observe(answered - chunk.arrival)
+                self.latency.observe(answered - chunk.arrival, chunk.num_requests)
 
 
 class CallStats:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import partial
 from typing import Any
 
 import grpc
@@ -19,23 +18,17 @@ import numpy as np
 
 from eddy.service import codec
 from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
+from eddy.service.coalescer import Coalescer
+from eddy.service.contract import Contract
 from eddy.service.errors import EddyError, Reason, ServerBug, invalid
 from eddy.service.host import Host
 from eddy.service.layout import Layouts, StepLayout
 from eddy.service.model import ServedModel
+from eddy.service.outbox import Outbox
 from eddy.service.sessions import MODEL_BITS, MODEL_MASK, ROW_MASK
 from eddy.v1 import inference_pb2
 
 _LOG = logging.getLogger(__name__)
-
-
-def limits_message(host: Host, model: ServedModel) -> inference_pb2.Limits:
-    """The limits of one message, for packing clients."""
-    return inference_pb2.Limits(
-        max_rows=model.config.max_rows,
-        max_steps=model.config.max_steps,
-        max_message_bytes=host.config.server.max_message_bytes,
-    )
 
 
 class StreamConnection:
@@ -43,10 +36,12 @@ class StreamConnection:
 
     Args:
         host: sessions and models; context: the call's `grpc.aio.ServicerContext`.
-        layouts, responses: of all streams of the server: what one stream taught them, the next one finds.
+        layouts, responses, coalescer: of all streams of the server: what one stream taught them, the next one finds.
     """
 
-    def __init__(self, host: Host, context: Any, layouts: Layouts, responses: codec.StepResponses) -> None:
+    def __init__(
+        self, host: Host, context: Any, layouts: Layouts, responses: codec.StepResponses, coalescer: Coalescer
+    ) -> None:
         self._host = host
         self._context = context
         self._max_bytes = host.config.server.max_message_bytes
@@ -59,39 +54,35 @@ class StreamConnection:
         self._chunk_bytes = 0
         self._layouts = layouts
         self._responses = responses
-        self._outbox: list[tuple[bytes, int]] = []
-        # Not yet written to the connection.
-        self._outbox_bytes = 0
-        # The writer waits on it while the outbox is empty; a bare future costs half of what an Event does.
-        self._wake: asyncio.Future[None] | None = None
+        self._coalescer = coalescer
+        self._outbox = Outbox(context.write, self._written, self._break)
+        # Serves the call; known while it does.
+        self._reader: asyncio.Task[Any] | None = None
         self._room = asyncio.Event()
 
     async def serve(self) -> None:
         """Serves the call until the client ends it; everything read by then is answered."""
-        writer = asyncio.create_task(self._write())
-        # Without a writer nobody would be answered: the call ends.
-        reader = asyncio.current_task()
-        assert reader is not None, "a call is served by a task"
-        writer.add_done_callback(partial(self._writer_ended, reader))
+        self._reader = asyncio.current_task()
         try:
             while (data := await self._context.read()) is not grpc.aio.EOF:
-                self._receive(data)
+                self._num_unanswered += 1
+                if not self._coalescer.add(self, data):
+                    self.receive_alone(data)
                 if self._num_unanswered >= self._max_requests:
                     await self._wait_until(self._max_requests - 1)
-                if self._outbox_bytes > self._max_bytes or self._chunk_bytes > self._max_bytes:
+                if self._outbox.num_bytes > self._max_bytes or self._chunk_bytes > self._max_bytes:
                     await self._wait_until_light()
             await self._wait_until(0)
         finally:
             self.is_gone = True
-            writer.cancel()
+            self._outbox.close()
             self._host.remove_stream(self.number)
 
-    def _writer_ended(self, reader: asyncio.Task[Any], writer: asyncio.Task[None]) -> None:
+    def _break(self, error: BaseException) -> None:
         """Nobody is answered any more: the call ends."""
-        if not writer.cancelled() and (error := writer.exception()) is not None:
-            _LOG.info("stream %d: its connection is gone: %s", self.number, error)
-        if not self.is_gone:
-            reader.cancel()
+        _LOG.info("stream %d: its connection is gone: %s", self.number, error)
+        if self._reader is not None:
+            self._reader.cancel()
 
     def tell_draining(self, grace_seconds: float) -> None:
         """Sends the notice that the server is shutting down."""
@@ -114,38 +105,22 @@ class StreamConnection:
             await self._room.wait()
 
     async def _wait_until_light(self) -> None:
-        while self._outbox_bytes > self._max_bytes or self._chunk_bytes > self._max_bytes:
+        while self._outbox.num_bytes > self._max_bytes or self._chunk_bytes > self._max_bytes:
             self._room.clear()
             await self._room.wait()
 
     def _send(self, response: inference_pb2.StreamResponse, num_answered: int = 1) -> None:
         if not self.is_gone:
-            self._put(response.SerializeToString(), num_answered)
+            self._outbox.put(response.SerializeToString(), num_answered)
 
-    def _put(self, data: bytes, num_answered: int) -> None:
-        self._outbox.append((data, num_answered))
-        self._outbox_bytes += len(data)
-        if self._wake is not None and not self._wake.done():  # Done: the writer was cancelled, the call ends.
-            self._wake.set_result(None)
-            self._wake = None
-
-    async def _write(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            if not self._outbox:
-                wake = self._wake = loop.create_future()
-                await wake
-            batch, self._outbox = self._outbox, []
-            for data, num_answered in batch:
-                await self._context.write(data)
-                self._num_unanswered -= num_answered
-                self._outbox_bytes -= len(data)
-                self._room.set()
+    def _written(self, num_answered: int) -> None:
+        self._num_unanswered -= num_answered
+        self._room.set()
 
     # Requests
 
-    def _receive(self, data: bytes) -> None:
-        self._num_unanswered += 1
+    def receive_alone(self, data: bytes) -> None:
+        """Acts on one message (`coalescer.Sender`)."""
         tag = 0
         try:
             known = self._layouts.find(data)
@@ -235,14 +210,28 @@ class StreamConnection:
 
     def deliver(self, chunk: Chunk, result: ChunkResult) -> None:
         """Takes a chunk's result (`chunk.Source`)."""
-        self._chunk_bytes -= chunk.num_bytes
+        self.answer_result(chunk.num_bytes, chunk.tag, chunk.contract, chunk.num_rows, chunk.num_steps, result)
+
+    def answer_result(
+        self, num_bytes: int, tag: int, contract: Contract, num_rows: int, num_steps: int, result: ChunkResult
+    ) -> None:
+        """Answers one request of `num_bytes` (`coalescer.Sender`)."""
         if result.failure is not None:
             self._host.count_refusal(result.failure)
         elif result.errors:
             for error in result.errors.values():
                 self._host.count_refusal(error)
+        self.answer(num_bytes, self._responses.encode(contract, tag, num_rows, num_steps, result))
+
+    def expect(self, num_bytes: int) -> None:
+        """Counts a request of `num_bytes` that was handed over (`coalescer.Sender`)."""
+        self._chunk_bytes += num_bytes
+
+    def answer(self, num_bytes: int, data: bytes) -> None:
+        """Sends the answer to one request of `num_bytes` (`coalescer.Sender`)."""
+        self._chunk_bytes -= num_bytes
         if not self.is_gone:
-            self._put(self._responses.encode(chunk.contract, chunk.tag, chunk.num_rows, chunk.num_steps, result), 1)
+            self._outbox.put(data, 1)
 
     def _model_of(self, raw_handles: bytes) -> ServedModel | None:
         """The model of the first handle that is good and this stream's, None when none is."""
@@ -282,7 +271,7 @@ class StreamConnection:
             version=opened.model.file.version,
             max_in_flight=opened.max_in_flight,
             idle_timeout_seconds=opened.idle_timeout_seconds,
-            limits=limits_message(self._host, opened.model),
+            limits=codec.limits_message(opened.model.config, self._max_bytes),
         )
         self._send(inference_pb2.StreamResponse(tag=tag, opened=message))
 
@@ -300,7 +289,7 @@ class StreamConnection:
                 model=model.file.name,
                 version=model.file.version,
                 max_in_flight=info.max_in_flight,
-                limits=limits_message(self._host, model),
+                limits=codec.limits_message(model.config, self._max_bytes),
             )
             self._send(inference_pb2.StreamResponse(tag=tag, attached=message))
 

@@ -1,0 +1,115 @@
+"""The calls of `SessionService`: open, get, list, close and reset without a stream.
+
+Owns their pages and their waiting. Must not know gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from eddy.service import codec
+from eddy.service.errors import Reason, invalid
+from eddy.service.host import Host
+from eddy.service.sessions import NO_STREAM, SessionInfo
+from eddy.v1 import sessions_pb2
+
+_MAX_PAGE = 1000
+_DEFAULT_PAGE = 100
+
+
+class SessionCalls:
+    """Answers requests about sessions of `host`."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._max_message_bytes = host.config.server.max_message_bytes
+
+    async def open(self, request: sessions_pb2.OpenSessionRequest) -> sessions_pb2.OpenSessionResponse:
+        """Opens one that no stream owns."""
+        opened = self._host.open(
+            request.model, request.version, 1, request.max_in_flight, request.idle_timeout_seconds, NO_STREAM
+        )
+        info = self._host.table.info(int(opened.rows[0]))
+        return sessions_pb2.OpenSessionResponse(
+            session=self._session(info, with_id=True),
+            limits=codec.limits_message(opened.model.config, self._max_message_bytes),
+        )
+
+    async def get(self, request: sessions_pb2.GetSessionRequest) -> sessions_pb2.GetSessionResponse:
+        """One by its id."""
+        row = self._host.table.row_of_id(request.session_id)
+        return sessions_pb2.GetSessionResponse(session=self._session(self._host.table.info(row), with_id=True))
+
+    async def list(self, request: sessions_pb2.ListSessionsRequest) -> sessions_pb2.ListSessionsResponse:
+        """A page of those that are open; ids stay with those who opened them."""
+        size = request.page_size or _DEFAULT_PAGE
+        if size > _MAX_PAGE:
+            raise invalid(Reason.OUT_OF_RANGE, "page_size", size, f"at most {_MAX_PAGE}")
+        try:
+            after = int(request.page_token or "0")
+        except ValueError:
+            raise invalid(
+                Reason.OUT_OF_RANGE, "page_token", repr(request.page_token), "a token of the previous page"
+            ) from None
+        rows = self._rows_of_model(request.model)
+        page = rows[rows > after][: size + 1]
+        more = len(page) > size
+        sessions = [self._session(self._host.table.info(row), with_id=False) for row in page[:size].tolist()]
+        token = str(int(page[size - 1])) if more else ""
+        return sessions_pb2.ListSessionsResponse(sessions=sessions, next_page_token=token, total=len(rows))
+
+    def _rows_of_model(self, name: str) -> np.ndarray:
+        if not name:
+            return self._host.table.open_rows()
+        self._host.catalog.find(name, "")
+        indices = [model.index for model in self._host.catalog.served if model.file.name == name]
+        rows = [self._host.table.open_rows(index) for index in indices]
+        return np.sort(np.concatenate([np.empty(0, np.int64), *rows]))
+
+    async def close(self, request: sessions_pb2.CloseSessionRequest) -> sessions_pb2.CloseSessionResponse:
+        """Ends one, behind the chunks that wait for it."""
+        await self._control(self._host.close, request.session_id)
+        return sessions_pb2.CloseSessionResponse()
+
+    async def reset(self, request: sessions_pb2.ResetSessionRequest) -> sessions_pb2.ResetSessionResponse:
+        """Takes one back to its initial state, behind the chunks that wait for it."""
+        session_id = request.session_id
+        await self._control(self._host.reset, session_id)
+        row = self._host.table.row_of_id(session_id)
+        return sessions_pb2.ResetSessionResponse(session=self._session(self._host.table.info(row), with_id=True))
+
+    async def _control(
+        self, apply: Callable[[np.ndarray, Callable[[np.ndarray], None]], None], session_id: bytes
+    ) -> None:
+        """Applies `apply` to a session, again if it was taken over while this waited."""
+        is_missed = True
+        while is_missed:
+            row = self._host.table.row_of_id(session_id)
+            done: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
+            apply(np.array([row]), partial(_resolve, done))
+            is_missed = len(await done) > 0
+
+    def _session(self, info: SessionInfo, *, with_id: bool) -> sessions_pb2.Session:
+        file = self._host.catalog.served[info.model].file
+        return sessions_pb2.Session(
+            session_id=info.session_id if with_id else b"",
+            fingerprint=hashlib.sha256(info.session_id).hexdigest()[:8],
+            model=file.name,
+            version=file.version,
+            epoch=info.epoch,
+            next_position=info.next_position,
+            max_in_flight=info.max_in_flight,
+            idle_seconds=info.idle_seconds,
+            idle_timeout_seconds=info.idle_timeout_seconds,
+            attached=info.is_attached,
+        )
+
+
+def _resolve(future: asyncio.Future[np.ndarray], missed: np.ndarray) -> None:
+    if not future.done():  # Its caller has given up.
+        future.set_result(missed)
