@@ -15,7 +15,7 @@ import numpy as np
 from eddy.service import codec
 from eddy.service.errors import Reason, invalid
 from eddy.service.host import Host
-from eddy.service.sessions import NO_STREAM, SessionInfo
+from eddy.service.sessions import NO_STREAM, SessionInfo, check_id
 from eddy.v1 import sessions_pb2
 
 _MAX_PAGE = 1000
@@ -42,6 +42,7 @@ class SessionCalls:
 
     async def get(self, request: sessions_pb2.GetSessionRequest) -> sessions_pb2.GetSessionResponse:
         """One by its id."""
+        check_id(request.session_id, "session_id")
         row = self._host.table.row_of_id(request.session_id)
         return sessions_pb2.GetSessionResponse(session=self._session(self._host.table.info(row), with_id=True))
 
@@ -87,6 +88,7 @@ class SessionCalls:
         self, apply: Callable[[np.ndarray, Callable[[np.ndarray], None]], None], session_id: bytes
     ) -> None:
         """Applies `apply` to a session, again if it was taken over while this waited."""
+        check_id(session_id, "session_id")
         is_missed = True
         while is_missed:
             row = self._host.table.row_of_id(session_id)

@@ -58,6 +58,12 @@ def route(stream: int, model: int) -> int:
     return stream << MODEL_BITS | model
 
 
+def check_id(session_id: bytes, where: str) -> None:
+    """Raises ClientError INVALID_BYTE_LENGTH, of the field `where`, for what has not the length of an id."""
+    if len(session_id) != SESSION_ID_BYTES:
+        raise invalid(Reason.INVALID_BYTE_LENGTH, where, f"{len(session_id)} bytes", f"{SESSION_ID_BYTES} bytes")
+
+
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
     """What is known of one session."""
@@ -135,14 +141,12 @@ class SessionTable:
             rows[rows >= self.num_rows] = 0
         return rows
 
-    def row_of_id(self, session_id: bytes, where: str = "session_id") -> int:
-        """The row of an open session; `where` says which field has a wrong length.
+    def row_of_id(self, session_id: bytes) -> int:
+        """The row of an open session.
 
         Raises:
-            ClientError: INVALID_BYTE_LENGTH, UNKNOWN_SESSION.
+            ClientError: UNKNOWN_SESSION.
         """
-        if len(session_id) != SESSION_ID_BYTES:
-            raise invalid(Reason.INVALID_BYTE_LENGTH, where, f"{len(session_id)} bytes", f"{SESSION_ID_BYTES} bytes")
         row = self._index.find(session_id, self._ids)
         if not row:
             raise ClientError(
@@ -158,7 +162,8 @@ class SessionTable:
         Raises:
             ClientError: INVALID_BYTE_LENGTH, UNKNOWN_SESSION, FENCED.
         """
-        row = self.row_of_id(session_id, f"{prefix}session_id")
+        check_id(session_id, f"{prefix}session_id")
+        row = self.row_of_id(session_id)
         present = int(self.handle[row]) >> 32
         if epoch != present:
             raise ClientError(
