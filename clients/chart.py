@@ -61,8 +61,7 @@ class _Grid:
     def __init__(self, columns: int, rows: int, bounds: tuple[float, float]) -> None:
         self.columns, self.rows = columns, rows
         self._low, self._span = bounds[0], max(bounds[1] - bounds[0], 1e-9)
-        # Changed only by the methods below.
-        self._dots = np.zeros((rows, columns), np.int64)
+        # Changed only by `put`.
         self._cells: dict[tuple[int, int], tuple[str, str]] = {}
 
     def height(self, value: float) -> int:

@@ -1,14 +1,13 @@
 """The command line of the client: `eddy client stream`, `generate`, `infer`, `sessions`, `close`.
 
 Owns arguments, messages and exit codes: 0 done; 1 refused or failed, for a stated reason; 2 wrong arguments or input;
-3 nobody answers; 130 Ctrl-C; 141 the reader of the output has gone; 143 SIGTERM. Sessions are closed on every way out.
-gRPC and rich are imported only when a command runs.
+3 nobody answers; 143 SIGTERM. Ctrl-C and a reader of the output that has gone are left to `eddy.cli`. Sessions are
+closed on every way out. gRPC and rich are imported only when a command runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TARGET = "127.0.0.1:8500"
 
-_EXIT_REFUSED, _EXIT_INPUT, _EXIT_NO_SERVER, _EXIT_BROKEN_PIPE, _EXIT_TERMINATED = 1, 2, 3, 141, 143
+_EXIT_REFUSED, _EXIT_INPUT, _EXIT_NO_SERVER, _EXIT_TERMINATED = 1, 2, 3, 143
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,6 +61,20 @@ def _add(commands: Any, name: str, run: Callable[..., int], *, help_text: str, *
     return parser
 
 
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="as `eddy models --target HOST:PORT` lists it")
+    parser.add_argument("--version", default="", metavar="V", help="of the model (default: the latest)")
+
+
+def _add_column(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--column",
+        metavar="NAME[,NAME...]",
+        type=lambda text: [name.strip() for name in text.split(",")],
+        help="columns that the model reads, by name or by number from 1 on (default: those it was trained on)",
+    )
+
+
 def _add_stream(commands: Any) -> None:
     stream = _add(
         commands,
@@ -80,23 +93,17 @@ def _add_stream(commands: Any) -> None:
             "  eddy client stream forecast-gru sample.csv --json | head -n 3"
         ),
     )
-    stream.add_argument("model", metavar="MODEL", help="as `eddy models --target HOST:PORT` lists it")
+    _add_model(stream)
     stream.add_argument(
         "file", metavar="FILE", nargs="?", default="-", help="CSV, or text for a text model; - or nothing: stdin"
     )
-    stream.add_argument(
-        "--column",
-        metavar="NAME[,NAME...]",
-        type=lambda text: [name.strip() for name in text.split(",")],
-        help="columns that the model reads, by name or by number from 1 on (default: those it was trained on)",
-    )
+    _add_column(stream)
     stream.add_argument(
         "--rate",
         type=float,
         metavar="N",
         help="steps a second, 0 for no limit (default: 20 for a file on a terminal, else no limit)",
     )
-    stream.add_argument("--version", default="", metavar="V", help="of the model (default: the latest)")
 
 
 def _add_generate(commands: Any) -> None:
@@ -115,7 +122,7 @@ def _add_generate(commands: Any) -> None:
             "  eddy client generate text-lstm --session ID         # goes on where it was"
         ),
     )
-    generate.add_argument("model", metavar="MODEL", help="as `eddy models --target HOST:PORT` lists it")
+    _add_model(generate)
     generate.add_argument("prompt", metavar="PROMPT", nargs="?", help="- or nothing: stdin, if that is no terminal")
     generate.add_argument("--max-tokens", type=int, default=200, metavar="N", help="at most (default: 200)")
     generate.add_argument("--temperature", type=float, metavar="X", help="0: always the most likely (default: 1)")
@@ -128,7 +135,6 @@ def _add_generate(commands: Any) -> None:
     generate.add_argument("--keep", action="store_true", help="leave the session open and say its id")
     generate.add_argument("--session", metavar="ID", help="go on with a session that was kept; it stays open")
     generate.add_argument("--timeout", type=float, metavar="SECONDS", help="for the whole text")
-    generate.add_argument("--version", default="", metavar="V", help="of the model (default: the latest)")
 
 
 def _add_infer(commands: Any) -> None:
@@ -147,16 +153,10 @@ def _add_infer(commands: Any) -> None:
             "  eddy client infer text-lstm README.md CHANGELOG.md"
         ),
     )
-    infer.add_argument("model", metavar="MODEL", help="as `eddy models --target HOST:PORT` lists it")
+    _add_model(infer)
     infer.add_argument("files", metavar="FILE", nargs="+", help="- for stdin")
-    infer.add_argument(
-        "--column",
-        metavar="NAME[,NAME...]",
-        type=lambda text: [name.strip() for name in text.split(",")],
-        help="columns that the model reads, by name or by number from 1 on (default: those it was trained on)",
-    )
+    _add_column(infer)
     infer.add_argument("--timeout", type=float, metavar="SECONDS", help="for all files")
-    infer.add_argument("--version", default="", metavar="V", help="of the model (default: the latest)")
 
 
 def _add_listings(commands: Any) -> None:
@@ -188,12 +188,6 @@ def _guarded(command: Callable[[argparse.Namespace, SyncClient], int]) -> Callab
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(_EXIT_TERMINATED))
         try:
             return _run(command, options)
-        except BrokenPipeError:
-            # Whoever read the output has enough; nothing may be written any more, not even at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return _EXIT_BROKEN_PIPE
-        except KeyboardInterrupt:
-            return 128 + signal.SIGINT
         finally:
             signal.signal(signal.SIGTERM, before)
 

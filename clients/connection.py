@@ -21,7 +21,7 @@ import grpc
 import numpy as np
 
 from eddy.clients.errors import Disconnected, EddyError, from_detail, from_rpc, invalid
-from eddy.clients.tensors import Signature
+from eddy.clients.tensors import MESSAGE_OVERHEAD_BYTES, Signature
 from eddy.v1 import errors_pb2, inference_pb2
 
 _LOG = logging.getLogger(__name__)
@@ -31,8 +31,6 @@ OnAnswer = Callable[[inference_pb2.StreamResponse | None], None]
 
 # Two: one is under way while the server answers the other.
 MAX_MESSAGES = 2
-# Room for tags, names and shapes beside a message's tensor data.
-_MESSAGE_OVERHEAD_BYTES = 4096
 
 # Somebody cancelled every task of the event loop; nothing may wait for a reply that nobody reads.
 _CANCELLED = Disconnected("the client's tasks were cancelled", "CANCELLED")
@@ -103,7 +101,7 @@ class Group:
         self.signature = signature
         self.max_rows = max_rows
         self.max_message_bytes = max_message_bytes
-        self.max_bytes = max(1, max_message_bytes - _MESSAGE_OVERHEAD_BYTES)
+        self.max_bytes = max(1, max_message_bytes - MESSAGE_OVERHEAD_BYTES)
         # Changed only by the connection. Steps in the order they were asked for.
         self.pending: deque[PendingStep] = deque()
 
@@ -142,7 +140,6 @@ class Connection:
         self._next_tag = 1
         self._wake = asyncio.Event()
         self._failure: EddyError | None = None
-        self.is_draining = False
         self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
 
     async def close(self) -> None:
@@ -354,8 +351,6 @@ class Connection:
             error = from_detail(response.ended.error)
             for handle in np.frombuffer(response.ended.handles, "<u8").tolist():
                 self._on_ended(handle, error)
-        elif event == "draining":
-            self.is_draining = True
         elif event == "error":  # The server could not tell which request it was.
             self._fail(from_detail(response.error))
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eddy.clients import chart
-from eddy.clients.reading import Forecasts, Numbers, Record, Surprises
+from eddy.clients.reading import Forecasts, Reading, Record, Surprises
 
 _FRAMES_PER_SECOND = 12
 # Rows beside the chart or the text: legend, table, counter, cursor.
@@ -66,7 +66,7 @@ def write_json(record: Record) -> None:
 class PlainLines:
     """One line a step, cells separated by tabs, below a line with their names."""
 
-    def __init__(self, reading: Forecasts | Surprises | Numbers) -> None:
+    def __init__(self, reading: Reading) -> None:
         self._reading = reading
 
     def __enter__(self) -> Self:
@@ -82,7 +82,7 @@ class PlainLines:
 
 
 class Picture:
-    """A moving picture: `__rich__` draws what is known. Its last state stays on the screen."""
+    """A moving picture: `draw` shows what is known. Its last state stays on the screen."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -238,7 +238,7 @@ class TextPicture(Picture):
         return Group(Text("\n").join(lines), Text(), guesses, legend, state)
 
 
-def make_display(reading: Forecasts | Surprises | Numbers, name: str, *, is_json: bool) -> Display:
+def make_display(reading: Reading, name: str, *, is_json: bool) -> Display:
     """What suits the reading and where standard output goes.
 
     Args:

@@ -17,7 +17,7 @@ from typing import IO, Any, TypeVar
 import numpy as np
 
 from eddy.clients.display import make_display, write_json
-from eddy.clients.reading import Forecasts, Record, Surprises, read_contract
+from eddy.clients.reading import Forecasts, Reading, Record, Surprises, read_contract
 from eddy.clients.source import STANDARD_INPUT, Alphabet, SourceError, opened, read_characters, read_numbers
 from eddy.clients.sync import SyncClient
 from eddy.clients.tensors import Outputs
@@ -94,7 +94,7 @@ def _tell_bits(options: argparse.Namespace, records: list[list[Record]]) -> None
             print(name, len(steps), "-" if mean is None else f"{mean:.3f}", sep="\t")
 
 
-def _write_csv(files: list[str], reading: Any, records: list[list[Record]]) -> None:
+def _write_csv(files: list[str], reading: Reading, records: list[list[Record]]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     if isinstance(reading, Forecasts):
         names = [f"+{horizon} q{level:g}" for horizon in reading.horizons for level in reading.quantiles]

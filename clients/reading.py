@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -25,22 +25,6 @@ _STEP = re.compile(r"steps of (\d+) s")
 
 # One line of `--json`.
 Record = dict[str, Any]
-
-
-class Reading(Protocol):
-    """How one model's steps are told.
-
-    Attributes:
-        columns: names of the cells of a plain line.
-    """
-
-    columns: list[str]
-
-    def record(self, position: int, given: Any, outputs: Outputs) -> Record:
-        """What is known after a step: a line of `--json`."""
-
-    def cells(self, record: Record) -> list[str]:
-        """A record as a plain line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +117,12 @@ class Numbers:
         return [str(record["position"]), *(",".join(f"{value:.6g}" for value in np.ravel(group)) for group in groups)]
 
 
-def read_contract(contract: contract_pb2.ModelContract) -> Forecasts | Surprises | Numbers:
+# How one model's steps are told: `record` is what is known after a step, `cells` a record as a plain line, whose
+# cells are named by `columns`.
+Reading = Forecasts | Surprises | Numbers
+
+
+def read_contract(contract: contract_pb2.ModelContract) -> Reading:
     """How to tell this model's steps.
 
     Raises:

@@ -12,11 +12,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from eddy.clients.errors import invalid
-from eddy.clients.tensors import Sequences, Signature
+from eddy.clients.tensors import MESSAGE_OVERHEAD_BYTES, Sequences, Signature
 from eddy.v1 import inference_pb2
-
-# Room for names and shapes beside a message's tensor data.
-_MESSAGE_OVERHEAD_BYTES = 4096
 
 
 class SequenceBatch:
@@ -33,7 +30,7 @@ class SequenceBatch:
     def __init__(self, signature: Signature, values: Sequences, limits: inference_pb2.Limits) -> None:
         self._signature = signature
         self._sequences = signature.sequences(values)
-        self._max_bytes = max(1, limits.max_message_bytes - _MESSAGE_OVERHEAD_BYTES)
+        self._max_bytes = max(1, limits.max_message_bytes - MESSAGE_OVERHEAD_BYTES)
         self._max_rows = limits.max_rows
         for number, sequence in enumerate(self._sequences):
             size = signature.row_bytes(len(sequence[0]))

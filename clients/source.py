@@ -12,6 +12,7 @@ import csv
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import IO
 
 from eddy.v1 import contract_pb2
@@ -56,9 +57,7 @@ def read_numbers(
     Raises:
         SourceError: columns or values do not fit.
     """
-    count = 1
-    for size in spec.shape:
-        count *= size
+    count = prod(spec.shape)
     if len(spec.shape) > 1:
         raise SourceError(f"the model takes {list(spec.shape)} values a step: send them from code (docs/client.md)")
     number = int if _is_whole(spec) else float

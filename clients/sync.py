@@ -6,7 +6,6 @@ Owns one background thread with an event loop; every call runs there and waits. 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
@@ -124,14 +123,6 @@ class SyncClient:
         task = self._loop.create_task(work())
         task.add_done_callback(done)
         result.add_done_callback(cancelled)
-
-    def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """As `call`, for a coroutine that is there already."""
-        try:
-            return self.call(lambda: work)
-        finally:
-            if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
-                work.close()
 
     def models(self) -> list[models_pb2.ModelStatus]:
         """As `Client.models`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,7 +35,8 @@ _DTYPES: dict[int, np.dtype] = {
     contract_pb2.DATA_TYPE_BOOL: np.dtype("?"),
 }
 
-
+# Room for tags, names and shapes beside a message's tensor data.
+MESSAGE_OVERHEAD_BYTES = 4096
 # A handle and a position.
 _COLUMN_BYTES = 16
 
@@ -69,14 +71,7 @@ class Signature:
         Raises:
             InvalidInput: names, dtype or shape are wrong.
         """
-        if isinstance(values, Mapping):
-            if values.keys() != {spec.name for spec in self.inputs}:
-                raise invalid("UNKNOWN_INPUT", "inputs", ", ".join(map(str, values)) or "none", self._input_names())
-            given = [values[spec.name] for spec in self.inputs]
-        elif len(self.inputs) == 1:
-            given = [values]
-        else:
-            raise invalid("MISSING_FIELD", "inputs", "one array", f"a mapping with {self._input_names()}")
+        given = self._by_input(values, "array")
         arrays = [_convert(spec, value) for spec, value in zip(self.inputs, given, strict=True)]
         is_single = arrays[0].ndim == leading + len(self.inputs[0].shape)
         lead = arrays[0].shape[: leading if is_single else leading + 1]
@@ -95,14 +90,7 @@ class Signature:
         Raises:
             InvalidInput: names, dtype or shape are wrong, or there is nothing to do.
         """
-        if isinstance(values, Mapping):
-            if values.keys() != {spec.name for spec in self.inputs}:
-                raise invalid("UNKNOWN_INPUT", "inputs", ", ".join(map(str, values)) or "none", self._input_names())
-            columns = [list(values[spec.name]) for spec in self.inputs]
-        elif len(self.inputs) == 1:
-            columns = [list(values)]
-        else:
-            raise invalid("MISSING_FIELD", "inputs", "one list", f"a mapping with {self._input_names()}")
+        columns = [list(column) for column in self._by_input(values, "list")]
         if len({len(column) for column in columns}) > 1:
             received = ", ".join(str(len(column)) for column in columns)
             raise invalid("INVALID_SHAPE", "inputs", f"{received} sequences", "as many of each input")
@@ -122,8 +110,16 @@ class Signature:
                 raise invalid("ZERO_STEPS", name, "T = 0 steps", "at least 1")
         return arrays
 
-    def _input_names(self) -> str:
-        return ", ".join(spec.name for spec in self.inputs)
+    def _by_input(self, values: Any, kind: str) -> list[Any]:
+        """Each input's values, in the contract's order; `kind` is what one input's are."""
+        names = ", ".join(spec.name for spec in self.inputs)
+        if isinstance(values, Mapping):
+            if values.keys() != {spec.name for spec in self.inputs}:
+                raise invalid("UNKNOWN_INPUT", "inputs", ", ".join(map(str, values)) or "none", names)
+            return [values[spec.name] for spec in self.inputs]
+        if len(self.inputs) != 1:
+            raise invalid("MISSING_FIELD", "inputs", f"one {kind}", f"a mapping with {names}")
+        return [values]
 
     @staticmethod
     def _shape_text(spec: _Spec, leading: int) -> str:

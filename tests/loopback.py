@@ -130,14 +130,12 @@ class StreamClient:
         self._waiting: dict[int, asyncio.Future[inference_pb2.StreamResponse]] = {}
         self._noticed = asyncio.Event()
         self._reader = asyncio.create_task(self._read())
-        self.num_answers = 0
 
     async def _read(self) -> None:
         try:
             async for response in self.call:
                 future = self._waiting.pop(response.tag, None)
                 if future is not None:
-                    self.num_answers += 1
                     if not future.done():
                         future.set_result(response)
                     continue

@@ -28,13 +28,17 @@ def headers(pairs: Sequence[tuple[str, str]]) -> bytes:
 
 def _string(text: str) -> bytes:
     data = text.encode()
-    if len(data) < 127:
-        return bytes((len(data),)) + data
-    left, length = len(data) - 127, bytearray(b"\x7f")
-    while left >= 128:
-        length.append(left & 127 | 128)
-        left >>= 7
-    return bytes(length) + bytes((left,)) + data
+    length = bytes((len(data),)) if len(data) < 127 else b"\x7f" + varint(len(data) - 127)
+    return length + data
+
+
+def varint(value: int) -> bytes:
+    """An integer by seven bits a byte, the lowest first: as HPACK goes on behind a prefix, and as protobuf has it."""
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*encoded, value))
 
 
 def request(path: str, **others: str) -> bytes:

@@ -36,14 +36,15 @@ _SETTINGS: dict[str, dict[str, float]] = {
         "max_generated_tokens": 200,
     },
 }
-_READY = re.compile(r"serving (\d+) of (\d+) models on 127\.0\.0\.1:(\d+), metrics on http://127\.0\.0\.1:(\d+)")
+# What `eddy serve` says first: models that are ready, all models, ports of gRPC and HTTP.
+READY = re.compile(r"serving (\d+) of (\d+) models on 127\.0\.0\.1:(\d+), metrics on http://127\.0\.0\.1:(\d+)")
 
 
 class Target:
     """A server process that is ready."""
 
     def __init__(self, process: subprocess.Popen[str], log: Path, line: str) -> None:
-        match = _READY.search(line)
+        match = READY.search(line)
         assert match, f"the server said {line!r}: {log.read_text()}"
         assert match[1] == match[2], "a model did not load"
         self.process = process

@@ -272,8 +272,9 @@ def _plain(value: object) -> str:
 
 def test_metrics_table_is_what_is_exposed(server: ServerProcess) -> None:
     """The table has exactly the `eddy_` metrics of /metrics, with their types and labels."""
-    with SyncClient(server.target) as client, pytest.raises(errors.NotFound):
-        client.wait(client._client.open("no-such-model"))  # noqa: SLF001  # a refusal, so that its counter appears
+    # A refusal, so that its counter appears.
+    with SyncClient(server.target) as client, pytest.raises(errors.NotFound), client.session("no-such-model"):
+        pass
     with urlopen(f"http://{server.http}/metrics", timeout=5.0) as response:
         text = response.read().decode()
     types = dict(re.findall(r"^# TYPE (eddy_\w+) (\w+)$", text, re.MULTILINE))

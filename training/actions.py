@@ -18,7 +18,7 @@ from eddy.training.curve import chart_curve, read_curve
 from eddy.training.errors import LocationError, OptionError, Stopped
 from eddy.training.figures import SERIES_BASELINES, TEXT_BASELINES, Figure, compare_figures
 from eddy.training.location import CHECKPOINT_FILE, MODELS, RUNS, find_model, find_model_or_checkpoint, is_run
-from eddy.training.recipe import RECIPES, Recipe, load_recipe
+from eddy.training.recipe import Recipe, load_recipe, shipped_recipes
 from eddy.training.stop import Stop
 
 if TYPE_CHECKING:  # `plot` loads ONNX Runtime, which other actions do without.
@@ -49,7 +49,7 @@ def train(arguments: argparse.Namespace) -> None:
 def _train_one(arguments: argparse.Namespace, stop: Stop) -> None:
     if len(arguments.recipe) != 1:
         raise OptionError(
-            f"recipe: got {len(arguments.recipe)}, expected one: a TOML file or one of {_shipped_names()}"
+            f"recipe: got {len(arguments.recipe)}, expected one: a TOML file or one of {', '.join(shipped_recipes())}"
         )
     for option in ("models", "runs"):
         if getattr(arguments, option) is not None:
@@ -66,7 +66,7 @@ def _train_shipped(arguments: argparse.Namespace, stop: Stop) -> None:
     models, runs = arguments.models or MODELS, arguments.runs or RUNS
     places = [word for option in ("models", "runs") for word in _option(option, getattr(arguments, option))]
     command = ["train", "--shipped", *arguments.recipe, *places]
-    for name in arguments.recipe or sorted(path.stem for path in RECIPES.glob("*.toml")):
+    for name in arguments.recipe or shipped_recipes():
         recipe = load_recipe(Path(name))
         checkpoint = _train_into(recipe, runs / recipe.name, arguments, stop, command)
         directory = models / recipe.name / str(recipe.version)
@@ -248,7 +248,3 @@ def colour_surprise(surprises: "list[Surprise]") -> Text:
         style = SURPRISE_STYLES[min(len(SURPRISE_STYLES) - 1, int(surprise.bits / step))]
         text.append(surprise.character, style)
     return text
-
-
-def _shipped_names() -> str:
-    return ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))

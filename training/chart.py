@@ -94,16 +94,10 @@ class Chart:
         return Span(low - room, high + room, ticks(low - room, high + room, 6))
 
     @property
-    def far_levels(self) -> tuple[Level, ...]:
-        """Levels that lie off the y axis."""
-        span = self.y_span
-        return tuple(level for level in self.levels if not span.low <= level.y <= span.high)
-
-    @property
     def near_levels(self) -> tuple[Level, ...]:
         """Levels that the y axis covers."""
-        far = self.far_levels
-        return tuple(level for level in self.levels if level not in far)
+        span = self.y_span
+        return tuple(level for level in self.levels if span.low <= level.y <= span.high)
 
     @staticmethod
     def _is_near(level: Level, low: float, high: float) -> bool:
@@ -126,6 +120,12 @@ def tick_label(value: float, span: Span) -> str:
     step = span.ticks[1] - span.ticks[0] if len(span.ticks) > 1 else abs(value) or 1.0
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return f"{value + 0.0:,.{decimals}f}"
+
+
+def level_label(level: Level, span: Span) -> str:
+    """A level's name and value, and an arrow where it lies off its axis."""
+    arrow = " ↑" if level.y > span.high else " ↓" if level.y < span.low else ""
+    return f"{level.name} {level.y:.3g}{arrow}"
 
 
 def tuples(values: Iterable[float]) -> tuple[float, ...]:

@@ -25,7 +25,6 @@ from eddy.training.storage import write_whole
 FORMAT = 2
 # Format 1 had neither epochs nor progress: always a finished run.
 READABLE = (1, FORMAT)
-CHECKPOINT_FILE = "checkpoint.pt"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,11 @@ STEP_FILE = "model.onnx"
 _CELL_NAMES = {"rnn_tanh": "tanh RNN", "rnn_relu": "ReLU RNN", "lstm": "LSTM", "gru": "GRU"}
 
 
+def sample_path(path: Path, contract: pb.ModelContract) -> Path:
+    """Where unseen input lies beside a model file: text for a model of tokens, CSV for others."""
+    return path.with_name("sample.txt" if contract.task == pb.TASK_NEXT_TOKEN else "sample.csv")
+
+
 def build_contract(spec: ModelSpec, name: str, description: str = "") -> pb.ModelContract:
     """What follows from the model's shape: task, ports, states, graphs, streaming. The caller adds the meanings."""
     return pb.ModelContract(

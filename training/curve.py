@@ -4,7 +4,6 @@ Owns: `curve.json` and `curve.svg` in a run's folder. Must not know torch: the l
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -83,14 +82,10 @@ def chart_curve(curve: Curve) -> Chart:
         x_label="epoch",
         y_label=curve.measure.label,
         lines=(
-            Line("training", numbers, _scaled([e.train for e in curve.epochs], factor)),
-            Line("validation", numbers, _scaled([e.validation for e in curve.epochs], factor)),
+            Line("training", numbers, tuples(e.train * factor for e in curve.epochs)),
+            Line("validation", numbers, tuples(e.validation * factor for e in curve.epochs)),
         ),
         levels=curve.levels,
         mark=Mark(f"best: epoch {best.number}, {best.validation * factor:.4g}", best.number, best.validation * factor),
         is_x_whole=True,
     )
-
-
-def _scaled(losses: Sequence[float], factor: float) -> tuple[float, ...]:
-    return tuple(loss * factor for loss in losses)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eddy.training.card import write_card
-from eddy.training.contract import load_model, read_contract, write_contract
+from eddy.training.contract import load_model, read_contract, sample_path, write_contract
 from eddy.training.data import NO_TOKEN, Floats, SeriesData, TextData, describe_origin, load_series, load_text
 from eddy.training.errors import ContractError, DataError
 from eddy.training.figures import Figure, series_figures, text_figures
@@ -44,7 +44,7 @@ def evaluate_model(path: Path, recipe: Recipe | None = None) -> list[Figure]:
     graph = load_model(path).graph.SerializeToString(deterministic=True)
     write_contract(path, contract)
     assert load_model(path).graph.SerializeToString(deterministic=True) == graph, "only metadata may change"
-    sample = path.with_name("sample.csv" if isinstance(recipe.data, SeriesSource) else "sample.txt")
+    sample = sample_path(path, contract)
     written = ""
     if contract.HasField("vocabulary") and sample.exists():
         written = continue_sample(path, sample.read_text(encoding="utf-8"))

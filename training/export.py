@@ -10,7 +10,7 @@ import torch
 
 from eddy.training.card import write_card
 from eddy.training.checkpoint import Checkpoint, load_checkpoint
-from eddy.training.contract import STEP_FILE, attach_contract, build_contract, read_contract, save_model
+from eddy.training.contract import STEP_FILE, attach_contract, build_contract, read_contract, sample_path, save_model
 from eddy.training.errors import CheckpointError, ExportError
 from eddy.training.generation import continue_sample
 from eddy.training.graph import build_step_graph, check_structure
@@ -38,17 +38,18 @@ def export_checkpoint(checkpoint: Path, directory: Path) -> Report:
             "expected one that has ended: go on with `eddy train --resume`"
         )
     make_folder(directory)
-    draft = directory / f"{STEP_FILE}.unproven"
+    model, draft = directory / STEP_FILE, directory / f"{STEP_FILE}.unproven"
     try:
         export_step_graph(source.build(), draft, describe(source))
         report = verify(draft, checkpoint)
-        draft.replace(directory / STEP_FILE)
+        draft.replace(model)
     finally:
         draft.unlink(missing_ok=True)
-    sample = directory / ("sample.csv" if isinstance(source.recipe.data, SeriesSource) else "sample.txt")
+    contract = read_contract(model)
+    sample = sample_path(model, contract)
     sample.write_text(source.sample, encoding="utf-8")
-    written = continue_sample(directory / STEP_FILE, source.sample) if source.symbols else ""
-    write_card(directory / "README.md", source.recipe, read_contract(directory / STEP_FILE), sample.name, written)
+    written = continue_sample(model, source.sample) if source.symbols else ""
+    write_card(directory / "README.md", source.recipe, contract, sample.name, written)
     return report
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eddy.training.chart import Band, Chart, Level, Line, tuples
-from eddy.training.contract import read_contract
+from eddy.training.contract import read_contract, sample_path
 from eddy.training.data import Floats, read_text
 from eddy.training.errors import ContractError, DataError, OptionError
 from eddy.training.evaluation import token_nats
@@ -55,8 +55,7 @@ class Window:
 
 def find_data(path: Path, given: Path | None) -> Path:
     """The unseen data of a model file: what is given, or the sample beside it. Raises DataError."""
-    name = "sample.txt" if read_contract(path).task == pb.TASK_NEXT_TOKEN else "sample.csv"
-    found = given or path.with_name(name)
+    found = given or sample_path(path, read_contract(path))
     if not found.is_file():
         raise DataError(f"{found}: no such file, expected data that the model has not seen; give it by --data FILE")
     return found

@@ -154,11 +154,15 @@ def load_recipe(path: Path) -> Recipe:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        shipped = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
-        raise RecipeError(f"recipe: no file {path}; shipped recipes: {shipped}") from error
+        raise RecipeError(f"recipe: no file {path}; shipped recipes: {', '.join(shipped_recipes())}") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"recipe {path}: not readable as TOML: {error}") from error
     return parse_recipe(table)
+
+
+def shipped_recipes() -> list[str]:
+    """The names of the shipped recipes, in order."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 def parse_recipe(table: Mapping[str, Any]) -> Recipe:

@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from eddy.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Progress, save_checkpoint
+from eddy.training.checkpoint import Checkpoint, Progress, save_checkpoint
 from eddy.training.curve import Curve, write_curve
 from eddy.training.data import SeriesData, TextData, describe_origin
 from eddy.training.errors import CheckpointError, Stopped
 from eddy.training.figures import Figure, curve_measure, series_figures, text_figures, write_figures
+from eddy.training.location import CHECKPOINT_FILE
 from eddy.training.loss import evaluate
 from eddy.training.model import RecurrentModel, count_parameters
 from eddy.training.recipe import Recipe, SeriesSource

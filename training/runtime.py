@@ -1,6 +1,6 @@
-"""ONNX Runtime, as verification uses it: a model on the CPU, driven from its contract with states kept by hand.
+"""ONNX Runtime, as training uses it: a model on the CPU, driven from its contract with states kept by hand.
 
-Owns: the only import of ONNX Runtime in training. Must not know what the results are compared with.
+Owns: the only import of ONNX Runtime in training. Must not know what the results are for.
 """
 
 import os
@@ -39,7 +39,7 @@ RUNTIME_ERRORS = (
 
 
 class Runtime:
-    """One model file, ready to run. Nothing in it changes after construction; states travel through `run`."""
+    """One model file, ready to run. Nothing in it changes after construction; states travel through `advance`."""
 
     def __init__(self, path: Path, contract: pb.ModelContract, threads: int = 1) -> None:
         """Load a model. Raises ContractError where ONNX Runtime refuses the file."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape
 
-from eddy.training.chart import Chart, Line, Span, tick_label
+from eddy.training.chart import Chart, Line, Span, level_label, tick_label
 
 WIDTH, HEIGHT = 880, 470
 # The plot's edges: room for the title and the legend above, labels below and at the sides.
@@ -106,8 +106,7 @@ def _legend(chart: Chart) -> Iterator[str]:
         (band.name, f'<rect y="-9" width="22" height="10" fill="{BAND}" fill-opacity="0.2"/>') for band in chart.bands
     ]
     for level in chart.levels:
-        arrow = " ↑" if level.y > y.high else " ↓" if level.y < y.low else ""
-        entries.append((f"{level.name} {level.y:.3g}{arrow}", _swatch(_level_colour(chart, level.name), dashed=True)))
+        entries.append((level_label(level, y), _swatch(_level_colour(chart, level.name), dashed=True)))
     for name, swatch in entries:
         # About 6.7 units a character at this size; exact widths need the reader's fonts.
         width = 28 + 6.9 * len(name) + 18

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from rich.text import Text
 
-from eddy.training.chart import Chart, Level, Line, Span, tick_label
+from eddy.training.chart import Chart, Line, Span, level_label, tick_label
 
 COLUMNS, ROWS = 76, 18
 STYLES = ("bold white", "bright_red", "bright_blue", "green", "magenta")
@@ -54,17 +54,17 @@ def draw_terminal(chart: Chart) -> Text:
                     canvas.put(column, row, "░", BAND_STYLE)
     for level in chart.near_levels:
         for column in range(0, COLUMNS, 2):
-            canvas.put(column, min(ROWS - 1, int((1 - y.place(level.y)) * ROWS)), "╌", LEVEL_STYLE)
+            canvas.put(column, _row(y, level.y), "╌", LEVEL_STYLE)
     for line, style in zip(chart.lines, STYLES * len(chart.lines), strict=False):
         _draw_line(canvas, line, x, y, style)
     if chart.mark is not None:
         column = round(x.place(chart.mark.x) * (COLUMNS - 1))
-        canvas.put(column, min(ROWS - 1, int((1 - y.place(chart.mark.y)) * ROWS)), "◉", "bold")
+        canvas.put(column, _row(y, chart.mark.y), "◉", "bold")
     return _frame(chart, canvas, x, y)
 
 
 def _draw_line(canvas: Canvas, line: Line, x: Span, y: Span, style: str) -> None:
-    """Dots at every place between neighbouring points; every third of them where the line is dashed."""
+    """Dots at every place between neighbouring points; every fourth of them where the line is dashed."""
     points = [(x.place(a), y.place(b)) for a, b in zip(line.x, line.y, strict=True)]
     if len(points) == 1:
         points *= 2
@@ -84,9 +84,13 @@ def _value_at(xs: tuple[float, ...], ys: tuple[float, ...], x: float) -> float:
     return ys[min(range(len(xs)), key=lambda i: abs(xs[i] - x))]
 
 
+def _row(y: Span, value: float) -> int:
+    return min(ROWS - 1, int((1 - y.place(value)) * ROWS))
+
+
 def _frame(chart: Chart, canvas: Canvas, x: Span, y: Span) -> Text:
     """Title, axes with their ticks, and a legend around the canvas."""
-    labels = {min(ROWS - 1, int((1 - y.place(tick)) * ROWS)): tick_label(tick, y) for tick in y.ticks}
+    labels = {_row(y, tick): tick_label(tick, y) for tick in y.ticks}
     margin = max(map(len, labels.values()), default=0) + 1
     out = Text(no_wrap=True)
     out.append(f"{chart.title}\n", "bold")
@@ -115,7 +119,7 @@ def _append_legend(out: Text, chart: Chart, y: Span, margin: int) -> None:
         for line, style in zip(chart.lines, STYLES * len(chart.lines), strict=False)
     ]
     entries += [("░░", band.name, BAND_STYLE) for band in chart.bands]
-    entries += [("╌╌", f"{level.name} {level.y:.3g}{_arrow(level, y)}", LEVEL_STYLE) for level in chart.levels]
+    entries += [("╌╌", level_label(level, y), LEVEL_STYLE) for level in chart.levels]
     if chart.mark is not None:
         entries.append(("◉", chart.mark.text, "bold"))
     used = 0
@@ -127,7 +131,3 @@ def _append_legend(out: Text, chart: Chart, y: Span, margin: int) -> None:
         out.append(sign, style)
         out.append(f" {name}")
         used += len(name) + 6
-
-
-def _arrow(level: Level, y: Span) -> str:
-    return " ↑" if level.y > y.high else " ↓" if level.y < y.low else ""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from eddy.training.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint
+from eddy.training.checkpoint import Checkpoint, load_checkpoint
 from eddy.training.data import SeriesData, TextData, load_series, load_text
 from eddy.training.errors import CheckpointError
+from eddy.training.location import CHECKPOINT_FILE
 from eddy.training.model import RecurrentModel
 from eddy.training.recipe import Recipe, SeriesSource, TextSource
 from eddy.training.run import Run, progress_bar

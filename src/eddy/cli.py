@@ -25,15 +25,6 @@ def _add_client(commands: Commands[Any]) -> None:
 # Commands that are up sooner without the parsers of all others.
 _QUICK = {"serve": serve.add_parser, "config": config.add_parser, "client": _add_client}
 
-# Help by example for commands whose own parsers have none.
-_EXAMPLES = {
-    "train": "examples:\n  eddy train text-lstm\n  eddy train my-recipe.toml --output runs/mine --device cpu\n",
-    "export": "examples:\n  eddy export runs/text-lstm/checkpoint.pt\n"
-    "  eddy export runs/mine/checkpoint.pt --output models/mine/1\n",
-    "verify": "examples:\n  eddy verify models/text-lstm/1/model.onnx\n"
-    "  eddy verify models/mine/1/model.onnx --checkpoint runs/mine/checkpoint.pt --limit 1e-5\n",
-}
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the process's exit code."""
@@ -67,10 +58,6 @@ def build_parser(only: str | None = None) -> Parser:
     serve.add_parser(commands)
     _add_training(commands)
     _add_others(commands)
-    for name, text in _EXAMPLES.items():
-        command = commands.choices.get(name)
-        if command is not None and not command.epilog:
-            command.epilog = text
     return parser
 
 

@@ -1,14 +1,16 @@
 """Many steps at once: what shares a message, in which order, in flight, cancelled, and after a failure."""
 
 import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import configure, until
-from wire import connected, run, spelled
+from wire import Recorder, connected, run, spelled
 
 from eddy import Session
 from eddy.clients.errors import EddyError, InvalidInput, OutOfOrder, SessionEnded
@@ -209,6 +211,15 @@ def test_a_step_cancelled_before_it_is_sent(repository: Path) -> None:
     run(scenario())
 
 
+async def _abandon(recorder: Recorder, work: Coroutine[Any, Any, Any], action: str) -> asyncio.Task[Any]:
+    """Cancels `work` once its request is sent; answers are held back from then on."""
+    recorder.may_receive.clear()
+    task = asyncio.create_task(work)
+    await until(lambda: action in recorder.actions)
+    task.cancel()
+    return task
+
+
 @pytest.mark.parametrize("max_in_flight", [1, 3])
 def test_a_step_cancelled_after_it_was_sent(repository: Path, max_in_flight: int) -> None:
     """It is carried out, and the next one follows it; room in flight is not given away before it is answered."""
@@ -216,10 +227,7 @@ def test_a_step_cancelled_after_it_was_sent(repository: Path, max_in_flight: int
     async def scenario() -> None:
         async with connected(configure(repository)) as (_, client, recorder):
             session = await client.open("history", max_in_flight=max_in_flight)
-            recorder.may_receive.clear()
-            task = asyncio.create_task(session.step([1, 2]))
-            await until(lambda: recorder.chunks)
-            task.cancel()
+            task = await _abandon(recorder, session.step([1, 2]), "step")
             following = asyncio.create_task(session.step(3))
             if max_in_flight > 1:
                 await until(lambda: len(recorder.chunks) == 2)
@@ -236,10 +244,7 @@ def test_a_refused_step_that_was_cancelled(repository: Path) -> None:
 
     async def scenario() -> None:
         async with connected(configure(repository)) as (_, client, recorder), client.session("digits") as session:
-            recorder.may_receive.clear()
-            task = asyncio.create_task(session.step([1, 10]))
-            await until(lambda: recorder.chunks)
-            task.cancel()
+            await _abandon(recorder, session.step([1, 10]), "step")
             following = asyncio.create_task(session.step(3))
             recorder.may_receive.set()
             assert await following == 3
@@ -272,10 +277,7 @@ def test_a_reset_that_was_cancelled_after_it_was_sent(repository: Path) -> None:
     async def scenario() -> None:
         async with connected(configure(repository)) as (_, client, recorder), client.session("history") as session:
             await session.step(9)
-            recorder.may_receive.clear()
-            task = asyncio.create_task(session.reset())
-            await until(lambda: "reset" in recorder.actions)
-            task.cancel()
+            await _abandon(recorder, session.reset(), "reset")
             following = asyncio.create_task(session.step(3))
             recorder.may_receive.set()
             assert await following == 3

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,8 +36,6 @@ def repository(tmp_path: Path) -> Path:
 def _serving(repository: Path, files: CertificateFiles | None = None) -> Iterator[str]:
     """A server on a thread's event loop, for commands that have their own; gives its target."""
     with asyncio.Runner() as runner:
-        import threading
-
         loop = runner.get_loop()
         thread = threading.Thread(target=loop.run_forever)
         thread.start()

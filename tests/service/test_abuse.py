@@ -352,12 +352,12 @@ def test_messages_of_a_million_fields_cost_nothing(target: Target) -> None:
     """Empty tensors by the hundred thousand, a shape of a million axes: refused unparsed, memory stays."""
 
     def step(payload: bytes) -> bytes:
-        return b"\x08\x05\x12" + _varint(len(payload)) + payload
+        return b"\x08\x05\x12" + raw.varint(len(payload)) + payload
 
-    shape = b"\x1a" + _varint(900_000) + b"\x01" * 900_000
+    shape = b"\x1a" + raw.varint(900_000) + b"\x01" * 900_000
     messages = {
         step(b"\x22\x00" * 500_000): Reason.MALFORMED_MESSAGE,
-        step(b"\x22" + _varint(len(shape)) + shape): Reason.INVALID_SHAPE,
+        step(b"\x22" + raw.varint(len(shape)) + shape): Reason.INVALID_SHAPE,
         b"\x08\x05" + b"\x0b\x0c" * 400_000: Reason.MALFORMED_MESSAGE,
     }
 
@@ -375,14 +375,6 @@ def test_messages_of_a_million_fields_cost_nothing(target: Target) -> None:
             await stream.close()
 
     asyncio.run(scenario())
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes((*encoded, value))
 
 
 def test_a_health_watcher_that_does_not_read_holds_up_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """gRPC calls are counted by method and code, whatever way they end, against a real server."""
 
 import asyncio
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from graphs import family
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from loopback import Loopback, configure, serve, tensor, until, write_model
+from loopback import Loopback, configure, serve, tensor, until
 
 from eddy.service.calls import UNKNOWN_METHOD
 from eddy.service.main import totals
@@ -21,19 +20,6 @@ HISTORY = family("history")
 STREAM = "eddy.v1.InferenceService/Stream"
 LIST_MODELS = "eddy.v1.ModelService/ListModels"
 GET_MODEL = "eddy.v1.ModelService/GetModel"
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One model."""
-    root = tmp_path_factory.mktemp("models")
-    write_model(root, "history")
-    return root
-
-
-def run(scenario: Coroutine[Any, Any, None]) -> None:
-    """Runs a scenario to its end."""
-    asyncio.run(scenario)
 
 
 async def _finished(loopback: Loopback, method: str, code: str, count: int = 1) -> None:
@@ -56,7 +42,7 @@ def test_unary_calls_end_with_their_code(repository: Path) -> None:
             await _finished(loopback, GET_MODEL, "NOT_FOUND")
             assert loopback.host.calls.started == {LIST_MODELS: 1, GET_MODEL: 1}
 
-    run(scenario())
+    asyncio.run(scenario())
 
 
 def test_streams_are_open_until_they_end(repository: Path) -> None:
@@ -77,7 +63,7 @@ def test_streams_are_open_until_they_end(repository: Path) -> None:
             await _finished(loopback, STREAM, "OK")
             assert host.num_streams == 0
 
-    run(scenario())
+    asyncio.run(scenario())
 
 
 def test_a_call_that_is_too_late_is_deadline_exceeded(repository: Path) -> None:
@@ -95,7 +81,7 @@ def test_a_call_that_is_too_late_is_deadline_exceeded(repository: Path) -> None:
             await until(lambda: any(name == method for name, _ in loopback.host.calls.finished))
             assert loopback.host.calls.finished == {(method, "DEADLINE_EXCEEDED"): 1}
 
-    run(scenario())
+    asyncio.run(scenario())
 
 
 def test_generators_still_answer_and_count(repository: Path) -> None:
@@ -112,7 +98,7 @@ def test_generators_still_answer_and_count(repository: Path) -> None:
             await _finished(loopback, "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "OK")
             await _finished(loopback, "grpc.health.v1.Health/Check", "OK")
 
-    run(scenario())
+    asyncio.run(scenario())
 
 
 def test_methods_that_do_not_exist_share_one_label(repository: Path) -> None:
@@ -128,7 +114,7 @@ def test_methods_that_do_not_exist_share_one_label(repository: Path) -> None:
             assert loopback.host.calls.started == {UNKNOWN_METHOD: 3}
             assert loopback.host.calls.finished == {(UNKNOWN_METHOD, "UNIMPLEMENTED"): 3}
 
-    run(scenario())
+    asyncio.run(scenario())
 
 
 def test_totals_tell_what_was_done(repository: Path) -> None:
@@ -175,7 +161,7 @@ def test_totals_tell_what_was_done(repository: Path) -> None:
             assert found_all.models_ready == {("history", "1"): True}
             assert model.stats.num_generated_tokens == found.num_generated_tokens == 0
 
-    run(scenario())
+    asyncio.run(scenario())
 
 
 def test_a_long_chunk_counts_once(repository: Path) -> None:
@@ -190,4 +176,4 @@ def test_a_long_chunk_counts_once(repository: Path) -> None:
             assert found.tick_rows.cumulative()[-1] == found.run_time.cumulative()[-1] == found.num_ticks
             assert found.queue_delay.cumulative()[-1] == found.latency.cumulative()[-1] == 1
 
-    run(scenario())
+    asyncio.run(scenario())

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from authority import Authority, Pair, encrypt
-from loopback import configure, write_model
+from loopback import configure
 from prometheus_client.registry import CollectorRegistry
 
 from eddy import Client, SyncClient, Tls
@@ -35,14 +35,6 @@ def authorities(tmp_path_factory: pytest.TempPathFactory) -> tuple[Authority, Au
 def pair(authorities: tuple[Authority, Authority], tmp_path: Path) -> Pair:
     """A pair of the first authority, as files that a test may change."""
     return authorities[0].sign("server").copy(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One model."""
-    root = tmp_path_factory.mktemp("models")
-    write_model(root, "history")
-    return root
 
 
 @asynccontextmanager

@@ -35,16 +35,9 @@ class BreakableEngine(Engine):
 
     num_failures = 0
 
-    def run(
-        self,
-        inputs: Sequence[bytes],
-        read_slots: np.ndarray | int,
-        write_slots: np.ndarray | int,
-        num_rows: int,
-        num_steps: int,
-    ) -> list[bytes]:
+    def run(self, *arguments: Any) -> list[bytes]:
         """As `Engine.run`, then fails."""
-        blocks = super().run(inputs, read_slots, write_slots, num_rows, num_steps)
+        blocks = super().run(*arguments)
         if self.num_failures:
             self.num_failures -= 1
             raise Broken

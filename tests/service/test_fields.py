@@ -3,6 +3,7 @@
 from contextlib import suppress
 
 import pytest
+import raw
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,16 +14,8 @@ from eddy.v1 import generation_pb2, inference_pb2
 STREAM = inference_pb2.StreamRequest.DESCRIPTOR
 
 
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes((*encoded, value))
-
-
 def _step(payload: bytes) -> bytes:
-    return b"\x12" + _varint(len(payload)) + payload
+    return b"\x12" + raw.varint(len(payload)) + payload
 
 
 @pytest.mark.parametrize(
@@ -47,9 +40,9 @@ def test_messages_of_too_many_fields_are_refused(data: bytes) -> None:
 
 def test_a_shape_of_many_axes_is_refused() -> None:
     """It would become a list of as many numbers, and a sentence that quotes them."""
-    shape = b"\x1a" + _varint(50_000) + b"\x01" * 50_000
+    shape = b"\x1a" + raw.varint(50_000) + b"\x01" * 50_000
     with pytest.raises(ClientError) as caught:
-        check_fields(_step(b"\x22" + _varint(len(shape)) + shape), STREAM)
+        check_fields(_step(b"\x22" + raw.varint(len(shape)) + shape), STREAM)
     assert caught.value.reason is Reason.INVALID_SHAPE
 
 

@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import psutil
 import pytest
+import raw
 from google.protobuf.message import Message
 from graphs import family
 from loopback import Loopback, StreamClient, array, chunk, column, configure, detail_of, serve, tensor
@@ -32,7 +33,7 @@ def padded(message: Message, size: int) -> bytes:
     data = message.SerializeToString()
     left = size - len(data) - 5  # Key of two bytes, length of three.
     assert left >= 1 << 14
-    return data + b"\xfa\x7f" + bytes((left & 127 | 128, left >> 7 & 127 | 128, left >> 14)) + bytes(left)
+    return data + b"\xfa\x7f" + raw.varint(left) + bytes(left)
 
 
 async def _outcome(loopback: Loopback, method: str, data: bytes) -> Any:

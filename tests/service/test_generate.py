@@ -1,7 +1,7 @@
 """Generate, through a real server on shipped models: text, seeds, continuation, stopping, limits, bad requests."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,11 +103,6 @@ async def server(**limits: Any) -> AsyncIterator[Loopback]:
         yield running
 
 
-def run(check: Coroutine[Any, Any, None]) -> None:
-    """Runs a test's coroutine."""
-    asyncio.run(check)
-
-
 class Reference:
     """The model stepped by ONNX Runtime directly, two equal rows at a time as the server's smallest tick."""
 
@@ -182,7 +177,7 @@ def test_text_is_what_stepping_by_hand_gives(model: str) -> None:
         assert (finished.reason, finished.num_tokens) == (Reason.REASON_MAX_TOKENS, 80)
         assert (finished.next_position, finished.session_kept) == (len(PROMPT) + 80, False)
 
-    run(check())
+    asyncio.run(check())
 
 
 def test_the_same_seed_gives_the_same_text_whatever_else_is_served() -> None:
@@ -207,7 +202,7 @@ def test_the_same_seed_gives_the_same_text_whatever_else_is_served() -> None:
             assert chosen.ids == again.ids
             assert running.host.table.num_sessions == 0
 
-    run(check())
+    asyncio.run(check())
 
 
 @settings(max_examples=12, deadline=None)
@@ -235,7 +230,7 @@ def test_a_continued_generation_is_an_uninterrupted_one(cuts: list[int], seed: i
             assert ids == whole.ids
             assert running.host.table.num_sessions == 1
 
-    run(check())
+    asyncio.run(check())
 
 
 def test_a_turn_is_followed_by_the_next() -> None:
@@ -252,7 +247,7 @@ def test_a_turn_is_followed_by_the_next() -> None:
             assert second.ids == whole.ids
             assert second.started.num_prompt_tokens == len(" and then ")
 
-    run(check())
+    asyncio.run(check())
 
 
 def test_a_cancelled_generation_goes_on_where_it_stands() -> None:
@@ -278,7 +273,7 @@ def test_a_cancelled_generation_goes_on_where_it_stands() -> None:
             assert rest.ids == whole.ids[begin : begin + 400]
             assert broken.ids == whole.ids[: len(broken.ids)]
 
-    run(check())
+    asyncio.run(check())
 
 
 def test_cancelling_stops_at_once_and_closes_the_session() -> None:
@@ -296,7 +291,7 @@ def test_cancelling_stops_at_once_and_closes_the_session() -> None:
             scheduler = running.host.catalog.ready("text-lstm", "").scheduler
             assert scheduler.num_row_steps < 60_000
 
-    run(check())
+    asyncio.run(check())
 
 
 def test_a_reader_that_stops_reading_stops_the_model() -> None:
@@ -323,7 +318,7 @@ def test_a_reader_that_stops_reading_stops_the_model() -> None:
             quick = await generate(running, **fields)
             assert written.ids == quick.ids
 
-    run(check())
+    asyncio.run(check())
 
 
 def test_stop_strings() -> None:
@@ -346,7 +341,7 @@ def test_stop_strings() -> None:
             rest = await generate(running, existing=existing(cut), max_tokens=50, sampling=SAMPLING)
             assert rest.ids == free.ids[place + len(stop) :][:50]
 
-    run(check())
+    asyncio.run(check())
 
 
 def test_unknown_characters_become_the_unknown_token_and_are_never_written() -> None:
@@ -361,7 +356,7 @@ def test_unknown_characters_become_the_unknown_token_and_are_never_written() -> 
             assert (await generate(running, tokens=ids, max_tokens=300, sampling=SAMPLING)).ids == snow.ids
             assert unknown not in snow.ids
 
-    run(check())
+    asyncio.run(check())
 
 
 def test_a_draining_server_finishes_generations() -> None:
@@ -384,7 +379,7 @@ def test_a_draining_server_finishes_generations() -> None:
             shared = min(3000, len(written.ids))
             assert written.ids[:shared] == whole.ids[:shared]
 
-    run(check())
+    asyncio.run(check())
 
 
 def test_a_second_writer_is_told_apart() -> None:
@@ -404,7 +399,7 @@ def test_a_second_writer_is_told_apart() -> None:
                 assert (await broken(calling, written)).reason == errors_pb2.ERROR_REASON_FENCED
                 assert attached.next_position >= len(PROMPT) + len(written.ids) - 1
 
-    run(check())
+    asyncio.run(check())
 
 
 def test_a_long_prompt_does_not_stall_others() -> None:
@@ -430,7 +425,7 @@ def test_a_long_prompt_does_not_stall_others() -> None:
             assert running.host.table.next_position[row] < 100_000, "the prompt was through before 20 steps"
             calling.cancel()
 
-    run(check())
+    asyncio.run(check())
 
 
 NEW = generation_pb2.NewSession(model="text-lstm")
@@ -492,7 +487,7 @@ def test_every_bad_request_is_refused_with_its_reason() -> None:
                 await garbage(b"\xff\xff\xff").read()
             assert detail_of(caught.value).reason == errors_pb2.ERROR_REASON_MALFORMED_MESSAGE
 
-    run(check())
+    asyncio.run(check())
 
 
 def test_existing_sessions_are_checked() -> None:
@@ -528,7 +523,7 @@ def test_existing_sessions_are_checked() -> None:
             detail = await refusal(running, existing=fresh)
             assert (detail.reason, detail.next_position) == (errors_pb2.ERROR_REASON_REPLY_NOT_KEPT, stands)
 
-    run(check())
+    asyncio.run(check())
 
 
 class Overflowing(Engine):
@@ -558,4 +553,4 @@ def test_scores_that_are_no_numbers_fail_the_call() -> None:
             assert len(written.tokens) == 4
             await until(lambda: running.host.table.num_sessions == 0)
 
-    run(check())
+    asyncio.run(check())

@@ -22,6 +22,7 @@ import pytest
 from authority import Authority
 from graphs import family
 from loopback import StreamClient, array, chunk, write_model
+from target import READY
 
 from eddy import SyncClient, Tls
 from eddy.service.errors import Reason
@@ -29,22 +30,13 @@ from eddy.v1 import inference_pb2
 
 HISTORY = family("history")
 _LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ (INFO|ERROR) eddy\.")
-_READY = re.compile(r"serving (\d+) of (\d+) models on 127\.0\.0\.1:(\d+), metrics on http://127\.0\.0\.1:(\d+)")
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One model."""
-    root = tmp_path_factory.mktemp("models")
-    write_model(root, "history")
-    return root
 
 
 class Process:
     """A server process that is ready."""
 
     def __init__(self, process: "subprocess.Popen[str]", line: str) -> None:
-        match = _READY.search(line)
+        match = READY.search(line)
         assert match, f"the server said {line!r}"
         self.process = process
         self.num_ready, self.num_models, self.grpc_port, self.http_port = (int(group) for group in match.groups())

@@ -14,7 +14,7 @@ import pytest
 from graphs import family
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loopback import Loopback, StreamClient, array, chunk, configure, detail_of, serve, tensor, until, write_model
+from loopback import Loopback, StreamClient, array, chunk, configure, detail_of, serve, tensor, until
 
 from eddy.service.errors import Reason
 from eddy.service.scheduler import Limits
@@ -30,14 +30,6 @@ NOT_IN_TURN = {
     Reason.POSITION_BEHIND,
     Reason.REPEAT_MISMATCH,
 }
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One model."""
-    root = tmp_path_factory.mktemp("models")
-    write_model(root, "history")
-    return root
 
 
 class Writer:

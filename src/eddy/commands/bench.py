@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from eddy.clients.flags import add_tls, tls_of
-from eddy.commands.parser import fail
+from eddy.commands.parser import fail_call
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,10 +89,8 @@ def _run(options: argparse.Namespace) -> int:
 
     try:
         figures = _run_loop(measure(options))
-    except errors.Disconnected as error:
-        return fail(f"no answer from {options.target}: {error}; is `eddy serve` running there, and with TLS or not?")
     except errors.EddyError as error:
-        return fail(error)
+        return fail_call(options.target, error)
     if options.json:
         print(json.dumps(asdict(figures), indent=2))
     else:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eddy.clients.flags import add_tls, tls_of
-from eddy.commands.parser import fail
+from eddy.commands.parser import fail, fail_call
 
 if TYPE_CHECKING:
     import onnx
@@ -187,10 +187,8 @@ def _of_server(options: argparse.Namespace) -> int:
     try:
         with SyncClient(options.target, tls=tls_of(options)) as client:
             statuses = client.models()
-    except errors.Disconnected as error:
-        return fail(f"no answer from {options.target}: {error}; is `eddy serve` running there, and with TLS or not?")
     except errors.EddyError as error:
-        return fail(error)
+        return fail_call(options.target, error)
     if options.json:
         from google.protobuf import json_format
 

@@ -9,7 +9,10 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from eddy.clients.errors import EddyError
 
 Commands = argparse._SubParsersAction  # noqa: SLF001  argparse has no public name for it
 
@@ -94,6 +97,15 @@ def fail(message: object, code: int = 1) -> int:
     """Prints one line on standard error; returns the exit code."""
     print(f"eddy: {message}", file=sys.stderr)
     return code
+
+
+def fail_call(target: str, error: EddyError) -> int:
+    """As `fail`, for a server that cannot be reached or refuses."""
+    from eddy.clients.errors import Disconnected
+
+    if isinstance(error, Disconnected):
+        return fail(f"no answer from {target}: {error}; is `eddy serve` running there, and with TLS or not?")
+    return fail(error)
 
 
 def _skip_values(waiting: Iterator[str], action: argparse.Action) -> None:
