@@ -75,7 +75,13 @@ class Coalescer:
         self._arrival = 0.0
 
     def add(self, sender: Sender, data: bytes) -> bool:
-        """Takes a message that has the length of a step of one row; others go first what has been taken."""
+        """Takes a message that has the length of a step of one row, unless it is the first thing that arrives.
+
+        Whoever is alone would only wait for the others; once a pass is to come, more may come before it. Another
+        message goes behind what has been taken.
+        """
+        if not self._host.dispatcher.is_scheduled:
+            return False
         if len(data) in self._layouts.of_one_row:
             if not self._arrived:
                 self._arrival = self._host.clock()

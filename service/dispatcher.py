@@ -43,7 +43,8 @@ class Dispatcher:
         self._pending: dict[ServedModel, None] = {}
         self._ticks_away: dict[ServedModel, int] = {}
         self._before_pass: list[Callable[[], None]] = []
-        self._is_scheduled = False
+        # A pass is to come.
+        self.is_scheduled = False
         self.num_inline_ticks = 0
         self.num_thread_ticks = 0
         self._jobs: SimpleQueue[tuple[ServedModel, AnyTick] | None] = SimpleQueue()
@@ -61,8 +62,8 @@ class Dispatcher:
         self._schedule()
 
     def _schedule(self) -> None:
-        if not self._is_scheduled:
-            self._is_scheduled = True
+        if not self.is_scheduled:
+            self.is_scheduled = True
             self._loop.call_soon(self._pass)
 
     def close(self) -> None:
@@ -80,7 +81,7 @@ class Dispatcher:
         submits, self._before_pass = self._before_pass, []
         for submit in submits:
             submit()
-        self._is_scheduled = False
+        self.is_scheduled = False
         models = list(self._pending)
         self._pending.clear()
         for model in models:

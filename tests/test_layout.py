@@ -21,7 +21,7 @@ RANKS = {
             ("admission", "stats"),
             ("engine", "scheduler"),
             ("model",),
-            ("calls", "catalog", "dispatcher", "codec", "layout", "outbox"),
+            ("calls", "catalog", "dispatcher", "codec", "layout"),
             ("host",),
             ("coalescer", "generation", "model_calls", "session_calls", "unary"),
             ("generate", "infer", "stream"),
