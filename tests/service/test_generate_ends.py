@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from loopback import Loopback, configure, serve, until
+from loopback import Loopback, column, configure, serve, tensor, until
 
-from eddy.v1 import generation_pb2
+from eddy.v1 import generation_pb2, inference_pb2
 
 MODELS = Path(__file__).resolve().parent.parent.parent / "models"
 MODEL = "text-lstm"
@@ -92,7 +93,8 @@ def test_of_several_stop_strings_the_earliest_ends_it() -> None:
         async with server() as running:
             free = text_of(await generate(running, text=PROMPT, max_tokens=200))
             late, early = free[80:86], free[30:37]
-            for stops in ([late, early], [early, late], ["\0", late, early]):
+            # The last one ends with `early`, and begins later.
+            for stops in ([late, early], [early, late], ["\0", late, early], [early[2:], early]):
                 events = await generate(running, text=PROMPT, max_tokens=200, stop=stops)
                 assert text_of(events) == free[: free.index(early)]
                 assert events[-1].finished.stop == early
@@ -168,5 +170,34 @@ def test_cancelling_stops_the_model_at_once(reads: str, keeps: bool) -> None:
                 existing = generation_pb2.ExistingSession(session_id=started.session_id, epoch=started.epoch)
                 events = await generate(running, existing=existing, text=b"a", max_tokens=3)
                 assert len(tokens_of(events)) == 3
+
+    asyncio.run(check())
+
+
+def test_a_prompt_takes_turns_with_sessions_of_its_model() -> None:
+    """However long a prompt is: between two answers to another session no more of it is read than a few chunks."""
+    max_steps = 512
+
+    async def check() -> None:
+        async with server(max_steps=max_steps) as running, running.stream() as stream:
+            [handle] = await stream.handles(MODEL)
+            calling = call(running, text=b"abcdefghij" * 10_000, max_tokens=1)
+            started = (await calling.read()).started
+            table = running.host.table
+            row = table.row_of_id(started.session_id)
+            seen = int(table.next_position[row])
+            for position in range(20):
+                step = inference_pb2.StepChunk(
+                    handles=column([handle]),
+                    positions=column([position]),
+                    num_steps=1,
+                    inputs=[tensor("tokens", np.array([[1]]))],
+                )
+                assert not (await stream.send(step=step)).step.errors
+                now = int(table.next_position[row])
+                assert now - seen <= 4 * max_steps
+                seen = now
+            assert seen < 100_000
+            calling.cancel()
 
     asyncio.run(check())
