@@ -126,6 +126,7 @@ def read_contract(model: onnx.ModelProto) -> Contract:
     )
     if not (contract.inputs and contract.outputs and contract.states):
         raise _refuse("the contract must name at least one input, one output and one state")
+    _check_vocabulary(message, outputs)
     _check_against_graph(contract, model.graph)
     return contract
 
@@ -171,6 +172,21 @@ def _state(spec: contract_pb2.StateSpec) -> State:
     if dtype.kind == "f" and not np.isfinite(initial).all():
         raise _refuse(f"{where}: the initial value is not finite")
     return State(spec.name, spec.next_name, dtype, shape, initial, row_bytes)
+
+
+def _check_vocabulary(message: contract_pb2.ModelContract, outputs: tuple[Port, ...]) -> None:
+    """Every token that can be drawn has a symbol, and every symbol is a token."""
+    if message.task != contract_pb2.TASK_NEXT_TOKEN or len(outputs) != 1 or len(outputs[0].shape) != 1:
+        return
+    vocabulary, [num_tokens] = message.vocabulary, outputs[0].shape
+    if vocabulary.symbols and len(vocabulary.symbols) != num_tokens:
+        raise _refuse(
+            f"the contract's vocabulary has {len(vocabulary.symbols)} symbols, the model has scores for {num_tokens}"
+        )
+    if vocabulary.HasField("unknown_id") and vocabulary.unknown_id >= num_tokens:
+        raise _refuse(
+            f"the vocabulary's unknown_id is {vocabulary.unknown_id}, the model has scores for {num_tokens} tokens"
+        )
 
 
 def _check_against_graph(contract: Contract, graph: onnx.GraphProto) -> None:

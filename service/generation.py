@@ -12,6 +12,7 @@ Dimension key: T steps, V vocabulary.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -19,12 +20,14 @@ from enum import Enum
 import numpy as np
 
 from eddy.service.chunk import Chunk, ChunkResult
-from eddy.service.errors import ClientError, Detail, EddyError, ModelError, Reason, invalid
+from eddy.service.errors import ClientError, Detail, EddyError, ModelError, Reason, ServerBug, invalid
 from eddy.service.host import Host
 from eddy.service.model import ServedModel
 from eddy.service.sampling import Sampling, draw, log_probabilities
 from eddy.service.sessions import ANY_ROUTE
 from eddy.v1 import contract_pb2
+
+_LOG = logging.getLogger(__name__)
 
 # Scores of a prompt are computed for every step of a chunk, and only the last is used.
 _MAX_PROMPT_CHUNK_BYTES = 1 << 20
@@ -195,6 +198,9 @@ class Generation:
             act()
         except EddyError as error:
             self._fail(error)
+        except Exception:  # noqa: BLE001  the task's root: this generation fails, those that share its tick go on
+            _LOG.exception("model %s: a generation failed after position %d", self._model.file.name, self.position)
+            self._fail(ServerBug(Reason.INTERNAL, "the server failed to carry out this generation"))
 
     def _go_on(self, scores: np.ndarray) -> None:
         """Ends, waits for the reader, or draws the next token and feeds it."""

@@ -103,3 +103,36 @@ def test_impossible_parameters_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ClientError, match=f"sampling.{next(iter(wrong))}: got") as caught:
         Sampling(1, **wrong)
     assert caught.value.reason is Reason.OUT_OF_RANGE
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        # At temperature 1 the shares are 8:4:2:1:1, of 16.
+        (Sampling(3, temperature=0.5), (64, 16, 4, 1, 1)),
+        (Sampling(3, temperature=2.0), (2 * 2**0.5, 2, 2**0.5, 1, 1)),
+        (Sampling(3, top_k=2), (8, 4, 0, 0, 0)),
+        (Sampling(3, top_k=4), (8, 4, 2, 1, 0)),
+        (Sampling(3, top_p=0.74), (8, 4, 0, 0, 0)),
+        (Sampling(3, top_p=0.76), (8, 4, 2, 0, 0)),
+        # Temperature before top-p: 64/86 is above 0.7, 8/16 is not.
+        (Sampling(3, temperature=0.5, top_p=0.7), (64, 0, 0, 0, 0)),
+        # Top-k before top-p: of the two likeliest, 8/12 is above 0.6; of all, 8/16 is not.
+        (Sampling(3, top_k=2, top_p=0.6), (8, 0, 0, 0, 0)),
+    ],
+)
+def test_frequencies_after_the_filters(sampling: Sampling, expected: tuple[float, ...]) -> None:
+    """By hand: who is left after temperature, top-k and top-p, in this order, comes in the shares that are left.
+
+    Chi-squared below its 0.9999 quantile of 4 degrees of freedom.
+    """
+    # Not in the order of likelihood.
+    places = np.array([2, 0, 4, 1, 3])
+    logits = np.empty(5, np.float32)
+    logits[places] = np.log(np.array([8, 4, 2, 1, 1]))
+    count = 20_000
+    drawn = np.bincount([draw(logits, sampling, position) or 0 for position in range(count)], minlength=5)[places]
+    due = count * np.array(expected) / sum(expected)
+    left = due > 0
+    assert not drawn[~left].any()
+    assert float(((drawn - due)[left] ** 2 / due[left]).sum()) < 23.5
