@@ -4,8 +4,8 @@ Owns what has arrived since the dispatcher's last pass and looks like step messa
 out of all of them at once, and what passes the checks goes to the scheduler as rows of one chunk; a message that does
 not is given back to its stream, which says why. Must not know gRPC, nor how chunks are run.
 
-Ordering rules: a stream's messages keep their order, because every other message of any stream flushes first, and
-because sessions that are there twice are given back. A stream that has ended by the time of the tick owns its sessions
+Ordering rules: a stream's messages keep their order: each waits alone, and every message that is not taken, of any
+stream, flushes first. A stream that has ended by the time of the tick owns its sessions
 no more: its row is refused, the others go on.
 
 Dimension key: G messages, which become the rows of a chunk, T steps.
@@ -21,7 +21,7 @@ import numpy as np
 from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
 from eddy.service.codec import TAG_KEY, StepResponses
 from eddy.service.contract import Contract
-from eddy.service.errors import EddyError
+from eddy.service.errors import EddyError, Reason, ServerBug
 from eddy.service.host import Host
 from eddy.service.layout import Layouts, StepLayout
 from eddy.service.model import ServedModel
@@ -70,9 +70,13 @@ class Coalescer:
         self._host = host
         self._layouts = layouts
         self._responses = responses
-        # Changed only on the event loop: what has arrived since the last flush, and when the first of it did.
+        # Changed only on the event loop: what has arrived since the last flush, when the first of it did, and
+        # the numbers of its streams.
         self._arrived: Group = []
         self._arrival = 0.0
+        self._numbers: set[int] = set()
+        # Messages that became rows of a chunk, since the start.
+        self.num_coalesced = 0
 
     def add(self, sender: Sender, data: bytes) -> bool:
         """Takes a message that has the length of a step of one row, unless it is the first thing that arrives.
@@ -83,10 +87,13 @@ class Coalescer:
         if not self._host.dispatcher.is_scheduled:
             return False
         if len(data) in self._layouts.of_one_row:
+            if sender.number in self._numbers:
+                self.flush()
             if not self._arrived:
                 self._arrival = self._host.clock()
                 self._host.dispatcher.call_before_pass(self.flush)
             self._arrived.append((sender, data))
+            self._numbers.add(sender.number)
             return True
         if self._arrived:
             self.flush()
@@ -95,6 +102,7 @@ class Coalescer:
     def flush(self) -> None:
         """Submits what has arrived."""
         arrived, self._arrived = self._arrived, []
+        self._numbers.clear()
         if len(arrived) < _MIN_MESSAGES:
             _give_back(arrived)
             return
@@ -113,6 +121,7 @@ class Coalescer:
                 _LOG.exception("%d step messages could not be coalesced", len(group))
                 batches, others = [], group
             for model, chunk in batches:
+                self.num_coalesced += chunk.num_rows
                 self._submit(model, chunk)
             _give_back(others)
 
@@ -121,14 +130,15 @@ class Coalescer:
             self._host.submit(model, chunk)
         except EddyError as error:
             chunk.reply(ChunkResult(failure=error))
+        except Exception:  # noqa: BLE001  the chunk's root: its messages fail, the server goes on
+            _LOG.exception("%d coalesced step messages failed", chunk.num_rows)
+            chunk.reply(ChunkResult(failure=ServerBug(Reason.INTERNAL, "the server failed to carry out this request")))
 
     def _cut(self, layout: StepLayout, group: Group) -> tuple[list[tuple[ServedModel, Chunk]], Group]:
         """Chunks of the messages of one length that are laid out as usual, and the messages that are not."""
         fits, matrix = layout.match([data for _, data in group])
         begin, end = layout.handles
         handles = np.ascontiguousarray(matrix[:, begin:end]).view("<u8")[:, 0]
-        if len(set(handles.tolist())) < len(group):  # A session twice: one after the other.
-            return [], group
         table = self._host.table
         rows = table.rows_of(handles)
         routes = table.route[rows]
