@@ -47,6 +47,10 @@ class Ceiling:
         """Steps/s of `InferenceSession.run` at B = `rows`, and the median of one call."""
         return _timed(self._bare(SHAPES[model], rows), rows, seconds)
 
+    def step_of(self, model: str, rows: int) -> Callable[[], None]:
+        """Runs one step of B = `rows` on the bare graph."""
+        return self._bare(SHAPES[model], rows)
+
     async def wrap(self, model: str, rows: int, seconds: float, turns: int = 10) -> Mapping[str, Any]:
         """Steps/s of the engine as a share of the bare graph's, in turns."""
         bare, engine = self._bare(SHAPES[model], rows), self._wrapped(SHAPES[model], rows)

@@ -61,13 +61,21 @@ async def throughput(
 
 
 async def latency(
-    eddy: str, echo: str, model: str, block_steps: int, num_blocks: int, warm_up_steps: int = 200
+    eddy: str, echo: str, floor: str, model: str, block_steps: int, num_blocks: int, warm_up_steps: int = 200
 ) -> Mapping[str, Any]:
-    """One session alone, and the echo alone, in alternating blocks of closed-loop steps: median and p99, seconds."""
+    """One session alone, and two echoes alone, in alternating blocks of closed-loop steps: median and p99, seconds.
+
+    Args:
+        floor: the echo that runs a bare step.
+    """
     shape = SHAPES[model]
-    samples: dict[str, list[float]] = {"eddy": [], "echo": []}
-    async with eddy_loops(eddy, shape, 1, 1) as ours, echo_loops(echo, shape, 1, 1) as bare:
-        ways = {"eddy": ours[0], "echo": bare[0]}
+    samples: dict[str, list[float]] = {"eddy": [], "echo": [], "floor": []}
+    async with (
+        eddy_loops(eddy, shape, 1, 1) as ours,
+        echo_loops(echo, shape, 1, 1) as bare,
+        echo_loops(floor, shape, 1, 1) as stepping,
+    ):
+        ways = {"eddy": ours[0], "echo": bare[0], "floor": stepping[0]}
         with no_collection():
             for loop in ways.values():
                 await _block(loop, warm_up_steps)

@@ -115,11 +115,15 @@ def read_metric(http_port: int, name: str, model: str) -> float:
 
 
 class EchoServer:
-    """`python -m benchmarks.echo` on a free port."""
+    """`python -m benchmarks.echo` on a free port.
 
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.echo"],
+    Args:
+        arguments: its own.
+    """
+
+    def __init__(self, *arguments: str) -> None:
+        self._process = subprocess.Popen(  # noqa: S603  (what we measure)
+            [sys.executable, "-m", "benchmarks.echo", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -7,6 +7,7 @@ Dimension key: B rows of the chunk, T steps.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
@@ -14,7 +15,9 @@ from typing import Protocol
 import numpy as np
 
 from eddy.service.contract import Contract
-from eddy.service.errors import EddyError
+from eddy.service.errors import EddyError, Reason, ServerBug
+
+_LOG = logging.getLogger(__name__)
 
 NO_DEADLINE = float("inf")
 _NO_ERRORS: Mapping[int, EddyError] = MappingProxyType({})
@@ -137,9 +140,17 @@ class Chunk:
         self.replays: Mapping[int, tuple[bytes, ...]] = _NO_REPLAYS
 
     def reply(self, result: ChunkResult) -> None:
-        """Delivers the chunk's one result."""
+        """Delivers the chunk's one result; a source that fails to take it is told of a failure instead.
+
+        The other chunks of a tick, whose sessions have moved by now, are none of its business.
+        """
         self.is_answered = True
-        self.source.deliver(self, result)
+        try:
+            self.source.deliver(self, result)
+        except Exception:  # noqa: BLE001  the answer's root: it fails alone, with its traceback in the log
+            _LOG.exception("the answer to a chunk could not be delivered")
+            failure = ServerBug(Reason.INTERNAL, "the chunk was applied, and the server failed to answer it")
+            self.source.deliver(self, ChunkResult(failure=failure))
 
     @property
     def is_begun(self) -> bool:

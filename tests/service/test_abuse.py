@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,25 @@ def test_half_open_connections_are_let_go(target: Target) -> None:
                 writer.transport.abort()
 
     asyncio.run(scenario())
+
+
+def test_a_handshake_has_a_time_of_its_own(tmp_path: Path) -> None:
+    """Who never says the first words of HTTP/2 is let go by `handshake_seconds`, long before a keepalive would."""
+
+    async def scenario(port: int) -> None:
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        silent[1][1].write(raw.PREFACE[:10])
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            for reader, _ in silent:
+                with suppress(ConnectionResetError):
+                    while await reader.read(1 << 16):
+                        pass
+        for _, writer in silent:
+            writer.transport.abort()
+
+    with running(tmp_path, server={"handshake_seconds": 1.0, "keepalive_seconds": 300.0}) as server:
+        asyncio.run(scenario(server.port))
+        assert server.stop() == 0
 
 
 _CLIENT = """

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from graphs import family
 from loopback import PATIENCE_SECONDS, until
-from simulation import STREAM, Rig
+from simulation import STREAM, Mailbox, Rig
 
 from eddy.service.chunk import Chunk, ChunkResult
 from eddy.service.codec import StepResponses
@@ -178,6 +178,40 @@ def test_a_tick_that_cannot_be_formed(cost: TickCost, caplog: pytest.LogCaptureF
 
     _run(scenario())
     assert "no tick could be formed" in caplog.text
+
+
+class Clumsy(Mailbox):
+    """A mailbox that drops the first answer with outputs."""
+
+    has_dropped = False
+
+    def deliver(self, chunk: Chunk, result: ChunkResult) -> None:
+        """As a mailbox, but for the first."""
+        if result.failure is None and not self.has_dropped:
+            self.has_dropped = True
+            raise Broken
+        super().deliver(chunk, result)
+
+
+@pytest.mark.parametrize("cost", [INLINE, THREAD], ids=["inline", "thread"])
+def test_an_answer_that_cannot_be_delivered(cost: TickCost, caplog: pytest.LogCaptureFixture) -> None:
+    """Its chunk ends in an INTERNAL result; the other chunks of the tick are answered, and every session goes on."""
+
+    async def scenario() -> None:
+        rig = _breakable(cost)
+        rig.mailbox = Clumsy()
+        floor = Floor(rig)
+        first, second = rig.open(2).tolist()
+        tags = [floor.submit(rig, first, 0, [1]), floor.submit(rig, second, 0, [2])]
+        await floor.settle()
+        assert "not be delivered" in caplog.text
+        assert "was applied" in _failure(rig, tags[0]).message
+        assert _answers(rig, tags[1]) == [2]
+        assert await floor.step(rig, first, 1, [3]) == [13]
+        assert await floor.step(rig, second, 1, [4]) == [24]
+        floor.dispatcher.close()
+
+    _run(scenario())
 
 
 def test_a_failure_between_the_slices_of_a_chunk() -> None:

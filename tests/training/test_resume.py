@@ -90,12 +90,23 @@ def test_early_stopping_survives_a_stop(hard_recipe: Recipe, tmp_path: Path) -> 
     assert_same(run(wild, tmp_path / "parts", resume=True), whole)
 
 
+class PowerFailure(Stop):
+    """The process ends in the middle of everything, after so many steps."""
+
+    def count_step(self) -> None:
+        """One step was done, and perhaps the last."""
+        super().count_step()
+        if self.is_due:
+            raise EOFError("power failure")
+
+
 def test_checkpoints_come_every_so_many_steps(text_recipe: Recipe, tmp_path: Path) -> None:
-    """With 10 steps between checkpoints, one written at step 60 by a stop has a step of the trainer beside it."""
-    run_until_stopped(text_recipe, tmp_path, 23, checkpoint_steps=10)
+    """With 10 steps between checkpoints, a run that is cut off at step 23 left the one of step 20."""
+    with pytest.raises(EOFError, match="power failure"):
+        run(text_recipe, tmp_path, stop=PowerFailure(23), checkpoint_steps=10)
     progress = load_checkpoint(tmp_path / "checkpoint.pt").progress
     assert progress is not None
-    assert (progress.trainer["steps"], progress.trainer["pass"]["next_window"]) == (23, 23)
+    assert (progress.trainer["steps"], progress.trainer["pass"]["next_window"]) == (20, 20)
 
 
 def start(recipe_file: Path, folder: Path, *options: str) -> "subprocess.Popen[str]":
