@@ -24,6 +24,11 @@ _NO_ERRORS: Mapping[int, EddyError] = MappingProxyType({})
 _NO_REPLAYS: Mapping[int, tuple[bytes, ...]] = MappingProxyType({})
 
 
+def deadline_after(arrival: float, timeout_milliseconds: int) -> float:
+    """When a chunk that came at `arrival`, monotonic seconds, must have begun; a timeout of 0 is none."""
+    return arrival + timeout_milliseconds * 1e-3 if timeout_milliseconds else NO_DEADLINE
+
+
 class ChunkResult:
     """What became of a chunk. A plain class: one is made for every message, and a dataclass costs twice as much.
 

@@ -5,8 +5,8 @@ out of all of them at once, and what passes the checks goes to the scheduler as 
 not is given back to its stream, which says why. Must not know gRPC, nor how chunks are run.
 
 Ordering rules: a stream's messages keep their order: each waits alone, and every message that is not taken, of any
-stream, flushes first. A stream that has ended by the time of the tick owns its sessions
-no more: its row is refused, the others go on.
+stream, flushes first. A stream that has ended by the time of the tick owns its sessions no more: its row is refused,
+the others go on.
 
 Dimension key: G messages, which become the rows of a chunk, T steps.
 """
@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
+from eddy.service.chunk import Chunk, ChunkResult, deadline_after
 from eddy.service.codec import TAG_KEY, StepResponses
 from eddy.service.contract import Contract
 from eddy.service.errors import EddyError, Reason, ServerBug
@@ -57,6 +57,7 @@ class Sender(Protocol):
 
 
 Group = list[tuple[Sender, bytes]]
+Batch = tuple[ServedModel, Chunk, Group]
 
 
 class Coalescer:
@@ -120,8 +121,10 @@ class Coalescer:
             except Exception:  # noqa: BLE001  the messages' root: each goes its own way, and fails there if it must
                 _LOG.exception("%d step messages could not be coalesced", len(group))
                 batches, others = [], group
-            for model, chunk in batches:
+            for model, chunk, senders in batches:
                 self.num_coalesced += chunk.num_rows
+                for sender, _ in senders:
+                    sender.expect(chunk.num_bytes // chunk.num_rows)
                 self._submit(model, chunk)
             _give_back(others)
 
@@ -134,7 +137,7 @@ class Coalescer:
             _LOG.exception("%d coalesced step messages failed", chunk.num_rows)
             chunk.reply(ChunkResult(failure=ServerBug(Reason.INTERNAL, "the server failed to carry out this request")))
 
-    def _cut(self, layout: StepLayout, group: Group) -> tuple[list[tuple[ServedModel, Chunk]], Group]:
+    def _cut(self, layout: StepLayout, group: Group) -> tuple[list[Batch], Group]:
         """Chunks of the messages of one length that are laid out as usual, and the messages that are not."""
         fits, matrix = layout.match([data for _, data in group])
         begin, end = layout.handles
@@ -145,7 +148,7 @@ class Coalescer:
         numbers = np.array([sender.number for sender, _ in group], np.int64)
         fits &= (table.handle[rows] == handles) & (routes >> MODEL_BITS == numbers)
         models = np.where(fits, routes & MODEL_MASK, _NO_MODEL)
-        batches: list[tuple[ServedModel, Chunk]] = []
+        batches: list[Batch] = []
         others: Group = []
         for index in set(models.tolist()):
             places = np.flatnonzero(models == index)
@@ -155,7 +158,8 @@ class Coalescer:
             while model is not None and min(len(places), most) >= _MIN_MESSAGES:
                 mine, places = places[:most], places[most:]
                 senders = [group[place] for place in mine.tolist()]
-                batches.append((model, self._chunk(model, layout, senders, matrix[mine], routes[mine])))
+                chunk = self._chunk(model, layout, senders, matrix[mine], routes[mine])
+                batches.append((model, chunk, senders))
             others.extend([group[place] for place in places.tolist()])
         return batches, others
 
@@ -163,8 +167,7 @@ class Coalescer:
         self, model: ServedModel, layout: StepLayout, group: Group, matrix: np.ndarray, routes: np.ndarray
     ) -> Chunk:
         handles, positions, *inputs = (matrix[:, begin:end].tobytes() for begin, end in layout.columns)
-        timeout = layout.timeout_milliseconds
-        chunk = Chunk(
+        return Chunk(
             handles,
             positions,
             layout.num_steps,
@@ -174,13 +177,9 @@ class Coalescer:
             0,
             model.contract,
             self._arrival,
-            self._arrival + timeout * 1e-3 if timeout else NO_DEADLINE,
+            deadline_after(self._arrival, layout.timeout_milliseconds),
             num_requests=len(group),
         )
-        num_bytes = chunk.num_bytes // chunk.num_rows
-        for sender, _ in group:
-            sender.expect(num_bytes)
-        return chunk
 
 
 class _Senders:

@@ -18,7 +18,7 @@ import grpc
 import numpy as np
 
 from eddy.service import codec
-from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
+from eddy.service.chunk import Chunk, ChunkResult, deadline_after
 from eddy.service.coalescer import Coalescer
 from eddy.service.contract import Contract
 from eddy.service.errors import EddyError, Reason, ServerBug, invalid
@@ -221,7 +221,7 @@ class StreamConnection:
     ) -> None:
         host = self._host
         now = host.clock()
-        deadline = now + timeout_milliseconds * 1e-3 if timeout_milliseconds else NO_DEADLINE
+        deadline = deadline_after(now, timeout_milliseconds)
         route = self.number << MODEL_BITS | model.index
         chunk = Chunk(handles, positions, num_steps, inputs, route, self, tag, model.contract, now, deadline)
         self._chunk_bytes += chunk.num_bytes
