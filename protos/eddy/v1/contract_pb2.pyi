@@ -126,14 +126,16 @@ class Graphs(_message.Message):
     def __init__(self, step: _Optional[str] = ..., prime: _Optional[str] = ..., whole: _Optional[str] = ...) -> None: ...
 
 class Ports(_message.Message):
-    __slots__ = ("length", "flush", "emitted")
+    __slots__ = ("length", "flush", "emitted", "prime_length")
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     FLUSH_FIELD_NUMBER: _ClassVar[int]
     EMITTED_FIELD_NUMBER: _ClassVar[int]
+    PRIME_LENGTH_FIELD_NUMBER: _ClassVar[int]
     length: str
     flush: str
     emitted: str
-    def __init__(self, length: _Optional[str] = ..., flush: _Optional[str] = ..., emitted: _Optional[str] = ...) -> None: ...
+    prime_length: str
+    def __init__(self, length: _Optional[str] = ..., flush: _Optional[str] = ..., emitted: _Optional[str] = ..., prime_length: _Optional[str] = ...) -> None: ...
 
 class Streaming(_message.Message):
     __slots__ = ("streamable", "reason", "block_steps", "look_ahead_steps")
@@ -166,14 +168,18 @@ class Numerics(_message.Message):
     def __init__(self, bitwise: _Optional[bool] = ..., tolerance: _Optional[float] = ..., parity_max_difference: _Optional[float] = ..., runtime: _Optional[str] = ..., cpu: _Optional[str] = ..., batches: _Optional[_Iterable[int]] = ..., chunk_steps: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Vocabulary(_message.Message):
-    __slots__ = ("symbols", "unknown_id", "unit")
+    __slots__ = ("symbols", "unknown_id", "unit", "start_id", "end_id")
     SYMBOLS_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_ID_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
+    START_ID_FIELD_NUMBER: _ClassVar[int]
+    END_ID_FIELD_NUMBER: _ClassVar[int]
     symbols: _containers.RepeatedScalarFieldContainer[str]
     unknown_id: int
     unit: str
-    def __init__(self, symbols: _Optional[_Iterable[str]] = ..., unknown_id: _Optional[int] = ..., unit: _Optional[str] = ...) -> None: ...
+    start_id: int
+    end_id: int
+    def __init__(self, symbols: _Optional[_Iterable[str]] = ..., unknown_id: _Optional[int] = ..., unit: _Optional[str] = ..., start_id: _Optional[int] = ..., end_id: _Optional[int] = ...) -> None: ...
 
 class Figure(_message.Message):
     __slots__ = ("name", "value", "unit")
@@ -204,7 +210,7 @@ class Training(_message.Message):
     def __init__(self, recipe: _Optional[str] = ..., data: _Optional[str] = ..., data_licence: _Optional[str] = ..., seed: _Optional[int] = ..., parameters: _Optional[int] = ..., framework: _Optional[str] = ..., figures: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ...) -> None: ...
 
 class ModelContract(_message.Message):
-    __slots__ = ("schema_version", "name", "task", "description", "inputs", "outputs", "states", "graphs", "ports", "streaming", "numerics", "vocabulary", "training", "family")
+    __slots__ = ("schema_version", "name", "task", "description", "inputs", "outputs", "states", "graphs", "ports", "streaming", "numerics", "vocabulary", "training", "family", "prime_inputs", "max_prime_steps", "source_vocabulary")
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -219,6 +225,9 @@ class ModelContract(_message.Message):
     VOCABULARY_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
+    PRIME_INPUTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PRIME_STEPS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_VOCABULARY_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     name: str
     task: Task
@@ -233,4 +242,7 @@ class ModelContract(_message.Message):
     vocabulary: Vocabulary
     training: Training
     family: str
-    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., graphs: _Optional[_Union[Graphs, _Mapping]] = ..., ports: _Optional[_Union[Ports, _Mapping]] = ..., streaming: _Optional[_Union[Streaming, _Mapping]] = ..., numerics: _Optional[_Union[Numerics, _Mapping]] = ..., vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., family: _Optional[str] = ...) -> None: ...
+    prime_inputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    max_prime_steps: int
+    source_vocabulary: Vocabulary
+    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., graphs: _Optional[_Union[Graphs, _Mapping]] = ..., ports: _Optional[_Union[Ports, _Mapping]] = ..., streaming: _Optional[_Union[Streaming, _Mapping]] = ..., numerics: _Optional[_Union[Numerics, _Mapping]] = ..., vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., family: _Optional[str] = ..., prime_inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., max_prime_steps: _Optional[int] = ..., source_vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ...) -> None: ...

@@ -1,3 +1,4 @@
+from eddy.v1 import inference_pb2 as _inference_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -8,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("open", "existing", "text", "tokens", "sampling", "max_tokens", "stop", "log_probabilities", "num_alternatives", "keep_session")
+    __slots__ = ("open", "existing", "text", "tokens", "sampling", "max_tokens", "stop", "log_probabilities", "num_alternatives", "keep_session", "num_beams", "length_penalty", "outputs")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     EXISTING_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +20,9 @@ class GenerateRequest(_message.Message):
     LOG_PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
     NUM_ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     KEEP_SESSION_FIELD_NUMBER: _ClassVar[int]
+    NUM_BEAMS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     open: NewSession
     existing: ExistingSession
     text: bytes
@@ -29,17 +33,26 @@ class GenerateRequest(_message.Message):
     log_probabilities: bool
     num_alternatives: int
     keep_session: bool
-    def __init__(self, open: _Optional[_Union[NewSession, _Mapping]] = ..., existing: _Optional[_Union[ExistingSession, _Mapping]] = ..., text: _Optional[bytes] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., log_probabilities: _Optional[bool] = ..., num_alternatives: _Optional[int] = ..., keep_session: _Optional[bool] = ...) -> None: ...
+    num_beams: int
+    length_penalty: float
+    outputs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, open: _Optional[_Union[NewSession, _Mapping]] = ..., existing: _Optional[_Union[ExistingSession, _Mapping]] = ..., text: _Optional[bytes] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., log_probabilities: _Optional[bool] = ..., num_alternatives: _Optional[int] = ..., keep_session: _Optional[bool] = ..., num_beams: _Optional[int] = ..., length_penalty: _Optional[float] = ..., outputs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class NewSession(_message.Message):
-    __slots__ = ("model", "version", "idle_timeout_seconds")
+    __slots__ = ("model", "version", "idle_timeout_seconds", "source_text", "prime", "initial_states")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_TEXT_FIELD_NUMBER: _ClassVar[int]
+    PRIME_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_STATES_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     idle_timeout_seconds: float
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., idle_timeout_seconds: _Optional[float] = ...) -> None: ...
+    source_text: bytes
+    prime: _inference_pb2.Prime
+    initial_states: _containers.RepeatedCompositeFieldContainer[_inference_pb2.Tensor]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., idle_timeout_seconds: _Optional[float] = ..., source_text: _Optional[bytes] = ..., prime: _Optional[_Union[_inference_pb2.Prime, _Mapping]] = ..., initial_states: _Optional[_Iterable[_Union[_inference_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class ExistingSession(_message.Message):
     __slots__ = ("session_id", "epoch", "position")
@@ -106,14 +119,16 @@ class GeneratedTokens(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[_Union[GeneratedToken, _Mapping]]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class GeneratedToken(_message.Message):
-    __slots__ = ("id", "log_probability", "alternatives")
+    __slots__ = ("id", "log_probability", "alternatives", "outputs")
     ID_FIELD_NUMBER: _ClassVar[int]
     LOG_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     id: int
     log_probability: float
     alternatives: _containers.RepeatedCompositeFieldContainer[Alternative]
-    def __init__(self, id: _Optional[int] = ..., log_probability: _Optional[float] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ...) -> None: ...
+    outputs: _containers.RepeatedCompositeFieldContainer[_inference_pb2.Tensor]
+    def __init__(self, id: _Optional[int] = ..., log_probability: _Optional[float] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_inference_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class Alternative(_message.Message):
     __slots__ = ("id", "log_probability")
@@ -124,25 +139,39 @@ class Alternative(_message.Message):
     def __init__(self, id: _Optional[int] = ..., log_probability: _Optional[float] = ...) -> None: ...
 
 class GenerationFinished(_message.Message):
-    __slots__ = ("reason", "stop", "num_tokens", "next_position", "session_kept")
+    __slots__ = ("reason", "stop", "num_tokens", "next_position", "session_kept", "hypotheses")
     class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         REASON_UNSPECIFIED: _ClassVar[GenerationFinished.Reason]
         REASON_MAX_TOKENS: _ClassVar[GenerationFinished.Reason]
         REASON_STOP: _ClassVar[GenerationFinished.Reason]
         REASON_DRAINING: _ClassVar[GenerationFinished.Reason]
+        REASON_END: _ClassVar[GenerationFinished.Reason]
     REASON_UNSPECIFIED: GenerationFinished.Reason
     REASON_MAX_TOKENS: GenerationFinished.Reason
     REASON_STOP: GenerationFinished.Reason
     REASON_DRAINING: GenerationFinished.Reason
+    REASON_END: GenerationFinished.Reason
     REASON_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NEXT_POSITION_FIELD_NUMBER: _ClassVar[int]
     SESSION_KEPT_FIELD_NUMBER: _ClassVar[int]
+    HYPOTHESES_FIELD_NUMBER: _ClassVar[int]
     reason: GenerationFinished.Reason
     stop: str
     num_tokens: int
     next_position: int
     session_kept: bool
-    def __init__(self, reason: _Optional[_Union[GenerationFinished.Reason, str]] = ..., stop: _Optional[str] = ..., num_tokens: _Optional[int] = ..., next_position: _Optional[int] = ..., session_kept: _Optional[bool] = ...) -> None: ...
+    hypotheses: _containers.RepeatedCompositeFieldContainer[Hypothesis]
+    def __init__(self, reason: _Optional[_Union[GenerationFinished.Reason, str]] = ..., stop: _Optional[str] = ..., num_tokens: _Optional[int] = ..., next_position: _Optional[int] = ..., session_kept: _Optional[bool] = ..., hypotheses: _Optional[_Iterable[_Union[Hypothesis, _Mapping]]] = ...) -> None: ...
+
+class Hypothesis(_message.Message):
+    __slots__ = ("ids", "text", "log_probability")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    LOG_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    text: str
+    log_probability: float
+    def __init__(self, ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., log_probability: _Optional[float] = ...) -> None: ...

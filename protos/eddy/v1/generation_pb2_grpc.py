@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GenerationServiceStub:
-    """Text and tokens from next-token models (TASK_NEXT_TOKEN).
+    """Text and tokens from next-token models and translators (TASK_NEXT_TOKEN, TASK_TRANSLATION).
     """
 
     def __init__(self, channel):
@@ -43,7 +43,7 @@ class GenerationServiceStub:
 
 
 class GenerationServiceServicer:
-    """Text and tokens from next-token models (TASK_NEXT_TOKEN).
+    """Text and tokens from next-token models and translators (TASK_NEXT_TOKEN, TASK_TRANSLATION).
     """
 
     def Generate(self, request, context):
@@ -70,7 +70,7 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService:
-    """Text and tokens from next-token models (TASK_NEXT_TOKEN).
+    """Text and tokens from next-token models and translators (TASK_NEXT_TOKEN, TASK_TRANSLATION).
     """
 
     @staticmethod

@@ -59,18 +59,20 @@ class StreamResponse(_message.Message):
     def __init__(self, tag: _Optional[int] = ..., step: _Optional[_Union[StepResult, _Mapping]] = ..., opened: _Optional[_Union[SessionsOpened, _Mapping]] = ..., attached: _Optional[_Union[SessionAttached, _Mapping]] = ..., closed: _Optional[_Union[SessionsClosed, _Mapping]] = ..., reset: _Optional[_Union[SessionsReset, _Mapping]] = ..., error: _Optional[_Union[_errors_pb2.ErrorDetail, _Mapping]] = ..., ended: _Optional[_Union[SessionsEnded, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ...) -> None: ...
 
 class StepChunk(_message.Message):
-    __slots__ = ("handles", "positions", "num_steps", "inputs", "timeout_milliseconds")
+    __slots__ = ("handles", "positions", "num_steps", "inputs", "timeout_milliseconds", "flush")
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
+    FLUSH_FIELD_NUMBER: _ClassVar[int]
     handles: bytes
     positions: bytes
     num_steps: int
     inputs: _containers.RepeatedCompositeFieldContainer[Tensor]
     timeout_milliseconds: int
-    def __init__(self, handles: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., num_steps: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., timeout_milliseconds: _Optional[int] = ...) -> None: ...
+    flush: bool
+    def __init__(self, handles: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., num_steps: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., timeout_milliseconds: _Optional[int] = ..., flush: _Optional[bool] = ...) -> None: ...
 
 class StepResult(_message.Message):
     __slots__ = ("outputs", "errors", "replayed_rows", "emitted")
@@ -92,19 +94,31 @@ class RowError(_message.Message):
     error: _errors_pb2.ErrorDetail
     def __init__(self, row: _Optional[int] = ..., error: _Optional[_Union[_errors_pb2.ErrorDetail, _Mapping]] = ...) -> None: ...
 
+class Prime(_message.Message):
+    __slots__ = ("inputs", "lengths")
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    inputs: _containers.RepeatedCompositeFieldContainer[Tensor]
+    lengths: bytes
+    def __init__(self, inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., lengths: _Optional[bytes] = ...) -> None: ...
+
 class OpenSessions(_message.Message):
-    __slots__ = ("model", "version", "count", "max_in_flight", "idle_timeout_seconds")
+    __slots__ = ("model", "version", "count", "max_in_flight", "idle_timeout_seconds", "prime", "initial_states")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PRIME_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_STATES_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     count: int
     max_in_flight: int
     idle_timeout_seconds: float
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., count: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., idle_timeout_seconds: _Optional[float] = ...) -> None: ...
+    prime: Prime
+    initial_states: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., count: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., idle_timeout_seconds: _Optional[float] = ..., prime: _Optional[_Union[Prime, _Mapping]] = ..., initial_states: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class SessionsOpened(_message.Message):
     __slots__ = ("session_ids", "handles", "epochs", "model", "version", "max_in_flight", "idle_timeout_seconds", "limits")
@@ -201,18 +215,20 @@ class Draining(_message.Message):
     def __init__(self, grace_seconds: _Optional[float] = ...) -> None: ...
 
 class StepRequest(_message.Message):
-    __slots__ = ("session_id", "epoch", "position", "num_steps", "inputs")
+    __slots__ = ("session_id", "epoch", "position", "num_steps", "inputs", "flush")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    FLUSH_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     epoch: int
     position: int
     num_steps: int
     inputs: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, session_id: _Optional[bytes] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., num_steps: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    flush: bool
+    def __init__(self, session_id: _Optional[bytes] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., num_steps: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., flush: _Optional[bool] = ...) -> None: ...
 
 class StepResponse(_message.Message):
     __slots__ = ("outputs", "next_position", "replayed", "emitted")
@@ -227,16 +243,20 @@ class StepResponse(_message.Message):
     def __init__(self, outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., next_position: _Optional[int] = ..., replayed: _Optional[bool] = ..., emitted: _Optional[bytes] = ...) -> None: ...
 
 class InferRequest(_message.Message):
-    __slots__ = ("model", "version", "lengths", "inputs")
+    __slots__ = ("model", "version", "lengths", "inputs", "prime", "initial_states")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    PRIME_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_STATES_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     lengths: bytes
     inputs: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., lengths: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    prime: Prime
+    initial_states: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., lengths: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., prime: _Optional[_Union[Prime, _Mapping]] = ..., initial_states: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class InferResponse(_message.Message):
     __slots__ = ("model", "version", "outputs")

@@ -32,16 +32,20 @@ class Session(_message.Message):
     def __init__(self, session_id: _Optional[bytes] = ..., fingerprint: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., epoch: _Optional[int] = ..., next_position: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., idle_timeout_seconds: _Optional[float] = ..., attached: _Optional[bool] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
-    __slots__ = ("model", "version", "max_in_flight", "idle_timeout_seconds")
+    __slots__ = ("model", "version", "max_in_flight", "idle_timeout_seconds", "prime", "initial_states")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PRIME_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_STATES_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     max_in_flight: int
     idle_timeout_seconds: float
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., max_in_flight: _Optional[int] = ..., idle_timeout_seconds: _Optional[float] = ...) -> None: ...
+    prime: _inference_pb2.Prime
+    initial_states: _containers.RepeatedCompositeFieldContainer[_inference_pb2.Tensor]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., max_in_flight: _Optional[int] = ..., idle_timeout_seconds: _Optional[float] = ..., prime: _Optional[_Union[_inference_pb2.Prime, _Mapping]] = ..., initial_states: _Optional[_Iterable[_Union[_inference_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class OpenSessionResponse(_message.Message):
     __slots__ = ("session", "limits")
