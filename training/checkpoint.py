@@ -16,10 +16,12 @@ from torch import Tensor
 
 from eddy.training.curve import Epoch
 from eddy.training.errors import CheckpointError, RecipeError
+from eddy.training.families.family import Model
+from eddy.training.families.registry import build_model
+from eddy.training.families.shapes import spec_from_dict
 from eddy.training.figures import Figure
-from eddy.training.model import RecurrentModel
 from eddy.training.recipe import Recipe, parse_recipe
-from eddy.training.spec import ModelSpec
+from eddy.training.spec import Spec
 from eddy.training.storage import write_whole
 
 FORMAT = 2
@@ -54,7 +56,7 @@ class Checkpoint:
 
     recipe: Recipe
     origin: str
-    spec: ModelSpec
+    spec: Spec
     weights: dict[str, Tensor]
     figures: tuple[Figure, ...]
     symbols: tuple[str, ...]
@@ -62,9 +64,9 @@ class Checkpoint:
     epochs: tuple[Epoch, ...] = ()
     progress: Progress | None = None
 
-    def build(self) -> RecurrentModel:
+    def build(self) -> Model:
         """The model with these weights, in evaluation mode, on the CPU. Raises CheckpointError if they do not fit."""
-        model = RecurrentModel(self.spec)
+        model = build_model(self.spec)
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:
@@ -106,7 +108,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(
             recipe=parse_recipe(values["recipe"]),
             origin=values["origin"],
-            spec=ModelSpec.from_dict(values["spec"]),
+            spec=spec_from_dict(values["spec"]),
             weights=values["weights"],
             figures=tuple(Figure(**figure) for figure in values["figures"]),
             symbols=tuple(values["symbols"]),

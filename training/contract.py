@@ -1,4 +1,4 @@
-"""The model contract: filled from a specification, written into an ONNX file's metadata and read back.
+"""The model contract: ports described, written into an ONNX file's metadata and read back.
 
 Owns: the metadata key and the JSON mapping. Knows the shape of models (`spec`) but neither torch nor ONNX Runtime.
 """
@@ -12,7 +12,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from eddy.training.errors import ContractError
-from eddy.training.spec import LinearHead, ModelSpec, QuantileHead, TokenHead, TokenInput
+from eddy.training.spec import ClassHead, Head, Input, QuantileHead, TokenHead, TokenInput, head_shape
 from eddy.training.storage import write_whole
 from eddy.v1 import contract_pb2 as pb
 
@@ -20,74 +20,67 @@ METADATA_KEY = "eddy.contract"
 SCHEMA_VERSION = 1
 STEP_FILE = "model.onnx"
 
-_CELL_NAMES = {"rnn_tanh": "tanh RNN", "rnn_relu": "ReLU RNN", "lstm": "LSTM", "gru": "GRU"}
-
 
 def sample_path(path: Path, contract: pb.ModelContract) -> Path:
     """Where unseen input lies beside a model file: text for a model of tokens, CSV for others."""
     return path.with_name("sample.txt" if contract.task == pb.TASK_NEXT_TOKEN else "sample.csv")
 
 
-def build_contract(spec: ModelSpec, name: str, description: str = "") -> pb.ModelContract:
-    """What follows from the model's shape: task, ports, states, graphs, streaming. The caller adds the meanings."""
+def streaming_contract(name: str, description: str, family: str) -> pb.ModelContract:
+    """A contract of a streamable model with a step graph, without ports and states yet."""
     return pb.ModelContract(
         schema_version=SCHEMA_VERSION,
         name=name,
-        task=_task(spec),
-        description=description or f"{spec.layers} layers of {_CELL_NAMES[spec.cell]}, {spec.hidden} units",
-        family=spec.cell,
-        inputs=[_input(spec)],
-        outputs=[_output(spec)],
-        states=[
-            pb.StateSpec(
-                name=state,
-                next_name=f"{state}_next",
-                dtype=pb.DATA_TYPE_FLOAT32,
-                shape=[spec.layers, spec.hidden],
-                initial=pb.InitialState(constant=0.0),
-                meaning={"h": "hidden state of every layer", "c": "cell state of every layer"}[state],
-            )
-            for state in spec.state_names
-        ],
+        description=description,
+        family=family,
         graphs=pb.Graphs(step=STEP_FILE),
         streaming=pb.Streaming(streamable=True),
     )
 
 
-def _task(spec: ModelSpec) -> pb.Task:
-    if isinstance(spec.head, TokenHead):
+def task_of(heads: Sequence[Head]) -> pb.Task:
+    """The task that heads stand for; other where they do not agree."""
+    tasks = {_task(head) for head in heads}
+    return tasks.pop() if len(tasks) == 1 else pb.TASK_OTHER
+
+
+def _task(head: Head) -> pb.Task:
+    if isinstance(head, ClassHead):
+        return pb.TASK_CLASSIFICATION if head.task == "classification" else pb.TASK_TAGGING
+    if isinstance(head, TokenHead):
         return pb.TASK_NEXT_TOKEN
-    return pb.TASK_FORECAST if isinstance(spec.head, QuantileHead) else pb.TASK_OTHER
+    return pb.TASK_FORECAST if isinstance(head, QuantileHead) else pb.TASK_OTHER
 
 
-def _input(spec: ModelSpec) -> pb.TensorSpec:
-    if isinstance(spec.input, TokenInput):
-        last = spec.input.vocabulary_size - 1
+def describe_input(given: Input) -> pb.TensorSpec:
+    """An input's port."""
+    if isinstance(given, TokenInput):
+        last = given.vocabulary_size - 1
         return pb.TensorSpec(
-            name=spec.input.name,
+            name=given.name,
             dtype=pb.DATA_TYPE_INT64,
             meaning="token id, an index into the vocabulary's symbols",
             range=pb.ValueRange(minimum=0, maximum=last),
         )
-    port = pb.TensorSpec(name=spec.input.name, dtype=pb.DATA_TYPE_FLOAT32, shape=[spec.input.width])
-    if not spec.input.is_identity:
-        port.normalization.mean.extend(spec.input.mean)
-        port.normalization.scale.extend(spec.input.scale)
+    port = pb.TensorSpec(name=given.name, dtype=pb.DATA_TYPE_FLOAT32, shape=[given.width])
+    if not given.is_identity:
+        port.normalization.mean.extend(given.mean)
+        port.normalization.scale.extend(given.scale)
         port.normalization.inside_graph = True
     return port
 
 
-def _output(spec: ModelSpec) -> pb.TensorSpec:
-    port = pb.TensorSpec(name=spec.head.name, dtype=pb.DATA_TYPE_FLOAT32)
-    if isinstance(spec.head, LinearHead):
-        port.shape.append(spec.head.outputs)
-    elif isinstance(spec.head, TokenHead):
-        port.shape.append(spec.head.vocabulary_size)
+def describe_head(head: Head) -> pb.TensorSpec:
+    """A head's port."""
+    port = pb.TensorSpec(name=head.name, dtype=pb.DATA_TYPE_FLOAT32, shape=head_shape(head))
+    if isinstance(head, TokenHead):
         port.meaning = "unnormalised log-probability of each symbol coming next"
-    else:
-        port.shape.extend([len(spec.head.horizons), len(spec.head.quantiles)])
-        port.axes.add(name="horizons", labels=[str(h) for h in spec.head.horizons])
-        port.axes.add(name="quantiles", labels=[f"{q:g}" for q in spec.head.quantiles])
+    elif isinstance(head, ClassHead):
+        port.meaning = "unnormalised log-probability of each class"
+        port.axes.add(name="classes", labels=head.labels)
+    elif isinstance(head, QuantileHead):
+        port.axes.add(name="horizons", labels=[str(h) for h in head.horizons])
+        port.axes.add(name="quantiles", labels=[f"{q:g}" for q in head.quantiles])
     return port
 
 

@@ -5,19 +5,22 @@ fill the contract, write a draft, probe it, verify it against the checkpoint, th
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
+from eddy.training.builder import check_structure
 from eddy.training.card import write_card
 from eddy.training.checkpoint import Checkpoint, load_checkpoint
-from eddy.training.contract import STEP_FILE, attach_contract, build_contract, read_contract, sample_path, save_model
+from eddy.training.contract import STEP_FILE, attach_contract, read_contract, sample_path, save_model
 from eddy.training.errors import CheckpointError, ExportError
+from eddy.training.families.family import Model, count_parameters
+from eddy.training.families.recurrent.spec import RecurrentSpec
+from eddy.training.families.registry import all_examples, build_contract, build_model, family_of
 from eddy.training.generation import continue_sample
-from eddy.training.graph import build_step_graph, check_structure
-from eddy.training.model import RecurrentModel, count_parameters
 from eddy.training.recipe import SeriesSource
 from eddy.training.runtime import RUNTIME_ERRORS, Runtime
-from eddy.training.spec import FeatureInput, LinearHead, ModelSpec
+from eddy.training.spec import FeatureInput, LinearHead, Spec
 from eddy.training.storage import make_folder
 from eddy.training.verify import Report, draw_inputs, verify
 from eddy.v1 import contract_pb2 as pb
@@ -38,13 +41,11 @@ def export_checkpoint(checkpoint: Path, directory: Path) -> Report:
             "expected one that has ended: go on with `eddy train --resume`"
         )
     make_folder(directory)
-    model, draft = directory / STEP_FILE, directory / f"{STEP_FILE}.unproven"
-    try:
-        export_step_graph(source.build(), draft, describe(source))
-        report = verify(draft, checkpoint)
-        draft.replace(model)
-    finally:
-        draft.unlink(missing_ok=True)
+    with TemporaryDirectory(prefix=".unproven-", dir=directory) as draft:
+        export_graphs(source.build(), Path(draft), describe(source))
+        report = verify(Path(draft) / STEP_FILE, checkpoint)
+        _move_graphs(Path(draft), directory)
+    model = directory / STEP_FILE
     contract = read_contract(model)
     sample = sample_path(model, contract)
     sample.write_text(source.sample, encoding="utf-8")
@@ -53,16 +54,23 @@ def export_checkpoint(checkpoint: Path, directory: Path) -> Report:
     return report
 
 
-def export_step_graph(model: RecurrentModel, path: Path, contract: pb.ModelContract) -> None:
-    """Write a model as one ONNX file with its contract in it, and probe that the file keeps the contract.
+def _move_graphs(draft: Path, directory: Path) -> None:
+    """Give proven graphs their names; the step graph last, since its contract names the others."""
+    for path in sorted(draft.iterdir(), key=lambda path: path.name == STEP_FILE):
+        path.replace(directory / path.name)
 
-    Raises ExportError where the graph lacks a property that serving relies on.
+
+def export_graphs(model: Model, directory: Path, contract: pb.ModelContract) -> None:
+    """Write every graph of a model into a folder, the contract in the step graph, and probe that it is kept.
+
+    Raises ExportError where a graph lacks a property that serving relies on.
     """
-    graph = build_step_graph(model)
-    check_structure(graph)
-    attach_contract(graph, contract)
-    save_model(path, graph)
-    probe(path)
+    for name, graph in family_of(model.spec).graphs(model).items():
+        check_structure(graph)
+        if name == STEP_FILE:
+            attach_contract(graph, contract)
+        save_model(directory / name, graph)
+    probe(directory / STEP_FILE)
 
 
 def probe(path: Path) -> None:
@@ -87,7 +95,8 @@ def probe(path: Path) -> None:
 def describe(source: Checkpoint) -> pb.ModelContract:
     """The full contract of a checkpoint: the shape's part, and what its data and its training mean."""
     recipe = source.recipe
-    contract = build_contract(source.spec, recipe.name, recipe.description)
+    model = source.build()
+    contract = build_contract(model, recipe.name, recipe.description)
     if isinstance(recipe.data, SeriesSource):
         contract.inputs[0].meaning = ", ".join(recipe.data.columns) + f": {recipe.data.meaning}, now"
         contract.inputs[0].unit = recipe.data.unit
@@ -104,7 +113,7 @@ def describe(source: Checkpoint) -> pb.ModelContract:
             data=source.origin,
             data_licence=recipe.data.licence,
             seed=recipe.training.seed,
-            parameters=count_parameters(source.build()),
+            parameters=count_parameters(model),
             framework=f"torch {torch.__version__}",
             figures=[pb.Figure(name=f.name, value=f.value, unit=f.unit) for f in source.figures],
         )
@@ -112,12 +121,23 @@ def describe(source: Checkpoint) -> pb.ModelContract:
     return contract
 
 
-def random_model(cell: str, features: int, hidden: int, layers: int, outputs: int, seed: int = 0) -> RecurrentModel:
-    """An untrained model over plain features, [B, T, features] -> [B, T, outputs], weights drawn from `seed`."""
-    given = FeatureInput(mean=(0.0,) * features, scale=(1.0,) * features, name="x")
+def draw_model(spec: Spec, seed: int = 0) -> Model:
+    """An untrained model in evaluation mode, its weights drawn from `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return RecurrentModel(ModelSpec(cell, layers, hidden, given, LinearHead(outputs))).eval()
+        return build_model(spec).eval()
+
+
+def write_example(name: str, directory: Path, seed: int = 0) -> pb.ModelContract:
+    """Write an untrained model of a variant, one of `all_examples`, with all its graphs; returns its contract.
+
+    Its numbers are not verified.
+    """
+    model = draw_model(all_examples()[name], seed)
+    contract = build_contract(model, name)
+    make_folder(directory)
+    export_graphs(model, directory, contract)
+    return contract
 
 
 def write_benchmark_model(
@@ -133,10 +153,13 @@ def write_benchmark_model(
 ) -> pb.ModelContract:
     """Write an untrained model for speed measurements: input `x`, output `y`, task other; returns its contract.
 
-    Without `name` it is called after its parts, as in "lstm-128x1". Its numbers are not verified.
+    path: a file called STEP_FILE. Without `name` the model is called after its parts, as in "lstm-128x1". Its
+    numbers are not verified.
     """
-    model = random_model(cell, features, hidden, layers, outputs, seed)
-    contract = build_contract(model.spec, name or f"{cell}-{hidden}x{layers}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    export_step_graph(model, path, contract)
+    assert path.name == STEP_FILE, "a model's step graph has a fixed name"
+    given = FeatureInput(mean=(0.0,) * features, scale=(1.0,) * features, name="x")
+    model = draw_model(RecurrentSpec(cell, layers, hidden, given, (LinearHead(outputs),)), seed)
+    contract = build_contract(model, name or f"{cell}-{hidden}x{layers}")
+    make_folder(path.parent)
+    export_graphs(model, path.parent, contract)
     return contract

@@ -6,12 +6,14 @@ option cannot silently do nothing. Must not know torch.
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
 from eddy.training.errors import RecipeError
-from eddy.training.spec import CELLS, require
+from eddy.training.families.shapes import parse_architecture
+from eddy.training.fields import build, refuse_unknown, require, typed
+from eddy.training.spec import Architecture
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -76,26 +78,6 @@ class SeriesSource:
 
 
 @dataclass(frozen=True, slots=True)
-class Architecture:
-    """The recurrent part; input width and head follow from the data."""
-
-    cell: str
-    hidden: int
-    layers: int = 1
-    # Width of a token's vector; about a quarter of `hidden` is enough for characters. Unused by series.
-    embedding: int = 32
-    # Share of units dropped after every layer while training: small texts are learnt by heart without it.
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        require(self.cell in CELLS, "model.cell", self.cell, f"one of {', '.join(CELLS)}")
-        require(self.hidden >= 1, "model.hidden", self.hidden, "at least 1")
-        require(self.layers >= 1, "model.layers", self.layers, "at least 1")
-        require(self.embedding >= 1, "model.embedding", self.embedding, "at least 1")
-        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "a share in [0, 1)")
-
-
-@dataclass(frozen=True, slots=True)
 class Schedule:
     """How the weights are found: truncated back-propagation through time with carried state, and AdamW."""
 
@@ -144,7 +126,10 @@ class Recipe:
         """As plain values, the same layout as the TOML file; `parse_recipe` reads it back."""
         kind = "text" if isinstance(self.data, TextSource) else "series"
         values = asdict(self)
-        return values | {"data": {"kind": kind} | values["data"]}
+        return values | {
+            "data": {"kind": kind} | values["data"],
+            "model": {"family": self.model.kind} | values["model"],
+        }
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -168,55 +153,19 @@ def shipped_recipes() -> list[str]:
 def parse_recipe(table: Mapping[str, Any]) -> Recipe:
     """Build a Recipe from nested tables. Raises RecipeError naming the key, what came and what was expected."""
     allowed = [f.name for f in fields(Recipe)]
-    _refuse_unknown(table, allowed, "recipe")
+    refuse_unknown(table, allowed, "recipe")
     for name in ("data", "model", "training"):
         require(isinstance(table.get(name), Mapping), name, table.get(name), f"a table [{name}]")
     data = dict(table["data"])
     kind = data.pop("kind", None)
     require(kind in ("text", "series"), "data.kind", kind, "'text' or 'series'")
-    source = _build(TextSource, data, "data") if kind == "text" else _build(SeriesSource, data, "data")
+    source = build(TextSource, data, "data") if kind == "text" else build(SeriesSource, data, "data")
     parts = {
         "data": source,
-        "model": _build(Architecture, table["model"], "model"),
-        "training": _build(Schedule, table["training"], "training"),
+        "model": parse_architecture(table["model"]),
+        "training": build(Schedule, table["training"], "training"),
     }
     for name in ("name", "description"):
         require(isinstance(table.get(name), str), name, table.get(name), "text")
-    _typed(table.get("version", 1), int, "version")
+    typed(table.get("version", 1), int, "version")
     return Recipe(**{**table, **parts})
-
-
-_Part = TypeVar("_Part")
-
-
-def _build(cls: type[_Part], table: Mapping[str, Any], where: str) -> _Part:
-    """One dataclass from one table: unknown, missing and wrongly typed keys are refused by name."""
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]  # always one of the dataclasses above
-    _refuse_unknown(table, list(known), where)
-    missing = [name for name, f in known.items() if f.default is MISSING and name not in table]
-    if missing:
-        raise RecipeError(f"{where}: missing {', '.join(missing)}")
-    hints = get_type_hints(cls)
-    return cls(**{name: _typed(value, hints[name], f"{where}.{name}") for name, value in table.items()})
-
-
-def _refuse_unknown(table: Mapping[str, Any], allowed: list[str], where: str) -> None:
-    unknown = sorted(set(table) - set(allowed))
-    if unknown:
-        raise RecipeError(f"{where}: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed)}")
-
-
-def _typed(value: object, hint: object, where: str) -> object:
-    """The value if it fits the hint (int fits float, a list fits a tuple of its items' kind); else RecipeError."""
-    if hint in (tuple[str, ...], tuple[int, ...], tuple[float, ...]):
-        item = {tuple[str, ...]: str, tuple[int, ...]: int, tuple[float, ...]: float}[hint]
-        require(isinstance(value, list | tuple), where, value, f"a list of {item.__name__}")
-        assert isinstance(value, list | tuple)
-        return tuple(_typed(entry, item, where) for entry in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint == int | None:
-        return None if value is None else _typed(value, int, where)
-    assert isinstance(hint, type)
-    require(type(value) is hint, where, value, f"a value of type {hint.__name__}")
-    return value

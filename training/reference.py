@@ -6,16 +6,14 @@ and `generation`, so that both need no torch where there is no checkpoint.
 
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from eddy.training.checkpoint import load_checkpoint
 from eddy.training.data import Tokens, Vocabulary
-from eddy.training.errors import CheckpointError, ContractError
+from eddy.training.errors import CheckpointError
+from eddy.training.families.family import StreamingModel, Tensors
+from eddy.training.families.registry import family_of
 from eddy.training.generation import Logits
-
-Tensors = dict[str, npt.NDArray[np.generic]]
 
 
 class TorchStream:
@@ -27,18 +25,20 @@ class TorchStream:
         if not source.symbols:
             raise CheckpointError(f"{checkpoint}: symbols: got none, expected a model of characters")
         self.vocabulary = Vocabulary(source.symbols)
-        self._model = source.build()
+        model = source.build()
+        if not isinstance(model, StreamingModel):
+            raise CheckpointError(f"{checkpoint}: got a {model.spec.kind} model, expected one that streams")
+        self._model = model
         self._state = self._model.initial_state(1)  # Written by `read` only.
 
     @torch.no_grad()
     def read(self, tokens: Tokens) -> Logits:
         """Read on: int64 [T] token ids; returns the logits after each, float32 [T, V]."""
-        output, self._state = self._model(torch.from_numpy(tokens)[None], self._state)
-        logits: Logits = output[0].numpy()
+        outputs, self._state = self._model(torch.from_numpy(tokens)[None], self._state)
+        logits: Logits = outputs[self._model.spec.heads[0].name][0].numpy()
         return logits
 
 
-@torch.no_grad()
 def run_reference(checkpoint: Path, inputs: Tensors) -> Tensors:
     """Run a checkpoint's model over whole inputs [B, T, ...] from its initial state.
 
@@ -46,10 +46,4 @@ def run_reference(checkpoint: Path, inputs: Tensors) -> Tensors:
     CheckpointError for an unusable file, ContractError where the inputs are not this model's.
     """
     model = load_checkpoint(checkpoint).build()
-    spec = model.spec
-    if set(inputs) != {spec.input.name}:
-        raise ContractError(f"{checkpoint}: the model file reads {sorted(inputs)}, the checkpoint {spec.input.name!r}")
-    x = torch.from_numpy(inputs[spec.input.name])
-    output, state = model(x, model.initial_state(len(x)))
-    finals = {f"{name}_next": value.numpy() for name, value in zip(spec.state_names, state, strict=True)}
-    return {spec.head.name: output.numpy()} | finals
+    return family_of(model.spec).reference(model, inputs)

@@ -18,10 +18,10 @@ from eddy.training.checkpoint import Checkpoint, Progress, save_checkpoint
 from eddy.training.curve import Curve, write_curve
 from eddy.training.data import SeriesData, TextData, describe_origin
 from eddy.training.errors import CheckpointError, Stopped
+from eddy.training.families.family import StreamingModel, count_parameters
 from eddy.training.figures import Figure, curve_measure, series_figures, text_figures, write_figures
 from eddy.training.location import CHECKPOINT_FILE
 from eddy.training.loss import evaluate
-from eddy.training.model import RecurrentModel, count_parameters
 from eddy.training.recipe import Recipe, SeriesSource
 from eddy.training.stop import Stop
 from eddy.training.trainer import Trainer
@@ -132,7 +132,7 @@ class Run:
 
 
 @torch.no_grad()
-def _measure(model: RecurrentModel, data: TextData | SeriesData, recipe: Recipe) -> list[Figure]:
+def _measure(model: StreamingModel, data: TextData | SeriesData, recipe: Recipe) -> list[Figure]:
     """The figures on the test part, which nothing before has looked at."""
     if isinstance(data, TextData):
         return text_figures(evaluate(model, data.test, TEXT_EVALUATION_STREAMS), data)
@@ -140,8 +140,8 @@ def _measure(model: RecurrentModel, data: TextData | SeriesData, recipe: Recipe)
     assert isinstance(source, SeriesSource)
     model.eval()
     state = model.initial_state(1)
-    output, _ = model(torch.from_numpy(data.values[None]).to(state[0].device), state)
-    predicted = output[0].cpu().numpy()
+    outputs, _ = model(torch.from_numpy(data.values[None]).to(state[0].device), state)
+    predicted = outputs[model.spec.heads[0].name][0].cpu().numpy()
     return series_figures(predicted, data, source)
 
 

@@ -1,29 +1,28 @@
-"""The shape of a recurrent model, as plain validated values.
+"""What goes into a model and what comes out, as plain validated values that every family of architectures shares.
 
-Owns: which cell, how large, what goes in and what comes out, and the names of the tensors that follow from it. Knows
-neither torch nor onnx, so that a recipe can be checked, and a contract written, without either.
+Owns: inputs, heads, the names of cells, and what all specifications have in common. Knows neither torch nor onnx, so
+that a recipe can be checked, and a contract written, without either.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from eddy.training.errors import RecipeError
+from eddy.training.fields import build, require
 
 CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru")
 
 
-def require(ok: object, field: str, came: object, expected: str) -> None:
-    """Raise RecipeError that names the field, what came and what was expected, unless `ok` is true."""
-    if not ok:
-        raise RecipeError(f"{field}: got {came!r}, expected {expected}")
-
-
 @dataclass(frozen=True, slots=True)
 class TokenInput:
-    """Token ids, int64 [B, T], 0 <= id < vocabulary_size, each looked up in an embedding of width E."""
+    """Token ids, int64 [B, T], 0 <= id < vocabulary_size, each looked up in an embedding of width E.
+
+    A recipe's architecture replaces `embedding` by its own.
+    """
 
     vocabulary_size: int
-    embedding: int
+    embedding: int = 32
 
     def __post_init__(self) -> None:
         require(self.vocabulary_size >= 2, "vocabulary_size", self.vocabulary_size, "at least 2")
@@ -120,57 +119,105 @@ class LinearHead:
         return "y"
 
 
-Input = TokenInput | FeatureInput
-Head = TokenHead | QuantileHead | LinearHead
-
-_INPUTS: dict[str, type[Input]] = {"tokens": TokenInput, "features": FeatureInput}
-_HEADS: dict[str, type[Head]] = {"next_token": TokenHead, "quantiles": QuantileHead, "linear": LinearHead}
-
-
 @dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """Everything that fixes a model's architecture.
+class ClassHead:
+    """Logits of named classes at every step, float32 [B, T, classes].
 
-    cell: one of CELLS. layers: L. hidden: H, units per layer. dropout: share of units dropped after every
-    recurrent layer while training; the recurrence itself keeps all of them.
+    name: the graph output's. labels: the classes, in order. task: "classification", or "tagging" where the classes
+    are symbols to write for each step.
     """
 
-    cell: str
-    layers: int
-    hidden: int
-    input: Input
-    head: Head
-    dropout: float = 0.0
+    name: str
+    labels: tuple[str, ...]
+    task: str = "classification"
 
     def __post_init__(self) -> None:
-        require(self.cell in CELLS, "cell", self.cell, f"one of {', '.join(CELLS)}")
-        require(self.layers >= 1, "layers", self.layers, "at least 1")
-        require(self.hidden >= 1, "hidden", self.hidden, "at least 1")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "a share in [0, 1)")
-        if isinstance(self.head, QuantileHead):
-            features = self.input.width if isinstance(self.input, FeatureInput) else 0
-            require(self.head.target < features, "target", self.head.target, f"one of the {features} input features")
+        require(self.name != "", "name", self.name, "the graph output's name")
+        require(len(self.labels) >= 2, "labels", self.labels, "at least 2 classes")
+        require(len(set(self.labels)) == len(self.labels), "labels", self.labels, "names that differ")
+        require(self.task in ("classification", "tagging"), "task", self.task, "'classification' or 'tagging'")
+
+
+Input = TokenInput | FeatureInput
+Head = TokenHead | QuantileHead | LinearHead | ClassHead
+
+_INPUTS: dict[str, type[Input]] = {"tokens": TokenInput, "features": FeatureInput}
+_HEADS: dict[str, type[Head]] = {
+    "next_token": TokenHead,
+    "quantiles": QuantileHead,
+    "linear": LinearHead,
+    "classes": ClassHead,
+}
+
+
+class Spec(Protocol):
+    """Everything that fixes a model's architecture: a frozen dataclass of its family.
+
+    kind: the family's tag.
+    """
+
+    kind: ClassVar[str]
 
     @property
-    def state_names(self) -> tuple[str, ...]:
-        """Graph inputs that carry state, each float32 [B, L, H]; the next ones are these with `_next` appended."""
-        return ("h", "c") if self.cell == "lstm" else ("h",)
+    def input(self) -> Input:
+        """What goes in, step by step."""
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """What comes out, one graph output each."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values (for a checkpoint); `from_dict` reads it back."""
-        kinds = {kind: cls for table in (_INPUTS, _HEADS) for kind, cls in table.items()}
-        kind_of = {cls: kind for kind, cls in kinds.items()}
-        return asdict(self) | {
-            "input": {"kind": kind_of[type(self.input)]} | asdict(self.input),
-            "head": {"kind": kind_of[type(self.head)]} | asdict(self.head),
-        }
+        """As plain values, with `family`; `from_dict` reads it back."""
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> "ModelSpec":
-        """Inverse of `to_dict`. Raises RecipeError where the values do not make a model."""
-        try:
-            fields = dict(values)
-            given, head = dict(fields.pop("input")), dict(fields.pop("head"))
-            return ModelSpec(input=_INPUTS[given.pop("kind")](**given), head=_HEADS[head.pop("kind")](**head), **fields)
-        except (KeyError, TypeError, ValueError) as error:
-            raise RecipeError(f"model specification: {error}") from error
+    def from_dict(values: Mapping[str, Any]) -> "Spec":
+        """Inverse of `to_dict`. Raises RecipeError."""
+
+
+class Architecture(Protocol):
+    """A recipe's [model] table: a frozen dataclass of its family. kind: the family's tag, `family` in the table."""
+
+    kind: ClassVar[str]
+
+    def spec(self, given: Input, heads: tuple[Head, ...]) -> Spec:
+        """The full specification: input and heads follow from the data."""
+
+
+def head_shape(head: Head) -> tuple[int, ...]:
+    """Axes of a head's output after [B, T]: (V,), (K, Q), (outputs,) or (classes,)."""
+    if isinstance(head, QuantileHead):
+        return len(head.horizons), len(head.quantiles)
+    if isinstance(head, ClassHead):
+        return (len(head.labels),)
+    return (head.vocabulary_size if isinstance(head, TokenHead) else head.outputs,)
+
+
+def check_ports(given: Input, heads: tuple[Head, ...]) -> None:
+    """Raise RecipeError unless input and heads fit together."""
+    names = [head.name for head in heads]
+    require(len(names) >= 1 and len(set(names)) == len(names), "heads", names, "at least one, with names that differ")
+    for head in heads:
+        if isinstance(head, QuantileHead):
+            features = given.width if isinstance(given, FeatureInput) else 0
+            require(head.target < features, "target", head.target, f"one of the {features} input features")
+
+
+def ports_to_dict(given: Input, heads: tuple[Head, ...]) -> dict[str, Any]:
+    """Input and heads as plain values (for a checkpoint); `ports_from_dict` reads them back."""
+    kind_of: dict[type, str] = {cls: kind for kind, cls in _INPUTS.items()}
+    kind_of |= {cls: kind for kind, cls in _HEADS.items()}
+    return {
+        "input": {"kind": kind_of[type(given)]} | asdict(given),
+        "heads": [{"kind": kind_of[type(head)]} | asdict(head) for head in heads],
+    }
+
+
+def ports_from_dict(values: Mapping[str, Any]) -> tuple[Input, tuple[Head, ...]]:
+    """Inverse of `ports_to_dict`; checkpoints of one head may have it under `head`. Raises RecipeError."""
+    try:
+        given = dict(values["input"])
+        heads = [dict(head) for head in (values["heads"] if "heads" in values else [values["head"]])]
+        read = build(_INPUTS[given.pop("kind")], given, "input")
+        return read, tuple(build(_HEADS[head.pop("kind")], head, "head") for head in heads)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecipeError(f"model specification: {error}") from error

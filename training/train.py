@@ -11,12 +11,13 @@ import torch
 
 from eddy.training.checkpoint import Checkpoint, load_checkpoint
 from eddy.training.data import SeriesData, TextData, load_series, load_text
-from eddy.training.errors import CheckpointError
+from eddy.training.errors import CheckpointError, RecipeError
+from eddy.training.families.family import StreamingModel
+from eddy.training.families.registry import build_model
 from eddy.training.location import CHECKPOINT_FILE
-from eddy.training.model import RecurrentModel
 from eddy.training.recipe import Recipe, SeriesSource, TextSource
 from eddy.training.run import Run, progress_bar
-from eddy.training.spec import FeatureInput, ModelSpec, QuantileHead, TokenHead, TokenInput
+from eddy.training.spec import FeatureInput, QuantileHead, Spec, TokenHead, TokenInput
 from eddy.training.stop import Stop
 from eddy.training.storage import make_folder
 from eddy.training.trainer import Trainer
@@ -55,7 +56,9 @@ def train(
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     # 3. The data, and the model's shape that follows from it.
     data = load_text(recipe.data) if isinstance(recipe.data, TextSource) else load_series(recipe.data)
-    model = RecurrentModel(build_spec(recipe, data)).to(where)
+    model = build_model(build_spec(recipe, data)).to(where)
+    if not isinstance(model, StreamingModel):
+        raise RecipeError(f"model.family: got {model.spec.kind!r}, expected one that streams")
     trainer = Trainer(model, data, recipe.training)
     run = Run(directory, recipe, data, trainer, where)
     # 4. The state that it starts from.
@@ -70,19 +73,14 @@ def train(
     return path
 
 
-def build_spec(recipe: Recipe, data: TextData | SeriesData) -> ModelSpec:
-    """The model's full shape: the recipe's recurrent part, input and head from the data."""
-    given: TokenInput | FeatureInput
-    head: TokenHead | QuantileHead
+def build_spec(recipe: Recipe, data: TextData | SeriesData) -> Spec:
+    """The model's full shape: the recipe's architecture, input and head from the data."""
     if isinstance(data, TextData):
         size = len(data.vocabulary.symbols)
-        given, head = TokenInput(size, recipe.model.embedding), TokenHead(size)
-    else:
-        assert isinstance(recipe.data, SeriesSource)
-        given = FeatureInput(data.mean, data.scale)
-        head = QuantileHead(recipe.data.horizons, recipe.data.quantiles, data.target)
-    part = recipe.model
-    return ModelSpec(part.cell, part.layers, part.hidden, given, head, part.dropout)
+        return recipe.model.spec(TokenInput(size), (TokenHead(size),))
+    assert isinstance(recipe.data, SeriesSource)
+    head = QuantileHead(recipe.data.horizons, recipe.data.quantiles, data.target)
+    return recipe.model.spec(FeatureInput(data.mean, data.scale), (head,))
 
 
 def _find_earlier(path: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> Checkpoint | None:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from eddy.training.curve import Epoch
 from eddy.training.data import SeriesData, TextData
 from eddy.training.errors import CheckpointError, TrainingError
+from eddy.training.families.family import State, StreamingModel
 from eddy.training.loss import evaluate, loss_sum, warmed_up
-from eddy.training.model import RecurrentModel, State
 from eddy.training.recipe import Schedule
 from eddy.training.windows import TEXT_EVALUATION_STREAMS, Windows
 
@@ -50,7 +50,7 @@ class _Pass:
 class Trainer:
     """Finds a model's weights, one window at a time."""
 
-    def __init__(self, model: RecurrentModel, data: TextData | SeriesData, plan: Schedule) -> None:
+    def __init__(self, model: StreamingModel, data: TextData | SeriesData, plan: Schedule) -> None:
         """Raises TrainingError where the data is too short for the plan."""
         longest = len(data.train.inputs) // plan.streams
         if longest < 2:
@@ -106,10 +106,10 @@ class Trainer:
         plan, model = self.plan, self.model
         model.train()
         x, targets = (torch.from_numpy(a) for a in now.windows[now.next_window])
-        state = _reset(now.state, self.rng.random(plan.streams) < plan.reset_share)
-        output, state = model(x.to(state[0].device), state)
+        state = _reset(now.state, model.initial_state(plan.streams), self.rng.random(plan.streams) < plan.reset_share)
+        outputs, state = model(x.to(self._device), state)
         now.state = tuple(s.detach() for s in state)
-        loss, number = loss_sum(model.spec, output, targets.to(output.device))
+        loss, number = loss_sum(model.spec, outputs, targets.to(self._device))
         if number == 0:
             return
         self.optimizer.zero_grad()
@@ -192,7 +192,9 @@ def _on_cpu(values: Any) -> Any:
     return [_on_cpu(value) for value in values] if isinstance(values, list) else values
 
 
-def _reset(state: State, rows: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> State:
-    """The state with the marked rows zeroed."""
-    keep = torch.from_numpy(~rows).to(state[0].device, state[0].dtype)[:, None, None]
-    return tuple(s * keep for s in state)
+def _reset(state: State, initial: State, rows: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> State:
+    """The state with the marked rows at their initial values, which keep their gradient."""
+    marked = torch.from_numpy(rows).to(state[0].device)
+    return tuple(
+        torch.where(marked.reshape(-1, *[1] * (s.dim() - 1)), i, s) for s, i in zip(state, initial, strict=True)
+    )

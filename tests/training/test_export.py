@@ -8,20 +8,23 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from eddy.training.builder import check_structure
 from eddy.training.checkpoint import load_checkpoint
-from eddy.training.contract import METADATA_KEY, build_contract, read_contract, write_contract
+from eddy.training.contract import METADATA_KEY, read_contract, write_contract
 from eddy.training.errors import ContractError, ExportError
 from eddy.training.export import (
+    draw_model,
     export_checkpoint,
-    export_step_graph,
+    export_graphs,
     probe,
-    random_model,
     write_benchmark_model,
 )
-from eddy.training.graph import build_step_graph, check_structure
-from eddy.training.model import RecurrentModel
+from eddy.training.families.recurrent.graph import build_step_graph
+from eddy.training.families.recurrent.model import RecurrentModel
+from eddy.training.families.recurrent.spec import RecurrentSpec
+from eddy.training.families.registry import build_contract
 from eddy.training.runtime import Runtime
-from eddy.training.spec import CELLS, FeatureInput, Head, Input, ModelSpec, QuantileHead, TokenHead, TokenInput
+from eddy.training.spec import CELLS, FeatureInput, Head, Input, LinearHead, QuantileHead, TokenHead, TokenInput
 from eddy.training.verify import draw_inputs
 from eddy.v1 import contract_pb2 as pb
 
@@ -36,25 +39,32 @@ VALUES = (
 ONE_VALUE = FeatureInput(mean=(3.0,), scale=(2.0,)), QuantileHead(horizons=(1,), quantiles=(0.5,))
 
 
+def plain_model(cell: str) -> RecurrentModel:
+    """A model of one layer over two plain features, untrained."""
+    model = draw_model(RecurrentSpec(cell, 1, 3, FeatureInput((0.0, 0.0), (1.0, 1.0), name="x"), (LinearHead(1),)))
+    assert isinstance(model, RecurrentModel)
+    return model
+
+
 @pytest.mark.parametrize("ports", [TOKENS, VALUES, ONE_VALUE], ids=["tokens", "values", "median"])
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("cell", CELLS)
 def test_exported_graph_equals_torch(cell: str, layers: int, ports: tuple[Input, Head], tmp_path: Path) -> None:
     """Outputs and next states agree from states that are not zero, at two batch sizes and lengths."""
     torch.manual_seed(5)
-    model = RecurrentModel(ModelSpec(cell, layers, 9, *ports)).eval()
-    contract = build_contract(model.spec, "m")
+    model = RecurrentModel(RecurrentSpec(cell, layers, 9, ports[0], (ports[1],))).eval()
+    contract = build_contract(model, "m")
     path = tmp_path / "model.onnx"
-    export_step_graph(model, path, contract)
+    export_graphs(model, tmp_path, contract)
     runtime = Runtime(path, contract)
     for batch, steps in ((2, 1), (4, 7)):
         x = draw_inputs(contract, batch, 2 * steps)
         with torch.no_grad():
             inputs = torch.from_numpy(x[model.spec.input.name])
             _, state = model(inputs[:, :steps], model.initial_state(batch))
-            y, final = model(inputs[:, steps:], state)
-        found = runtime.run(x, steps)
-        assert np.abs(found[model.spec.head.name][:, steps:] - y.numpy()).max() <= PARITY
+            outputs, final = model(inputs[:, steps:], state)
+        found, y = runtime.run(x, steps), outputs[model.spec.head.name].numpy()
+        assert np.abs(found[model.spec.head.name][:, steps:] - y).max() <= PARITY
         for name, value in zip(model.spec.state_names, final, strict=True):
             assert np.abs(found[f"{name}_next"] - value.numpy()).max() <= PARITY
 
@@ -132,7 +142,7 @@ def test_benchmark_models_have_plain_ports(tmp_path: Path) -> None:
 
 def test_recurrent_weights_must_be_initializers() -> None:
     """A weight that comes out of a node is refused by its role and name."""
-    graph = build_step_graph(random_model("gru", 2, 3, 1, 1))
+    graph = build_step_graph(plain_model("gru"))
     node = next(n for n in graph.graph.node if n.op_type == "GRU")
     graph.graph.node.insert(0, helper.make_node("Identity", [node.input[2]], ["moved"]))
     node.input[2] = "moved"
@@ -142,7 +152,7 @@ def test_recurrent_weights_must_be_initializers() -> None:
 
 def test_batch_first_recurrent_nodes_are_refused() -> None:
     """`layout` 1 has no CPU kernel in ONNX Runtime."""
-    graph = build_step_graph(random_model("lstm", 2, 3, 1, 1))
+    graph = build_step_graph(plain_model("lstm"))
     node = next(n for n in graph.graph.node if n.op_type == "LSTM")
     node.attribute.append(helper.make_attribute("layout", 1))
     with pytest.raises(ExportError, match="LSTM_0: layout is 1, expected 0"):
@@ -151,7 +161,7 @@ def test_batch_first_recurrent_nodes_are_refused() -> None:
 
 def test_a_fixed_batch_axis_is_refused() -> None:
     """A declared batch size that is a number is refused by the port's name."""
-    graph = build_step_graph(random_model("lstm", 2, 3, 1, 1))
+    graph = build_step_graph(plain_model("lstm"))
     graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     with pytest.raises(ExportError, match="'x': the first axis is fixed"):
         check_structure(graph)

@@ -4,14 +4,16 @@ import pytest
 import torch
 
 from eddy.training.errors import RecipeError
-from eddy.training.model import RecurrentModel, quantile_ladder
+from eddy.training.families.projection import quantile_ladder
+from eddy.training.families.recurrent.model import RecurrentModel
+from eddy.training.families.recurrent.spec import RecurrentSpec
+from eddy.training.families.shapes import spec_from_dict
 from eddy.training.spec import (
     CELLS,
     FeatureInput,
     Head,
     Input,
     LinearHead,
-    ModelSpec,
     QuantileHead,
     TokenHead,
     TokenInput,
@@ -30,7 +32,7 @@ VALUES = (
 def build(cell: str, layers: int, ports: tuple[Input, Head], dropout: float = 0.0) -> RecurrentModel:
     """A model with weights from a fixed seed, in evaluation mode."""
     torch.manual_seed(3)
-    return RecurrentModel(ModelSpec(cell, layers, 7, *ports, dropout)).eval()
+    return RecurrentModel(RecurrentSpec(cell, layers, 7, ports[0], (ports[1],), dropout)).eval()
 
 
 def draw(model: RecurrentModel, batch: int, steps: int) -> torch.Tensor:
@@ -48,12 +50,13 @@ def test_chunks_with_carried_state_equal_the_whole(cell: str, layers: int, ports
     model = build(cell, layers, ports)
     x = draw(model, 3, 12)
     with torch.no_grad():
-        whole, final = model(x, model.initial_state(3))
+        outputs, final = model(x, model.initial_state(3))
+        whole = outputs[model.spec.head.name]
         for cuts in ([1] * 12, [5, 7], [2, 9, 1]):
             state, pieces = model.initial_state(3), []
             for piece in torch.split(x, cuts, dim=1):
-                y, state = model(piece, state)
-                pieces.append(y)
+                outputs, state = model(piece, state)
+                pieces.append(outputs[model.spec.head.name])
             torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=TOLERANCE, rtol=TOLERANCE)
             torch.testing.assert_close(state, final, atol=TOLERANCE, rtol=TOLERANCE)
 
@@ -62,13 +65,13 @@ def test_chunks_with_carried_state_equal_the_whole(cell: str, layers: int, ports
 def test_a_row_does_not_depend_on_its_batch(cell: str) -> None:
     """Packed rows answer as each row alone, from states of their own."""
     model = build(cell, 2, VALUES)
-    x = draw(model, 5, 4)
+    x, name = draw(model, 5, 4), model.spec.head.name
     with torch.no_grad():
         state = tuple(torch.rand_like(s) for s in model.initial_state(5))
         packed, after = model(x, state)
         for row in range(5):
             alone, alone_after = model(x[row : row + 1], tuple(s[row : row + 1] for s in state))
-            torch.testing.assert_close(alone[0], packed[row], atol=TOLERANCE, rtol=TOLERANCE)
+            torch.testing.assert_close(alone[name][0], packed[name][row], atol=TOLERANCE, rtol=TOLERANCE)
             for one, many in zip(alone_after, after, strict=True):
                 torch.testing.assert_close(one[0], many[row], atol=TOLERANCE, rtol=TOLERANCE)
 
@@ -88,7 +91,7 @@ def test_output_shapes_follow_the_head() -> None:
     plain = FeatureInput(mean=(0.0,), scale=(1.0,)), LinearHead(outputs=4)
     for ports, shape in ((TOKENS, (2, 3, 11)), (VALUES, (2, 3, 2, 3)), (plain, (2, 3, 4))):
         model = build("gru", 1, ports)
-        assert model(draw(model, 2, 3), model.initial_state(2))[0].shape == shape
+        assert model(draw(model, 2, 3), model.initial_state(2))[0][model.spec.head.name].shape == shape
 
 
 def test_quantiles_never_cross_whatever_the_weights() -> None:
@@ -97,17 +100,17 @@ def test_quantiles_never_cross_whatever_the_weights() -> None:
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(100)
-        y, _ = model(draw(model, 8, 20), model.initial_state(8))
-    assert bool((y.diff(dim=-1) >= 0).all())
+        outputs, _ = model(draw(model, 8, 20), model.initial_state(8))
+    assert bool((outputs["quantiles"].diff(dim=-1) >= 0).all())
 
 
 def test_quantiles_start_from_the_present_value() -> None:
     """With a head of zeros every quantile is the target feature's present value, in its own units."""
     model = build("gru", 1, VALUES)
-    for weight in model.head.parameters():
+    for weight in model.get_submodule("head").parameters():
         torch.nn.init.zeros_(weight)
     x = draw(model, 2, 5)
-    y, _ = model(x, model.initial_state(2))
+    y = model(x, model.initial_state(2))[0]["quantiles"]
     assert torch.equal(y, x[:, :, 1, None, None].expand_as(y))
 
 
@@ -120,25 +123,25 @@ def test_dropout_acts_only_while_training() -> None:
     """Two passes in training mode differ, two in evaluation mode do not."""
     model = build("lstm", 1, TOKENS, dropout=0.5)
     x, state = draw(model, 2, 6), model.initial_state(2)
-    assert torch.equal(model(x, state)[0], model(x, state)[0])
+    assert torch.equal(model(x, state)[0]["logits"], model(x, state)[0]["logits"])
     model.train()
-    assert not torch.equal(model(x, state)[0], model(x, state)[0])
+    assert not torch.equal(model(x, state)[0]["logits"], model(x, state)[0]["logits"])
 
 
 @pytest.mark.parametrize("ports", [TOKENS, VALUES], ids=["tokens", "values"])
 def test_specification_survives_plain_values(ports: tuple[Input, Head]) -> None:
     """A specification turned into plain values and back is equal."""
-    spec = ModelSpec("gru", 2, 8, *ports, 0.1)
-    assert ModelSpec.from_dict(spec.to_dict()) == spec
+    spec = RecurrentSpec("gru", 2, 8, ports[0], (ports[1],), 0.1)
+    assert spec_from_dict(spec.to_dict()) == spec
 
 
 def test_impossible_specifications_are_refused_by_name() -> None:
     """The message names the field, what came and what was expected."""
     with pytest.raises(RecipeError, match=r"cell: got 'lstn', expected one of rnn_tanh, rnn_relu, lstm, gru"):
-        ModelSpec("lstn", 1, 8, *TOKENS)
+        RecurrentSpec("lstn", 1, 8, TOKENS[0], (TOKENS[1],))
     with pytest.raises(RecipeError, match=r"target: got 2, expected one of the 2 input features"):
-        ModelSpec("gru", 1, 8, VALUES[0], QuantileHead((1,), (0.5,), target=2))
+        RecurrentSpec("gru", 1, 8, VALUES[0], (QuantileHead((1,), (0.5,), target=2),))
     with pytest.raises(RecipeError, match=r"quantiles: got \(0.9, 0.1\), expected at least one, rising"):
         QuantileHead((1,), (0.9, 0.1))
     with pytest.raises(RecipeError, match="model specification"):
-        ModelSpec.from_dict({"cell": "gru"})
+        spec_from_dict({"cell": "gru"})

@@ -12,9 +12,10 @@ import torch
 from eddy.training.checkpoint import load_checkpoint
 from eddy.training.data import NO_TOKEN, NO_VALUE, Part
 from eddy.training.errors import CheckpointError, TrainingError
+from eddy.training.families.recurrent.spec import RecurrentSpec
 from eddy.training.loss import loss_sum
 from eddy.training.recipe import Recipe
-from eddy.training.spec import FeatureInput, ModelSpec, QuantileHead, TokenHead, TokenInput
+from eddy.training.spec import FeatureInput, QuantileHead, TokenHead, TokenInput
 from eddy.training.train import train
 from eddy.training.windows import Windows
 
@@ -32,16 +33,16 @@ def test_windows_go_on_where_the_last_one_ended() -> None:
 
 def test_token_loss_leaves_out_what_has_no_target() -> None:
     """Equal logits cost log V for each target that counts."""
-    spec = ModelSpec("gru", 1, 2, TokenInput(4, 2), TokenHead(4))
-    loss, count = loss_sum(spec, torch.zeros(1, 3, 4), torch.tensor([[1, 3, NO_TOKEN]]))
+    spec = RecurrentSpec("gru", 1, 2, TokenInput(4, 2), (TokenHead(4),))
+    loss, count = loss_sum(spec, {"logits": torch.zeros(1, 3, 4)}, torch.tensor([[1, 3, NO_TOKEN]]))
     assert count == 2
     assert float(loss) == pytest.approx(2 * math.log(4))
 
 
 def test_quantile_loss_is_in_deviations_and_leaves_out_nan() -> None:
     """A miss by 4 with a deviation of 2 costs level x 2."""
-    spec = ModelSpec("gru", 1, 2, FeatureInput((0.0,), (2.0,)), QuantileHead((1, 2), (0.25,)))
-    loss, count = loss_sum(spec, torch.zeros(1, 1, 2, 1), torch.tensor([[[4.0, NO_VALUE]]]))
+    spec = RecurrentSpec("gru", 1, 2, FeatureInput((0.0,), (2.0,)), (QuantileHead((1, 2), (0.25,)),))
+    loss, count = loss_sum(spec, {"quantiles": torch.zeros(1, 1, 2, 1)}, torch.tensor([[[4.0, NO_VALUE]]]))
     assert count == 1
     assert float(loss) == pytest.approx(0.25 * 2)
 

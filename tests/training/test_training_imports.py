@@ -11,9 +11,14 @@ FOLDER = Path(next(iter(eddy.training.__path__)))
 # From the bottom up: a module imports from lower ranks only.
 RANKS = (
     {"errors", "chart"},
-    {"spec", "storage", "stop", "svg", "terminal"},
-    {"recipe", "model", "contract", "table", "curve"},
-    {"data", "graph", "runtime", "location", "packages"},
+    {"fields", "storage", "stop", "svg", "terminal", "builder"},
+    {"spec"},
+    {"contract", "table", "curve", "families.family", "families.projection", "families.recurrent.spec"},
+    {"families.shapes", "families.nodes", "families.recurrent.model"},
+    {"recipe", "families.recurrent.graph"},
+    {"families.recurrent.family"},
+    {"families.registry"},
+    {"data", "runtime", "location", "packages"},
     {"baselines", "generation", "windows"},
     {"figures", "loss"},
     {"card", "checkpoint", "trainer"},
@@ -24,13 +29,29 @@ RANKS = (
     {"commands"},
     {"__main__"},
 )
-WITH_TORCH = {"model", "checkpoint", "graph", "loss", "trainer", "run", "train", "export", "reference"}
+WITH_TORCH = {"checkpoint", "loss", "trainer", "run", "train", "export", "reference"} | {
+    f"families.{name}"
+    for name in (
+        "family",
+        "nodes",
+        "projection",
+        "recurrent.family",
+        "recurrent.graph",
+        "recurrent.model",
+        "registry",
+    )
+}
 WITHOUT_TORCH = sorted(set().union(*RANKS) - WITH_TORCH)
+
+
+def path_of(name: str) -> Path:
+    """The file of a module, its name below `eddy.training`."""
+    return FOLDER.joinpath(*name.split(".")).with_suffix(".py")
 
 
 def imports(name: str, *, only_at_load: bool = False) -> set[str]:
     """Full names of the modules that a module of training imports, anywhere or only while it loads."""
-    tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(path_of(name).read_text(encoding="utf-8"))
     nodes = tree.body if only_at_load else list(ast.walk(tree))
     found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     return found | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
@@ -38,7 +59,8 @@ def imports(name: str, *, only_at_load: bool = False) -> set[str]:
 
 def test_every_module_has_a_rank() -> None:
     """A new module must say where it stands."""
-    assert {path.stem for path in FOLDER.glob("*.py")} - {"__init__"} == set().union(*RANKS)
+    found = {".".join(path.relative_to(FOLDER).with_suffix("").parts) for path in FOLDER.rglob("*.py")}
+    assert {name for name in found if not name.endswith("__init__")} == set().union(*RANKS)
 
 
 @pytest.mark.parametrize(("rank", "name"), [(rank, name) for rank, names in enumerate(RANKS) for name in sorted(names)])

@@ -13,7 +13,7 @@ from eddy.training.__main__ import main
 from eddy.training.checkpoint import load_checkpoint
 from eddy.training.contract import attach_contract, read_contract
 from eddy.training.errors import ContractError, VerificationError
-from eddy.training.export import describe, export_step_graph, write_benchmark_model
+from eddy.training.export import describe, export_graphs, write_benchmark_model
 from eddy.training.verify import BATCHES, CHUNK_STEPS, compare, verify
 from eddy.v1 import contract_pb2 as pb
 
@@ -23,7 +23,7 @@ def exported(text_checkpoint: Path, tmp_path: Path) -> Path:
     """The tiny character model's step graph, not yet verified."""
     source = load_checkpoint(text_checkpoint)
     path = tmp_path / "model.onnx"
-    export_step_graph(source.build(), path, describe(source))
+    export_graphs(source.build(), tmp_path, describe(source))
     return path
 
 

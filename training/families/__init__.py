@@ -1,0 +1,1 @@
+"""Families of architectures: each brings its shape, its torch model, its graphs and its contract."""

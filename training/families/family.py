@@ -1,0 +1,77 @@
+"""The family protocol: what training, export and verification need to know of an architecture.
+
+Owns: the base classes of models and the protocol. Must not know any one family; `registry` lists them.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from torch import Tensor, nn
+
+from eddy.training.spec import Spec
+from eddy.v1 import contract_pb2 as pb
+
+State = tuple[Tensor, ...]
+Outputs = dict[str, Tensor]
+Tensors = dict[str, npt.NDArray[np.generic]]
+
+
+class Model(nn.Module):
+    """A torch model of some family, built from its specification alone."""
+
+    spec: Spec
+
+
+class StreamingModel(Model):
+    """A model that reads step by step: its state is passed in and handed back."""
+
+    @abstractmethod
+    def initial_state(self, batch: int) -> State:
+        """The state before the first step, one [batch, ...] tensor per state, on the model's device.
+
+        Learned initial values come with their gradient.
+        """
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: State) -> tuple[Outputs, State]:
+        """Run T steps of [B, T, ...] input; returns every head's output by its name, and the state after the last."""
+
+
+S_contra = TypeVar("S_contra", bound=Spec, contravariant=True)
+M = TypeVar("M", bound=Model)
+
+
+class Family(Protocol[S_contra, M]):
+    """One family of architectures. kind: its tag in checkpoints and in a recipe's [model] table."""
+
+    kind: str
+
+    def build(self, spec: S_contra) -> M:
+        """A model with fresh weights, drawn from torch's generator."""
+
+    def contract(self, model: M, name: str, description: str) -> pb.ModelContract:
+        """What follows from the model: ports, states with their initial values, graphs, streaming.
+
+        An empty description is replaced by one of the shape. The caller adds the meanings of the data.
+        """
+
+    def graphs(self, model: M) -> dict[str, onnx.ModelProto]:
+        """File name -> graph, without metadata; STEP_FILE is the step graph, the contract's `graphs` names the rest."""
+
+    def reference(self, model: M, inputs: Tensors) -> Tensors:
+        """Torch's answer to whole inputs [B, T, ...] from the initial state.
+
+        Every output and final state under the step graph's output names. Raises ContractError for other inputs.
+        """
+
+    def examples(self) -> Mapping[str, Spec]:
+        """Small specifications of every variant, by a name that no other family uses: all laws hold for them."""
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trained values."""
+    return sum(p.numel() for p in model.parameters())

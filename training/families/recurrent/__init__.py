@@ -1,0 +1,1 @@
+"""The recurrent family: RNN, GRU and LSTM, one step after the other."""

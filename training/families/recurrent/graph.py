@@ -1,0 +1,74 @@
+"""The recurrent model's step graph, as few ONNX nodes as the mathematics allows.
+
+Owns: the path from the input and the states to the heads and the next states. Must not know contracts or files.
+
+ONNX's recurrent operators want time first, so the input is turned once on the way in and the output once on the way
+out; states stay batch-first, because sessions are rows.
+"""
+
+import onnx
+
+from eddy.training.builder import Array, GraphBuilder, floats, integers
+from eddy.training.families.nodes import Weights, weights_of, write_head, write_input, write_layer
+from eddy.training.families.recurrent.model import RecurrentModel
+from eddy.training.families.recurrent.spec import RecurrentSpec
+from eddy.training.spec import TokenInput, head_shape
+
+
+def build_step_graph(model: RecurrentModel) -> onnx.ModelProto:
+    """Translate a model (its weights copied as constants) into a step graph, without metadata.
+
+    Inputs: `tokens` int64 [B, T] or `values` float32 [B, T, F]; states float32 [B, L, H]. Outputs: the heads', and
+    every state's successor `<name>_next`. B and T are symbolic.
+    """
+    spec, weights, build = model.spec, weights_of(model), GraphBuilder()
+    steps = write_input(build, spec.input, weights)
+    befores = {name: _write_state_in(build, spec, name) for name in spec.state_names}
+    afters: dict[str, list[str]] = {name: [] for name in spec.state_names}
+    for layer in range(spec.layers):
+        before = {name: befores[name][layer] for name in befores}
+        steps, after = write_layer(build, spec.cell, str(layer), steps, _layer_weights(weights, layer), before)
+        for name, value in after.items():
+            afters[name].append(value)
+    for head, name in zip(spec.heads, spec.projections, strict=True):
+        write_head(build, head, spec.input, name, steps, weights)
+    for name, values in afters.items():
+        _write_state_out(build, spec, name, values)
+    return build.model(*_ports(spec))
+
+
+def _layer_weights(weights: Weights, layer: int) -> list[Array]:
+    parts = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    return [weights[f"recurrent.{part}_l{layer}"] for part in parts]
+
+
+def _write_state_in(build: GraphBuilder, spec: RecurrentSpec, name: str) -> list[str]:
+    """State [B, L, H] -> one [1, B, H] per layer. With a single layer this is a view, nothing is copied."""
+    parts = [name]
+    if spec.layers > 1:
+        parts = [f"{name}_rows_{layer}" for layer in range(spec.layers)]
+        build.split("Split", [name, build.shape(*[1] * spec.layers)], parts, name, axis=1)
+    to_layer = build.shape(1, -1, spec.hidden)
+    return [build.node("Reshape", [part, to_layer], f"{name}_{i}") for i, part in enumerate(parts)]
+
+
+def _write_state_out(build: GraphBuilder, spec: RecurrentSpec, name: str, parts: list[str]) -> None:
+    """[1, B, H] per layer -> [B, L, H] under the name `<name>_next`."""
+    to_rows = build.shape(-1, 1, spec.hidden)
+    if spec.layers == 1:
+        build.node("Reshape", [parts[0], to_rows], f"{name}_next")
+        return
+    rows = [build.node("Reshape", [part, to_rows], f"{part}_rows") for part in parts]
+    build.node("Concat", rows, f"{name}_next", axis=1)
+
+
+def _ports(spec: RecurrentSpec) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    """The graph's typed inputs and outputs."""
+    if isinstance(spec.input, TokenInput):
+        given = integers(spec.input.name, "B", "T")
+    else:
+        given = floats(spec.input.name, "B", "T", spec.input.width)
+    outputs = [floats(head.name, "B", "T", *head_shape(head)) for head in spec.heads]
+    states = [floats(name, "B", spec.layers, spec.hidden) for name in spec.state_names]
+    nexts = [floats(f"{name}_next", "B", spec.layers, spec.hidden) for name in spec.state_names]
+    return [given, *states], [*outputs, *nexts]
