@@ -48,18 +48,20 @@ class Runtime:
         options.log_severity_level = 3
         self.threads = threads
         self._contract = contract
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except RUNTIME_ERRORS as error:
-            raise ContractError(f"{path}: ONNX Runtime refuses it: {error}") from error
+        self._session = _open(path, options)
+        self._prime = _open(path.with_name(contract.graphs.prime), options) if contract.graphs.prime else None
 
     def run(self, inputs: Tensors, chunk: int) -> Tensors:
         """Feed [B, T, ...] inputs `chunk` steps at a time from the initial states.
 
-        Returns every output, [B, T, ...], its pieces joined, and every final state [B, ...], by graph output name.
+        Inputs of the prime graph, where there are such, are read first. Returns every output, [B, T, ...], its pieces
+        joined, and every final state [B, ...], by graph output name.
         """
+        names = prime_names(self._contract)
+        source = {name: value for name, value in inputs.items() if name in names}
+        inputs = {name: value for name, value in inputs.items() if name not in names}
         batch, steps = next(iter(inputs.values())).shape[:2]
-        states = self.start(batch)
+        states = self.start(batch) | (self.prime(source) if source else {})
         pieces: list[Tensors] = []
         for start in range(0, steps, chunk):
             outputs, states = self.advance({k: v[:, start : start + chunk] for k, v in inputs.items()}, states)
@@ -70,6 +72,12 @@ class Runtime:
     def start(self, batch: int) -> Tensors:
         """Every state before the first step, [B, ...], by graph input name."""
         return {state.name: initial_rows(state, batch) for state in self._contract.states}
+
+    def prime(self, source: Tensors) -> Tensors:
+        """The states that the prime graph writes, [B, ...], for its inputs [B, S, ...] and their lengths [B]."""
+        assert self._prime is not None, "only contracts with a prime graph name inputs of it"
+        names = [port.name for port in self._prime.get_outputs()]
+        return dict(zip(names, map(np.asarray, self._prime.run(names, source)), strict=True))
 
     def advance(self, inputs: Tensors, states: Tensors) -> tuple[Tensors, Tensors]:
         """One run of the graph: [B, T, ...] inputs and the states before them; outputs and the states after them."""
@@ -90,6 +98,19 @@ class Runtime:
         if ports.flush:
             given[ports.flush] = np.zeros(batch, np.bool_)
         return given
+
+
+def _open(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except RUNTIME_ERRORS as error:
+        raise ContractError(f"{path}: ONNX Runtime refuses it: {error}") from error
+
+
+def prime_names(contract: pb.ModelContract) -> list[str]:
+    """The prime graph's inputs and the one of their lengths; none where there is no prime graph."""
+    length = [contract.ports.prime_length] if contract.ports.prime_length else []
+    return [port.name for port in contract.prime_inputs] + length
 
 
 def initial_rows(state: pb.StateSpec, batch: int) -> npt.NDArray[np.generic]:

@@ -4,8 +4,10 @@ Owns: the schedule of comparisons and its verdict, which goes into the contract 
 that carries a contract; torch is needed only to compare with a checkpoint. ONNX Runtime appears only in `runtime`.
 
 The reference is one call: every row, all steps. Against it stand runs over batches and chunk lengths, outputs and
-final states, bit for bit. A single row travels with a neighbour row, because a service never runs fewer than two
-rows in a call: ONNX Runtime's plain RNN differs in the last bits at one row alone.
+final states, bit for bit. Sources that a prime graph reads are of all lengths; each run cuts them to the longest of
+its rows and fills the others up with something else, so that padding shows. A single row travels with a neighbour row,
+because a service never runs fewer than two rows in a call: ONNX Runtime's plain RNN differs in the last bits at one row
+alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -109,7 +111,7 @@ def verify(model_path: Path, checkpoint: Path | None = None, *, limit: float = L
     own: Comparison | None = None
     parity: Comparison | None = None
     bitwise, runs = True, 0
-    for schedule, rows, found in _all_runs(runtimes, inputs):
+    for schedule, rows, found in _all_runs(runtimes, contract, inputs):
         expected = {name: value[rows] for name, value in reference.items()}
         bitwise = bitwise and all(same_bits(found[name], expected[name]) for name in expected)
         own = compare(found, expected, schedule).merge(own)
@@ -129,10 +131,32 @@ def verify(model_path: Path, checkpoint: Path | None = None, *, limit: float = L
 def draw_inputs(contract: pb.ModelContract, batch: int, steps: int) -> Tensors:
     """Random input of the right kind for every declared input, [batch, steps, ...], the same every time.
 
-    Integers are drawn from the declared range; real values spread around the declared mean or within the range.
+    Integers are drawn from the declared range; real values spread around the declared mean or within the range. A prime
+    graph's inputs are as long as they may be, [batch, max_prime_steps, ...], their lengths anything from 1 on.
     """
     rng = np.random.default_rng(20240229)
-    return {port.name: _draw(rng, port, (batch, steps, *port.shape)) for port in contract.inputs}
+    drawn = {port.name: _draw(rng, port, (batch, steps, *port.shape)) for port in contract.inputs}
+    most = contract.max_prime_steps
+    drawn |= {port.name: _draw(rng, port, (batch, most, *port.shape)) for port in contract.prime_inputs}
+    if contract.ports.prime_length:
+        drawn[contract.ports.prime_length] = rng.integers(1, most, batch, endpoint=True)
+    return drawn
+
+
+def pad_again(contract: pb.ModelContract, inputs: Tensors) -> Tensors:
+    """The same inputs with a prime graph's cut to the longest row, and other values beyond each row's length."""
+    if not contract.ports.prime_length:
+        return inputs
+    lengths = inputs[contract.ports.prime_length]
+    longest = int(np.max(lengths))
+    beyond = np.arange(longest) >= lengths.astype(np.int64)[:, None]
+    padded = dict(inputs)
+    for port in contract.prime_inputs:
+        value = inputs[port.name][:, :longest].copy()
+        # The first step of a row is a value that the port accepts.
+        value[beyond] = np.repeat(value[:, :1], longest, axis=1)[beyond]
+        padded[port.name] = value
+    return padded
 
 
 def _draw(rng: np.random.Generator, port: pb.TensorSpec, shape: tuple[int, ...]) -> Array:
@@ -148,7 +172,9 @@ def _draw(rng: np.random.Generator, port: pb.TensorSpec, shape: tuple[int, ...])
     return rng.standard_normal(shape).astype(dtype)
 
 
-def _all_runs(runtimes: Sequence[Runtime], inputs: Tensors) -> Iterator[tuple[str, list[int], Tensors]]:
+def _all_runs(
+    runtimes: Sequence[Runtime], contract: pb.ModelContract, inputs: Tensors
+) -> Iterator[tuple[str, list[int], Tensors]]:
     """Every schedule's runs: its name, the rows that took part (in their order) and what came out."""
     for runtime in runtimes:
         for batch in BATCHES:
@@ -157,7 +183,8 @@ def _all_runs(runtimes: Sequence[Runtime], inputs: Tensors) -> Iterator[tuple[st
                 for _ in range(RUNS_PER_SCHEDULE):
                     rows = rng.permutation(max(BATCHES))[:batch].tolist()
                     padded = rows if batch > 1 else [*rows, int(rng.integers(max(BATCHES)))]
-                    found = runtime.run({name: value[padded] for name, value in inputs.items()}, chunk)
+                    given = pad_again(contract, {name: value[padded] for name, value in inputs.items()})
+                    found = runtime.run(given, chunk)
                     name = f"batch {batch}, chunks of {chunk}, {runtime.threads} threads"
                     yield name, rows, {key: value[:batch] for key, value in found.items()}
 
@@ -212,9 +239,10 @@ def _refuse_unsupported(contract: pb.ModelContract, path: Path) -> None:
     """Say plainly which models this schedule cannot drive."""
     if not contract.streaming.streamable:
         raise ContractError(f"{path}: the contract says not streamable ({contract.streaming.reason}), nothing to cut")
-    if contract.ports.emitted or contract.graphs.prime:
-        port = "ports.emitted" if contract.ports.emitted else "graphs.prime"
-        raise ContractError(f"{path}: {port} is set; verification drives step graphs that emit one output per step")
+    if contract.ports.emitted:
+        raise ContractError(
+            f"{path}: ports.emitted is set; verification drives step graphs that emit one output per step"
+        )
 
 
 def _write_numerics(path: Path, contract: pb.ModelContract, report: Report) -> None:

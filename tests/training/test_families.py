@@ -63,7 +63,7 @@ def test_what_was_written_before_there_were_families_is_recurrent() -> None:
 
 def test_unknown_families_are_refused_by_name() -> None:
     """In a recipe and in a checkpoint."""
-    with pytest.raises(RecipeError, match=r"model.family: got 'transformer', expected one of recurrent"):
+    with pytest.raises(RecipeError, match=r"model.family: got 'transformer', expected one of recurrent, translation"):
         parse_architecture({"family": "transformer"})
-    with pytest.raises(RecipeError, match=r"family: got 'transformer', expected one of recurrent"):
+    with pytest.raises(RecipeError, match=r"family: got 'transformer', expected one of recurrent, translation"):
         spec_from_dict({"family": "transformer"})

@@ -8,14 +8,18 @@ from typing import Any
 
 from eddy.training.errors import RecipeError
 from eddy.training.families.recurrent.spec import RecurrentArchitecture, RecurrentSpec
+from eddy.training.families.translation.spec import TranslationArchitecture, TranslationSpec
 from eddy.training.fields import build, require
 from eddy.training.spec import Architecture, Spec
 
 # What a recipe or a checkpoint without a tag means: those from before there were families.
 DEFAULT = RecurrentSpec.kind
 
-_ARCHITECTURES: dict[str, type[Architecture]] = {RecurrentArchitecture.kind: RecurrentArchitecture}
-_SPECS: dict[str, type[Spec]] = {RecurrentSpec.kind: RecurrentSpec}
+_ARCHITECTURES: dict[str, type[Architecture]] = {
+    RecurrentArchitecture.kind: RecurrentArchitecture,
+    TranslationArchitecture.kind: TranslationArchitecture,
+}
+_SPECS: dict[str, type[Spec]] = {RecurrentSpec.kind: RecurrentSpec, TranslationSpec.kind: TranslationSpec}
 
 
 def parse_architecture(table: Mapping[str, Any]) -> Architecture:

@@ -1,0 +1,1 @@
+"""The translation family: an encoder that writes a memory once, a decoder that reads it step by step."""
