@@ -16,10 +16,11 @@ from rich.text import Text
 
 from eddy.training.curve import chart_curve, read_curve
 from eddy.training.errors import LocationError, OptionError, Stopped
-from eddy.training.figures import SERIES_BASELINES, TEXT_BASELINES, Figure, compare_figures
+from eddy.training.figures import HIGHER, Figure, compare_figures
 from eddy.training.location import CHECKPOINT_FILE, MODELS, RUNS, find_model, find_model_or_checkpoint, is_run
 from eddy.training.recipe import Recipe, load_recipe, shipped_recipes
 from eddy.training.stop import Stop
+from eddy.training.tasks.registry import BASELINES
 
 if TYPE_CHECKING:  # `plot` loads ONNX Runtime, which other actions do without.
     from eddy.training.chart import Chart
@@ -111,14 +112,16 @@ def _train_into(recipe: Recipe, directory: Path, arguments: argparse.Namespace, 
 def show_figures(title: str, figures: tuple[Figure, ...] | list[Figure]) -> None:
     """Figures beside the baselines', then those that have none, as tables on standard output."""
     console = Console()
-    compared = compare_figures(figures)
-    known = {**TEXT_BASELINES, **SERIES_BASELINES}
-    names = [name for name in known if any(name in comparison.baselines for comparison in compared)]
-    beside = Table("test part, lower is better", "unit", "this model", *(known[n] for n in names), title=title)
+    compared = compare_figures(figures, BASELINES)
+    names = [name for name in BASELINES if any(name in comparison.baselines for comparison in compared)]
+    beside = Table(
+        "test part, ↑ higher or ↓ lower is better", "unit", "this model", *(BASELINES[n] for n in names), title=title
+    )
     for comparison in compared:
         figure = comparison.figure
+        better = "↑" if figure.name.startswith(HIGHER) else "↓"
         cells = [f"{comparison.baselines[name]:.4g}" if name in comparison.baselines else "" for name in names]
-        beside.add_row(figure.name, figure.unit, f"{figure.value:.4g}", *cells)
+        beside.add_row(f"{figure.name} {better}", figure.unit, f"{figure.value:.4g}", *cells)
     console.print(beside)
     alone = Table("figure", "value", "unit")
     shown = {c.figure.name for c in compared} | {f"{c.figure.name}_{name}" for c in compared for name in c.baselines}

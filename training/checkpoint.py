@@ -49,7 +49,8 @@ class Checkpoint:
     """A model and where it comes from.
 
     weights: the best so far. figures: empty until the run has ended. progress: None once it has.
-    origin: the data with its version. symbols: the vocabulary of a token model, else empty.
+    origin: the data with its version. symbols, source_symbols: the vocabularies of the step graph's and of the prime
+    graph's tokens, else empty.
     sample: real input from the validation and test parts, in the model's units, for cards and demonstrations: text,
     or CSV with a header.
     """
@@ -63,6 +64,7 @@ class Checkpoint:
     sample: str
     epochs: tuple[Epoch, ...] = ()
     progress: Progress | None = None
+    source_symbols: tuple[str, ...] = ()
 
     def build(self) -> Model:
         """The model with these weights, in evaluation mode, on the CPU. Raises CheckpointError if they do not fit."""
@@ -84,6 +86,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "weights": {name: tensor.detach().cpu() for name, tensor in checkpoint.weights.items()},
         "figures": [asdict(figure) for figure in checkpoint.figures],
         "symbols": list(checkpoint.symbols),
+        "source_symbols": list(checkpoint.source_symbols),
         "sample": checkpoint.sample,
         "epochs": [asdict(epoch) for epoch in checkpoint.epochs],
         "progress": None
@@ -112,6 +115,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             weights=values["weights"],
             figures=tuple(Figure(**figure) for figure in values["figures"]),
             symbols=tuple(values["symbols"]),
+            source_symbols=tuple(values.get("source_symbols", ())),
             sample=values["sample"],
             epochs=tuple(Epoch(**epoch) for epoch in values.get("epochs", ())),
             progress=None if values.get("progress") is None else Progress(**values["progress"]),

@@ -23,7 +23,7 @@ STEP_FILE = "model.onnx"
 
 def sample_path(path: Path, contract: pb.ModelContract) -> Path:
     """Where unseen input lies beside a model file: text for a model of tokens, CSV for others."""
-    return path.with_name("sample.txt" if contract.task == pb.TASK_NEXT_TOKEN else "sample.csv")
+    return path.with_name("sample.txt" if contract.vocabulary.symbols else "sample.csv")
 
 
 def streaming_contract(name: str, description: str, family: str) -> pb.ModelContract:

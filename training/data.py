@@ -1,46 +1,121 @@
-"""Data: texts and series, read, checked, split in time order and turned into inputs and targets.
+"""Data: what every task's data is made of: parts of long sequences, sets of separate ones, vocabularies, the split.
 
-Owns: reading texts, the vocabulary, the 80/10/10 split and the scaling. Must not know torch or models.
-
-Order matters: split first, then fit the vocabulary and the scaling on the training part only, so that nothing of the
-validation and test parts leaks into the model.
+Owns: the marks of targets that do not count, and the 80/10/10 split. Must not know torch, models or tasks.
 """
 
+import hashlib
 import importlib.metadata
 import math
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from eddy.training.errors import DataError
-from eddy.training.recipe import SeriesSource, TextSource
-from eddy.training.table import read_columns, read_times
+from eddy.training.packages import find_package, is_packaged
 
 UNKNOWN = "\ufffd"
 # Marks a target that does not count, in the two dtypes that targets have.
 NO_TOKEN = -100
 NO_VALUE = math.nan
 
+Array = npt.NDArray[np.generic]
+Tensors = Mapping[str, Array]
 Floats = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
-Seconds = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One of the three parts of a data set.
+    """One of the three parts of one long sequence.
 
     inputs: int64 [N] tokens or float32 [N, F] values. targets: int64 [N] next tokens (NO_TOKEN where none) or
     float32 [N, K] future values of the target feature (NaN where none).
     """
 
-    inputs: npt.NDArray[np.generic]
-    targets: npt.NDArray[np.generic]
+    inputs: Array
+    targets: Array
+
+    def digest(self) -> str:
+        """SHA-256 of everything in it."""
+        return hashlib.sha256(self.inputs.tobytes() + self.targets.tobytes()).hexdigest()
+
+
+class StreamData(Protocol):
+    """A task's data as one long sequence, read in order with the state carried along."""
+
+    @property
+    def train(self) -> Part:
+        """The first four fifths."""
+
+    @property
+    def checked(self) -> Part:
+        """What the validation loss reads: the validation part, with what a state must have seen before it."""
+
+    @property
+    def evaluation_streams(self) -> int:
+        """Equal pieces that a part is read in, side by side, where it is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One separate sequence: what a model reads from its initial state on, and what it should say.
+
+    inputs: by the graph's input names, [T, ...]; an input of the prime graph has its own length. targets: by output
+    names, [T, ...], NO_TOKEN or NaN where none.
+    """
+
+    inputs: Tensors
+    targets: Tensors
+
+    @property
+    def steps(self) -> int:
+        """The length of its longest input, which is what a batch is padded to."""
+        return max(len(value) for value in self.inputs.values())
+
+
+class Examples(Protocol):
+    """The separate sequences that training reads, the same in every epoch or drawn anew."""
+
+    def epoch(self, number: int) -> Sequence[Example]:
+        """The examples of an epoch, from 1 on; the same number gives the same ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class FixedExamples:
+    """The same examples in every epoch."""
+
+    examples: tuple[Example, ...]
+
+    def epoch(self, number: int) -> Sequence[Example]:
+        """All of them."""
+        return self.examples
+
+
+@dataclass(frozen=True, slots=True)
+class SetData:
+    """A task's data as separate sequences. symbols, source_symbols: vocabularies of token inputs, else empty."""
+
+    train: Examples
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    symbols: tuple[str, ...] = ()
+    source_symbols: tuple[str, ...] = ()
+
+
+def digest_examples(examples: Sequence[Example]) -> str:
+    """SHA-256 of all inputs and targets, in order."""
+    found = hashlib.sha256()
+    for example in examples:
+        for tensors in (example.inputs, example.targets):
+            for name in sorted(tensors):
+                found.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
+                found.update(tensors[name].tobytes())
+    return found.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,139 +143,17 @@ class Vocabulary:
         return "".join(self.symbols[t] for t in tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class TextData:
-    """A text as tokens. Each part stands alone: its inputs are its own characters."""
-
-    vocabulary: Vocabulary
-    train: Part
-    validation: Part
-    test: Part
-
-
-@dataclass(frozen=True, slots=True)
-class SeriesData:
-    """A series with targets K horizons ahead, all in the series' own units.
-
-    The inputs of a part run from the very start of the series to the part's end, so that a model reaches it with the
-    state it would have in service; targets are set only where origin and target both lie inside the part and the target
-    is as many steps of time ahead as of rows.
-    values: float32 [N, F], everything. seconds: int64 [N], the time of each row, rising. mean, scale: per feature, of
-    the training part. starts: first step of the validation and of the test part.
-    """
-
-    values: Floats
-    seconds: Seconds
-    mean: tuple[float, ...]
-    scale: tuple[float, ...]
-    target: int
-    starts: tuple[int, int]
-    train: Part
-    validation: Part
-    test: Part
-
-
-def load_text(source: TextSource) -> TextData:
-    """Read, split and encode a text. Raises DataError."""
-    text = read_text(source.source)
-    first, second = split_points(len(text))
-    if first < 2 or len(text) - second < 2:
-        raise DataError(f"{source.source}: {len(text)} characters are too few to split, expected at least 20")
-    vocabulary = Vocabulary.fit(text[:first], source.min_count)
-    train, validation, test = (
-        _next_token_part(vocabulary.encode(piece)) for piece in (text[:first], text[first:second], text[second:])
-    )
-    return TextData(vocabulary, train, validation, test)
-
-
-def load_series(source: SeriesSource) -> SeriesData:
-    """Read and split a series and fit its scaling. Raises DataError."""
-    values = read_columns(source.source, source.columns) * np.float32(source.factor) + np.float32(source.offset)
-    seconds = np.arange(len(values)) * source.step_seconds
-    if source.time:
-        seconds = read_times(source.source, source.time)
-        kept = spaced_rows(seconds, source.step_seconds)
-        values, seconds = values[kept], seconds[kept]
-    first, second = split_points(len(values))
-    longest = max(source.horizons)
-    if len(values) - second <= longest:
-        raise DataError(
-            f"{source.source}: {len(values)} rows are too few, the test part has {len(values) - second} "
-            f"and the longest horizon is {longest}; expected more than {10 * longest + 10} rows"
-        )
-    mean = values[:first].mean(axis=0, dtype=np.float64)
-    scale = values[:first].std(axis=0, dtype=np.float64)
-    if not (scale > 0).all():
-        constant = source.columns[int(np.argmin(scale))]
-        raise DataError(f"{source.source}: column {constant!r} is constant in the training part, expected variation")
-    target = source.columns.index(source.target)
-    train, validation, test = (
-        Part(
-            values[:stop],
-            future_values(values[:stop, target], seconds[:stop], source.horizons, source.step_seconds, start),
-        )
-        for start, stop in ((0, first), (first, second), (second, len(values)))
-    )
-    as_tuple = tuple(float(m) for m in mean), tuple(float(s) for s in scale)
-    return SeriesData(values, seconds, *as_tuple, target, (first, second), train, validation, test)
-
-
 def split_points(length: int) -> tuple[int, int]:
-    """Where validation and test begin in a sequence of that length: 80 %, 10 %, 10 %, in time order."""
+    """Where validation and test begin among that many steps or sequences: 80 %, 10 %, 10 %, in order."""
     return length * 8 // 10, length * 9 // 10
-
-
-def spaced_rows(seconds: Seconds, step_seconds: int) -> Tokens:
-    """Indices of the rows to keep, int64: the first, then each that is at least half a step after the last one kept.
-
-    A row is judged by what came before it only, so a client can do the same while it streams.
-    """
-    kept = [0]
-    for row in range(1, len(seconds)):
-        if 2 * (seconds[row] - seconds[kept[-1]]) >= step_seconds:
-            kept.append(row)
-    return np.array(kept, np.int64)
-
-
-def future_values(
-    values: Floats, seconds: Seconds, horizons: Sequence[int], step_seconds: int, start: int = 0
-) -> Floats:
-    """Targets of every origin: float32 [N] and int64 [N] -> [N, K].
-
-    NaN before `start`, where the horizon passes the end, and where the row that many rows ahead is more than half a
-    step away from the time that many steps ahead, as it is across a gap.
-    """
-    targets = np.full((len(values), len(horizons)), NO_VALUE, dtype=np.float32)
-    for k, horizon in enumerate(horizons):
-        late = seconds[start + horizon :] - seconds[start : len(values) - horizon] - horizon * step_seconds
-        ahead = values[start + horizon :]
-        targets[start : len(values) - horizon, k] = np.where(2 * np.abs(late) <= step_seconds, ahead, NO_VALUE)
-    return targets
-
-
-def read_text(source: str) -> str:
-    """The text behind a source name or path, line ends as line feeds. Raises DataError."""
-    if source == "pydoc_data.topics":
-        from pydoc_data.topics import topics
-
-        return "\n".join(topics[name] for name in sorted(topics))
-    try:
-        text = Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{source}: not readable as UTF-8 text: {error}") from error
-    if not text:
-        raise DataError(f"{source}: the file is empty, expected text")
-    return text
 
 
 def describe_origin(source: str) -> str:
     """A source with the version of what brought it, since other versions hold other data."""
     if source == "pydoc_data.topics":
         return f"{source} of Python {platform.python_version()}"
+    if is_packaged(source):
+        _, name, path = source.split(":", 2)
+        return f"{path.rpartition('/')[2]} of {find_package(name).requirement.replace('==', ' ')}"
     package, colon, name = source.partition(":")
     return f"{name} of {package} {importlib.metadata.version(package)}" if colon else source
-
-
-def _next_token_part(tokens: Tokens) -> Part:
-    """Each token's target is the one after it; the last has none."""
-    return Part(tokens, np.append(tokens[1:], NO_TOKEN))

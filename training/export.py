@@ -9,19 +9,17 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from eddy.training.builder import check_structure
 from eddy.training.card import write_card
 from eddy.training.checkpoint import Checkpoint, load_checkpoint
-from eddy.training.contract import STEP_FILE, attach_contract, read_contract, sample_path, save_model
+from eddy.training.contract import STEP_FILE, read_contract, sample_path
 from eddy.training.errors import CheckpointError, ExportError
 from eddy.training.families.family import Model, count_parameters
 from eddy.training.families.recurrent.spec import RecurrentSpec
-from eddy.training.families.registry import all_examples, build_contract, build_model, family_of
-from eddy.training.generation import continue_sample
-from eddy.training.recipe import SeriesSource
+from eddy.training.families.registry import all_examples, build_contract, build_model, write_graphs
 from eddy.training.runtime import RUNTIME_ERRORS, Runtime
 from eddy.training.spec import FeatureInput, LinearHead, Spec
 from eddy.training.storage import make_folder
+from eddy.training.tasks.registry import find_task
 from eddy.training.verify import Report, draw_inputs, verify
 from eddy.v1 import contract_pb2 as pb
 
@@ -47,10 +45,8 @@ def export_checkpoint(checkpoint: Path, directory: Path) -> Report:
         _move_graphs(Path(draft), directory)
     model = directory / STEP_FILE
     contract = read_contract(model)
-    sample = sample_path(model, contract)
-    sample.write_text(source.sample, encoding="utf-8")
-    written = continue_sample(model, source.sample) if source.symbols else ""
-    write_card(directory / "README.md", source.recipe, contract, sample.name, written)
+    sample_path(model, contract).write_text(source.sample, encoding="utf-8")
+    write_card(model, source.recipe, contract)
     return report
 
 
@@ -65,11 +61,7 @@ def export_graphs(model: Model, directory: Path, contract: pb.ModelContract) -> 
 
     Raises ExportError where a graph lacks a property that serving relies on.
     """
-    for name, graph in family_of(model.spec).graphs(model).items():
-        check_structure(graph)
-        if name == STEP_FILE:
-            attach_contract(graph, contract)
-        save_model(directory / name, graph)
+    write_graphs(model, directory, contract)
     probe(directory / STEP_FILE)
 
 
@@ -97,16 +89,7 @@ def describe(source: Checkpoint) -> pb.ModelContract:
     recipe = source.recipe
     model = source.build()
     contract = build_contract(model, recipe.name, recipe.description)
-    if isinstance(recipe.data, SeriesSource):
-        contract.inputs[0].meaning = ", ".join(recipe.data.columns) + f": {recipe.data.meaning}, now"
-        contract.inputs[0].unit = recipe.data.unit
-        step = f"{recipe.data.step_seconds} s"
-        contract.outputs[0].meaning = f"quantiles of {recipe.data.meaning}, a number of steps of {step} ahead"
-        contract.outputs[0].unit = recipe.data.unit
-    else:
-        contract.vocabulary.symbols.extend(source.symbols)
-        contract.vocabulary.unknown_id = 0
-        contract.vocabulary.unit = "character"
+    find_task(recipe.data).describe(contract, recipe.data, source.symbols, source.source_symbols)
     contract.training.CopyFrom(
         pb.Training(
             recipe=f"{recipe.name}.toml",

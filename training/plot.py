@@ -12,13 +12,12 @@ import numpy.typing as npt
 
 from eddy.training.chart import Band, Chart, Level, Line, tuples
 from eddy.training.contract import read_contract, sample_path
-from eddy.training.data import Floats, read_text
+from eddy.training.data import Floats
 from eddy.training.errors import ContractError, DataError, OptionError
-from eddy.training.evaluation import token_nats
-from eddy.training.figures import TEXT_BASELINES
 from eddy.training.generation import OnnxStream
 from eddy.training.runtime import Runtime
 from eddy.training.table import read_columns, read_header
+from eddy.training.tasks.text import TextTask, read_text, token_nats
 from eddy.v1 import contract_pb2 as pb
 
 # Steps of a forecaster's chart: enough to see a day of five-minute steps, few enough to tell lines apart.
@@ -156,7 +155,7 @@ def chart_text(path: Path, data: Path) -> Chart:
     values = {figure.name: figure.value for figure in stream.contract.training.figures}
     levels = [
         Level(f"{label}, test part", values[f"bits_per_character_{name}"])
-        for name, label in TEXT_BASELINES.items()
+        for name, label in TextTask.baselines.items()
         if f"bits_per_character_{name}" in values
     ]
     if "bits_per_character" in values:

@@ -14,78 +14,27 @@ from eddy.training.errors import RecipeError
 from eddy.training.families.shapes import parse_architecture
 from eddy.training.fields import build, refuse_unknown, require, typed
 from eddy.training.spec import Architecture
+from eddy.training.tasks.registry import find_table
+from eddy.training.tasks.task import Source
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True, slots=True)
-class TextSource:
-    """A text whose characters are the tokens.
-
-    source: "pydoc_data.topics" (Python's own language reference) or the path of a UTF-8 text file.
-    """
-
-    source: str
-    licence: str
-    # Symbols rarer than this in the training part become the unknown symbol, which so gets trained too.
-    min_count: int = 3
-
-    def __post_init__(self) -> None:
-        require(self.source != "", "data.source", self.source, "a text's name or path")
-        require(self.min_count >= 1, "data.min_count", self.min_count, "at least 1")
-
-
-@dataclass(frozen=True, slots=True)
-class SeriesSource:
-    """Columns of a CSV file (plain or .gz), one row per step, in time order.
-
-    source: a path, or "package:file.csv" for a file in an installed data package's `_data` folder.
-    """
-
-    source: str
-    licence: str
-    columns: tuple[str, ...]
-    target: str
-    unit: str
-    meaning: str
-    step_seconds: int
-    horizons: tuple[int, ...]
-    # Steps after which the series tends to repeat itself (a day); the seasonal baseline looks that far back. Left out,
-    # it is found in the training part, and the card says so.
-    season_steps: int | None = None
-    # Median for the forecast itself, the outer two for an 80 % interval.
-    quantiles: tuple[float, ...] = (0.1, 0.5, 0.9)
-    # Column of ISO 8601 times, for a record with gaps: a reading less than half a step after the one before is dropped,
-    # and a forecast counts only where a reading lies within half a step of the time that it is for. Without one, the
-    # rows are taken to be evenly spaced.
-    time: str = ""
-    # What the card must say of the data beyond that.
-    note: str = ""
-    # value = number in the file * factor + offset, for a file whose unit is not the one wanted.
-    factor: float = 1.0
-    offset: float = 0.0
-
-    def __post_init__(self) -> None:
-        require(len(self.columns) >= 1, "data.columns", self.columns, "at least one column name")
-        require(self.target in self.columns, "data.target", self.target, f"one of {', '.join(self.columns)}")
-        require(self.step_seconds >= 1, "data.step_seconds", self.step_seconds, "at least 1")
-        require(self.factor != 0, "data.factor", self.factor, "anything but 0")
-        require(
-            self.season_steps is None or self.season_steps >= 1, "data.season_steps", self.season_steps, "at least 1"
-        )
-        require(len(self.horizons) >= 1, "data.horizons", self.horizons, "at least one horizon")
-        require(min(self.horizons, default=1) >= 1, "data.horizons", self.horizons, "steps ahead, 1 or more")
-
-
-@dataclass(frozen=True, slots=True)
 class Schedule:
-    """How the weights are found: truncated back-propagation through time with carried state, and AdamW."""
+    """How the weights are found: by AdamW.
+
+    A long sequence is read by truncated back-propagation through time with carried state: `streams`, `steps` and
+    `reset_share` say how. Separate sequences are read whole, `batch` at a time.
+    """
 
     epochs: int
     # Parallel pieces that the training part is cut into, each read in order with its state carried along.
     streams: int = 32
     # Steps between two weight updates; gradients do not reach further back, the state does.
     steps: int = 64
+    # Separate sequences of similar length that one update is made from.
+    batch: int = 32
     learning_rate: float = 0.003
     weight_decay: float = 0.01
     # Largest norm of the whole gradient; recurrent gradients explode now and then.
@@ -97,7 +46,7 @@ class Schedule:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "streams", "steps", "patience"):
+        for name in ("epochs", "streams", "steps", "batch", "patience"):
             require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
         for name in ("learning_rate", "clip_norm"):
             require(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "above 0")
@@ -112,7 +61,7 @@ class Recipe:
 
     name: str
     description: str
-    data: TextSource | SeriesSource
+    data: Source
     model: Architecture
     training: Schedule
     version: int = field(default=1)
@@ -124,10 +73,9 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, the same layout as the TOML file; `parse_recipe` reads it back."""
-        kind = "text" if isinstance(self.data, TextSource) else "series"
         values = asdict(self)
         return values | {
-            "data": {"kind": kind} | values["data"],
+            "data": {"kind": self.data.kind} | values["data"],
             "model": {"family": self.model.kind} | values["model"],
         }
 
@@ -157,9 +105,7 @@ def parse_recipe(table: Mapping[str, Any]) -> Recipe:
     for name in ("data", "model", "training"):
         require(isinstance(table.get(name), Mapping), name, table.get(name), f"a table [{name}]")
     data = dict(table["data"])
-    kind = data.pop("kind", None)
-    require(kind in ("text", "series"), "data.kind", kind, "'text' or 'series'")
-    source = build(TextSource, data, "data") if kind == "text" else build(SeriesSource, data, "data")
+    source = build(find_table(data.pop("kind", None)), data, "data")
     parts = {
         "data": source,
         "model": parse_architecture(table["model"]),

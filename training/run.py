@@ -4,43 +4,44 @@ Owns: `checkpoint.pt`, `curve.json`, `curve.svg` and, at the end, `figures.json`
 checkpoint must agree with to be gone on from. Must not know how a step is done.
 """
 
-import hashlib
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from eddy.training.answers import Answers
 from eddy.training.checkpoint import Checkpoint, Progress, save_checkpoint
+from eddy.training.contract import STEP_FILE
 from eddy.training.curve import Curve, write_curve
-from eddy.training.data import SeriesData, TextData, describe_origin
+from eddy.training.data import describe_origin
 from eddy.training.errors import CheckpointError, Stopped
-from eddy.training.families.family import StreamingModel, count_parameters
-from eddy.training.figures import Figure, curve_measure, series_figures, text_figures, write_figures
+from eddy.training.families.family import count_parameters
+from eddy.training.families.registry import build_contract, write_graphs
+from eddy.training.figures import Figure, write_figures
 from eddy.training.location import CHECKPOINT_FILE
-from eddy.training.loss import evaluate
-from eddy.training.recipe import Recipe, SeriesSource
+from eddy.training.recipe import Recipe
 from eddy.training.stop import Stop
+from eddy.training.tasks.registry import find_task
+from eddy.training.tasks.task import TaskData
 from eddy.training.trainer import Trainer
-from eddy.training.windows import TEXT_EVALUATION_STREAMS
-
-SAMPLE_CHARACTERS = 2000
 
 
 class Run:
     """One run: the trainer, its folder and what is written there."""
 
-    def __init__(
-        self, directory: Path, recipe: Recipe, data: TextData | SeriesData, trainer: Trainer, device: torch.device
-    ) -> None:
+    def __init__(self, directory: Path, recipe: Recipe, data: TaskData, trainer: Trainer, device: torch.device) -> None:
         self._directory, self._recipe, self._data = directory, recipe, data
         self._trainer, self._device = trainer, device
-        self._sample = _sample(data, recipe)
-        self._measure, self._levels = curve_measure(data, recipe.data)
-        self._digest = hashlib.sha256(data.train.inputs.tobytes() + data.train.targets.tobytes()).hexdigest()
+        self._task = find_task(recipe.data)
+        self._sample = self._task.sample(data, recipe.data)
+        self._measure, self._levels = self._task.curve(data, recipe.data)
+        self._symbols, self._source_symbols = self._task.symbols(data)
+        self._digest = trainer.reading.digest()
 
     def go_on(self, earlier: Checkpoint) -> None:
         """Take over an earlier checkpoint's progress. Raises CheckpointError where the bits would differ."""
@@ -81,7 +82,8 @@ class Run:
             spec=self._trainer.model.spec,
             weights=self._trainer.weights,
             figures=(),
-            symbols=self._data.vocabulary.symbols if isinstance(self._data, TextData) else (),
+            symbols=self._symbols,
+            source_symbols=self._source_symbols,
             sample=self._sample,
             epochs=tuple(self._trainer.epochs),
         )
@@ -125,34 +127,18 @@ class Run:
             Figure("parameters", count_parameters(trainer.model), ""),
             Figure("best_epoch", trainer.best.epoch, ""),
             Figure("validation_loss", trainer.best.loss, ""),
-            *_measure(trainer.model, self._data, self._recipe),
+            *self._measure_test(),
         )
         write_figures(self._directory / "figures.json", figures)
         save_checkpoint(self._directory / CHECKPOINT_FILE, replace(self._checkpoint(), figures=figures))
 
-
-@torch.no_grad()
-def _measure(model: StreamingModel, data: TextData | SeriesData, recipe: Recipe) -> list[Figure]:
-    """The figures on the test part, which nothing before has looked at."""
-    if isinstance(data, TextData):
-        return text_figures(evaluate(model, data.test, TEXT_EVALUATION_STREAMS), data)
-    source = recipe.data
-    assert isinstance(source, SeriesSource)
-    model.eval()
-    state = model.initial_state(1)
-    outputs, _ = model(torch.from_numpy(data.values[None]).to(state[0].device), state)
-    predicted = outputs[model.spec.heads[0].name][0].cpu().numpy()
-    return series_figures(predicted, data, source)
-
-
-def _sample(data: TextData | SeriesData, recipe: Recipe) -> str:
-    """Real input that the model was not trained on: the test text's beginning, or validation and test as CSV."""
-    if isinstance(data, TextData):
-        return data.vocabulary.decode(data.test.inputs[:SAMPLE_CHARACTERS].tolist())
-    assert isinstance(recipe.data, SeriesSource)
-    lines = [",".join(recipe.data.columns)]
-    lines += [",".join(f"{v:.6g}" for v in row) for row in data.values[data.starts[0] :]]
-    return "\n".join(lines) + "\n"
+    def _measure_test(self) -> list[Figure]:
+        """The figures on the test part, which nothing before has looked at, by the graphs that would be served."""
+        model = self._checkpoint().build()
+        contract = build_contract(model, self._recipe.name, self._recipe.description)
+        with TemporaryDirectory(prefix="eddy-") as folder:
+            write_graphs(model, Path(folder), contract)
+            return self._task.measure(Answers(Path(folder) / STEP_FILE, contract), self._data, self._recipe.data)
 
 
 def progress_bar(*, disable: bool) -> Bar:

@@ -10,17 +10,21 @@ from pathlib import Path
 import torch
 
 from eddy.training.checkpoint import Checkpoint, load_checkpoint
-from eddy.training.data import SeriesData, TextData, load_series, load_text
+from eddy.training.data import SetData
 from eddy.training.errors import CheckpointError, RecipeError
-from eddy.training.families.family import StreamingModel
+from eddy.training.families.family import Model, StreamingModel
 from eddy.training.families.registry import build_model
 from eddy.training.location import CHECKPOINT_FILE
-from eddy.training.recipe import Recipe, SeriesSource, TextSource
+from eddy.training.recipe import Recipe, Schedule
 from eddy.training.run import Run, progress_bar
-from eddy.training.spec import FeatureInput, QuantileHead, Spec, TokenHead, TokenInput
+from eddy.training.set_pass import SetReading
+from eddy.training.spec import Spec
 from eddy.training.stop import Stop
 from eddy.training.storage import make_folder
-from eddy.training.trainer import Trainer
+from eddy.training.stream_pass import StreamReading
+from eddy.training.tasks.registry import find_task
+from eddy.training.tasks.task import TaskData
+from eddy.training.trainer import Reading, Trainer
 
 
 def train(
@@ -55,11 +59,9 @@ def train(
     torch.manual_seed(recipe.training.seed)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     # 3. The data, and the model's shape that follows from it.
-    data = load_text(recipe.data) if isinstance(recipe.data, TextSource) else load_series(recipe.data)
+    data: TaskData = find_task(recipe.data).load(recipe.data)
     model = build_model(build_spec(recipe, data)).to(where)
-    if not isinstance(model, StreamingModel):
-        raise RecipeError(f"model.family: got {model.spec.kind!r}, expected one that streams")
-    trainer = Trainer(model, data, recipe.training)
+    trainer = Trainer(model, read_data(model, data, recipe.training), recipe.training)
     run = Run(directory, recipe, data, trainer, where)
     # 4. The state that it starts from.
     if before is not None:
@@ -73,14 +75,20 @@ def train(
     return path
 
 
-def build_spec(recipe: Recipe, data: TextData | SeriesData) -> Spec:
-    """The model's full shape: the recipe's architecture, input and head from the data."""
-    if isinstance(data, TextData):
-        size = len(data.vocabulary.symbols)
-        return recipe.model.spec(TokenInput(size), (TokenHead(size),))
-    assert isinstance(recipe.data, SeriesSource)
-    head = QuantileHead(recipe.data.horizons, recipe.data.quantiles, data.target)
-    return recipe.model.spec(FeatureInput(data.mean, data.scale), (head,))
+def build_spec(recipe: Recipe, data: TaskData) -> Spec:
+    """The model's full shape: the recipe's architecture, what goes in and what comes out from the task."""
+    return recipe.model.spec(*find_task(recipe.data).ports(data, recipe.data))
+
+
+def read_data(model: Model, data: TaskData, plan: Schedule) -> Reading:
+    """How a model reads the data: one long sequence in order, or separate sequences. Raises RecipeError."""
+    if isinstance(data, SetData):
+        return SetReading(model, data, plan)
+    if not isinstance(model, StreamingModel):
+        raise RecipeError(
+            f"model.family: got {model.spec.kind!r}, expected one that streams, as the data is one stream"
+        )
+    return StreamReading(model, data, plan)
 
 
 def _find_earlier(path: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> Checkpoint | None:

@@ -15,9 +15,7 @@ from eddy.training.data import Part
 Array = npt.NDArray[np.generic]
 Window = tuple[Array, Array]
 
-# Streams and window of an evaluation pass over text: enough rows to be quick, few enough that the lost context at
-# the start of each does not show. A series is read as one stream, as a session would.
-TEXT_EVALUATION_STREAMS = 16
+# Steps of a window where a part is only measured.
 EVALUATION_STEPS = 512
 
 

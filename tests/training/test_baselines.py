@@ -7,20 +7,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from eddy.training.baselines import (
-    bigram_bits,
+from eddy.training.errors import DataError
+from eddy.training.recipe import Recipe
+from eddy.training.tasks.series_baselines import (
     find_season,
     linear_values,
-    ngram_bits,
     season_steps,
     seasonal_values,
     series_baselines,
     spread,
-    unigram_bits,
 )
-from eddy.training.data import load_series
-from eddy.training.errors import DataError
-from eddy.training.recipe import Recipe, SeriesSource
+from eddy.training.tasks.series_data import SeriesSource, load_series
+from eddy.training.tasks.text_baselines import bigram_bits, ngram_bits, unigram_bits
 
 
 def test_unigram_bits_by_hand() -> None:

@@ -14,16 +14,13 @@ from eddy.training.data import (
     UNKNOWN,
     Vocabulary,
     describe_origin,
-    future_values,
-    load_series,
-    load_text,
-    read_text,
-    spaced_rows,
     split_points,
 )
 from eddy.training.errors import DataError
-from eddy.training.recipe import Recipe, SeriesSource, TextSource
+from eddy.training.recipe import Recipe
 from eddy.training.table import read_columns
+from eddy.training.tasks.series_data import SeriesSource, future_values, load_series, spaced_rows
+from eddy.training.tasks.text import TextSource, load_text, read_text
 
 
 def series_source(path: Path) -> SeriesSource:

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eddy.training.data import load_series
-from eddy.training.figures import Figure, compare_figures, pinball, series_figures, write_figures
-from eddy.training.recipe import Recipe, SeriesSource
+from eddy.training.figures import Figure, compare_figures, write_figures
+from eddy.training.recipe import Recipe
+from eddy.training.tasks.registry import BASELINES
+from eddy.training.tasks.series import pinball, series_figures
+from eddy.training.tasks.series_data import SeriesSource, load_series
 
 
 def test_pinball_by_hand() -> None:
@@ -35,7 +37,9 @@ def test_a_perfect_forecast_has_no_error(series_recipe: Recipe) -> None:
 def test_baselines_are_found_by_their_names() -> None:
     """A figure is compared with those that are called as it is, with a baseline's name behind."""
     figures = [Figure(name, value, "m") for name, value in (("mae", 1.0), ("mae_1", 2.0), ("mae_1_linear", 3.0))]
-    [found] = compare_figures([*figures, Figure("mae_last_value", 4.0, "m"), Figure("season_steps", 5, "")][1:3])
+    [found] = compare_figures(
+        [*figures, Figure("mae_last_value", 4.0, "m"), Figure("season_steps", 5, "")][1:3], BASELINES
+    )
     assert (found.figure.name, found.baselines) == ("mae_1", {"linear": 3.0})
 
 

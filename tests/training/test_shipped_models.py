@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from eddy.training.contract import read_contract
-from eddy.training.recipe import RECIPES, SeriesSource, load_recipe
+from eddy.training.recipe import RECIPES, load_recipe
+from eddy.training.tasks.series_data import SeriesSource
 from eddy.training.verify import verify
 
 MODELS = Path(__file__).parents[2] / "models"

@@ -34,7 +34,7 @@ def test_windows_go_on_where_the_last_one_ended() -> None:
 def test_token_loss_leaves_out_what_has_no_target() -> None:
     """Equal logits cost log V for each target that counts."""
     spec = RecurrentSpec("gru", 1, 2, TokenInput(4, 2), (TokenHead(4),))
-    loss, count = loss_sum(spec, {"logits": torch.zeros(1, 3, 4)}, torch.tensor([[1, 3, NO_TOKEN]]))
+    loss, count = loss_sum(spec, {"logits": torch.zeros(1, 3, 4)}, {"logits": torch.tensor([[1, 3, NO_TOKEN]])})
     assert count == 2
     assert float(loss) == pytest.approx(2 * math.log(4))
 
@@ -42,7 +42,9 @@ def test_token_loss_leaves_out_what_has_no_target() -> None:
 def test_quantile_loss_is_in_deviations_and_leaves_out_nan() -> None:
     """A miss by 4 with a deviation of 2 costs level x 2."""
     spec = RecurrentSpec("gru", 1, 2, FeatureInput((0.0,), (2.0,)), (QuantileHead((1, 2), (0.25,)),))
-    loss, count = loss_sum(spec, {"quantiles": torch.zeros(1, 1, 2, 1)}, torch.tensor([[[4.0, NO_VALUE]]]))
+    loss, count = loss_sum(
+        spec, {"quantiles": torch.zeros(1, 1, 2, 1)}, {"quantiles": torch.tensor([[[4.0, NO_VALUE]]])}
+    )
     assert count == 1
     assert float(loss) == pytest.approx(0.25 * 2)
 
@@ -70,7 +72,8 @@ def test_a_run_leaves_figures_and_a_checkpoint_of_plain_values(series_checkpoint
     """The figures beside the checkpoint are its own, and the checkpoint loads without running code."""
     values = torch.load(series_checkpoint, weights_only=True)
     assert sorted(values) == [
-        "epochs", "figures", "format", "origin", "progress", "recipe", "sample", "spec", "symbols", "weights",
+        "epochs", "figures", "format", "origin", "progress", "recipe", "sample", "source_symbols", "spec", "symbols",
+        "weights",
     ]  # fmt: skip
     assert values["progress"] is None
     beside = json.loads((series_checkpoint.parent / "figures.json").read_text())

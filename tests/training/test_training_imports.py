@@ -23,15 +23,17 @@ RANKS = (
         "families.translation.spec",
     },
     {"families.shapes", "families.nodes", "families.recurrent.model", "families.translation.model"},
-    {"recipe", "families.recurrent.graph", "families.translation.graph"},
+    {"families.recurrent.graph", "families.translation.graph"},
     {"families.recurrent.family", "families.translation.family"},
     {"families.registry"},
-    {"data", "runtime", "location", "packages", "pieces"},
-    {"catalogues"},
-    {"lexicon"},
-    {"baselines", "generation", "windows"},
-    {"figures", "loss"},
-    {"card", "checkpoint", "trainer"},
+    {"runtime", "location", "packages", "pieces", "figures"},
+    {"data", "catalogues"},
+    {"answers", "batches", "generation", "lexicon", "windows", "tasks.series_data", "tasks.text_baselines"},
+    {"loss", "tasks.series_baselines", "tasks.task"},
+    {"tasks.recall", "tasks.series", "tasks.text"},
+    {"tasks.registry"},
+    {"recipe"},
+    {"card", "checkpoint", "set_pass", "stream_pass", "trainer"},
     {"reference", "run", "evaluation"},
     {"train", "verify", "plot"},
     {"export"},
@@ -39,7 +41,7 @@ RANKS = (
     {"commands"},
     {"__main__"},
 )
-WITH_TORCH = {"checkpoint", "loss", "trainer", "run", "train", "export", "reference"} | {
+WITH_TORCH = {"checkpoint", "loss", "set_pass", "stream_pass", "trainer", "run", "train", "export", "reference"} | {
     f"families.{name}"
     for name in (
         "family",

@@ -25,9 +25,23 @@ class Model(nn.Module):
 
     spec: Spec
 
+    @abstractmethod
+    def read(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> Outputs:
+        """Whole separate sequences from the initial state, for training: every head's output, [B, T, ...], by its name.
+
+        inputs: [B, T, ...] by the graph's input names; a prime graph's have their own T. lengths: int64 [B] for each,
+        the valid steps of a row; what lies behind them is padding and changes nothing before it.
+        """
+
 
 class StreamingModel(Model):
     """A model that reads step by step: its state is passed in and handed back."""
+
+    def read(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> Outputs:
+        """Padding comes last and nothing looks ahead, so lengths do not matter."""
+        (x,) = inputs.values()
+        outputs: Outputs = self(x, self.initial_state(len(x)))[0]
+        return outputs
 
     @abstractmethod
     def initial_state(self, batch: int) -> State:

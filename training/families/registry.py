@@ -3,8 +3,11 @@
 Owns: the table of families and what is asked of whichever family a specification belongs to.
 """
 
+from pathlib import Path
 from typing import Any
 
+from eddy.training.builder import check_structure
+from eddy.training.contract import STEP_FILE, attach_contract, save_model
 from eddy.training.families.family import Family, Model
 from eddy.training.families.recurrent.family import RECURRENT
 from eddy.training.families.translation.family import TRANSLATION
@@ -28,6 +31,15 @@ def build_model(spec: Spec) -> Model:
 def build_contract(model: Model, name: str, description: str = "") -> pb.ModelContract:
     """What follows from the model: task, ports, states, graphs, streaming. The caller adds the meanings."""
     return family_of(model.spec).contract(model, name, description)
+
+
+def write_graphs(model: Model, directory: Path, contract: pb.ModelContract) -> None:
+    """Write every graph of a model into a folder, checked, the contract in the step graph. Raises ExportError."""
+    for name, graph in family_of(model.spec).graphs(model).items():
+        check_structure(graph)
+        if name == STEP_FILE:
+            attach_contract(graph, contract)
+        save_model(directory / name, graph)
 
 
 def all_examples() -> dict[str, Spec]:

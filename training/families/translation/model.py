@@ -11,13 +11,14 @@ and, transposed, the output (Press and Wolf 2017): together they let a decoder c
 Dimension key: B batch, S source steps, T target steps, E embedding, H hidden, V vocabulary.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from eddy.training.families.family import Model
+from eddy.training.families.family import Model, Outputs
 from eddy.training.families.translation.spec import TranslationSpec
 
 # Added to the score of a place that holds nothing; exp of it is exactly 0.
@@ -103,6 +104,11 @@ class TranslationModel(Model):
         encoded = self.encode(source, lengths)
         logits, weights, _ = self.decode(tokens, encoded, encoded.state)
         return logits, weights
+
+    def read(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> Outputs:
+        """Teacher forcing, see `Model`: `source`, and in `tokens` the target's symbols so far."""
+        logits, _ = self(inputs["source"], lengths["source"], inputs["tokens"])
+        return {"logits": logits}
 
 
 class Attention(nn.Module):
