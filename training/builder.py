@@ -20,6 +20,8 @@ from eddy.training.errors import ExportError
 # Opset 17 is the oldest with everything needed; every ONNX Runtime since 1.12 runs it, on CPU and CUDA.
 OPSET = 17
 IR_VERSION = 8
+# A Slice's end that is behind every axis' end.
+END = 2**62
 RECURRENT_OPERATORS = ("RNN", "GRU", "LSTM")
 
 Array = npt.NDArray[np.generic]

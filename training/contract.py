@@ -12,7 +12,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from eddy.training.errors import ContractError
-from eddy.training.spec import ClassHead, Head, Input, QuantileHead, TokenHead, TokenInput, head_shape
+from eddy.training.spec import ClassHead, FrameInput, Head, Input, QuantileHead, TokenHead, TokenInput, head_shape
 from eddy.training.storage import write_whole
 from eddy.v1 import contract_pb2 as pb
 
@@ -61,6 +61,14 @@ def describe_input(given: Input) -> pb.TensorSpec:
             dtype=pb.DATA_TYPE_INT64,
             meaning="token id, an index into the vocabulary's symbols",
             range=pb.ValueRange(minimum=0, maximum=last),
+        )
+    if isinstance(given, FrameInput):
+        return pb.TensorSpec(
+            name=given.name,
+            dtype=pb.DATA_TYPE_FLOAT32,
+            shape=given.shape,
+            meaning="video frame, rows by columns of brightness",
+            range=pb.ValueRange(minimum=0, maximum=1),
         )
     port = pb.TensorSpec(name=given.name, dtype=pb.DATA_TYPE_FLOAT32, shape=[given.width])
     if not given.is_identity:

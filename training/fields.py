@@ -20,15 +20,19 @@ def require(ok: object, field: str, came: object, expected: str) -> None:
         raise RecipeError(f"{field}: got {came!r}, expected {expected}")
 
 
-def build(cls: type[_Part], table: Mapping[str, Any], where: str) -> _Part:
-    """One dataclass from one table: unknown, missing and wrongly typed keys are refused by name."""
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]  # always a dataclass
+def build(cls: type[_Part], table: Mapping[str, Any], where: str, ready: Mapping[str, Any] | None = None) -> _Part:
+    """One dataclass from one table: unknown, missing and wrongly typed keys are refused by name.
+
+    ready: fields that do not come from the table.
+    """
+    ready = ready or {}
+    known = {f.name: f for f in fields(cls) if f.name not in ready}  # type: ignore[arg-type]  # always a dataclass
     refuse_unknown(table, known, where)
     missing = [name for name, f in known.items() if f.default is MISSING and name not in table]
     if missing:
         raise RecipeError(f"{where}: missing {', '.join(missing)}")
     hints = get_type_hints(cls)
-    return cls(**{name: typed(value, hints[name], f"{where}.{name}") for name, value in table.items()})
+    return cls(**{name: typed(value, hints[name], f"{where}.{name}") for name, value in table.items()}, **ready)
 
 
 def refuse_unknown(table: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
@@ -51,7 +55,7 @@ def typed(value: object, hint: Any, where: str) -> object:
     # 2. Lists: tuple[X, ...].
     if get_origin(hint) is tuple:
         item = get_args(hint)[0]
-        kind = "table" if is_dataclass(item) else item.__name__
+        kind = "tables" if is_dataclass(item) else item.__name__
         require(isinstance(value, list | tuple), where, value, f"a list of {kind}")
         assert isinstance(value, list | tuple)
         return tuple(typed(entry, item, where) for entry in value)

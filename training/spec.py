@@ -64,6 +64,39 @@ class FeatureInput:
 
 
 @dataclass(frozen=True, slots=True)
+class FrameInput:
+    """Video frames, float32 [B, T, rows, columns] or [B, T, channels, rows, columns], brightness 0 to 1.
+
+    channels: None where the frames have no such axis.
+    """
+
+    rows: int
+    columns: int
+    channels: int | None = None
+    name: str = "frames"
+
+    def __post_init__(self) -> None:
+        require(self.rows >= 1, "rows", self.rows, "at least 1")
+        require(self.columns >= 1, "columns", self.columns, "at least 1")
+        require(self.channels is None or self.channels >= 1, "channels", self.channels, "at least 1")
+
+    @property
+    def planes(self) -> int:
+        """Channels, 1 where there is no axis for them."""
+        return self.channels or 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Axes of one frame."""
+        return (self.rows, self.columns) if self.channels is None else (self.channels, self.rows, self.columns)
+
+    @property
+    def width(self) -> int:
+        """Features per step: the pixels."""
+        return self.planes * self.rows * self.columns
+
+
+@dataclass(frozen=True, slots=True)
 class TokenHead:
     """Logits of the next token, float32 [B, T, V]."""
 
@@ -138,10 +171,10 @@ class ClassHead:
         require(self.task in ("classification", "tagging"), "task", self.task, "'classification' or 'tagging'")
 
 
-Input = TokenInput | FeatureInput
+Input = TokenInput | FeatureInput | FrameInput
 Head = TokenHead | QuantileHead | LinearHead | ClassHead
 
-_INPUTS: dict[str, type[Input]] = {"tokens": TokenInput, "features": FeatureInput}
+_INPUTS: dict[str, type[Input]] = {"tokens": TokenInput, "features": FeatureInput, "frames": FrameInput}
 _HEADS: dict[str, type[Head]] = {
     "next_token": TokenHead,
     "quantiles": QuantileHead,

@@ -75,7 +75,7 @@ class StreamPass:
         # A session starts from the initial state, so every pass does, with the gradient of what is learned of it.
         marked = rng.random(plan.streams) < plan.reset_share
         fresh = np.ones(plan.streams, np.bool_) if self.next_window == 0 else marked
-        outputs, after = model(x, _reset(self.state, model.initial_state(plan.streams), fresh))
+        outputs, after = model(x, reset_rows(self.state, model.initial_state(plan.streams), fresh))
         self.state = tuple(s.detach() for s in after)
         self.next_window += 1
         (head,) = model.spec.heads
@@ -90,7 +90,7 @@ class StreamPass:
         }
 
 
-def _reset(state: State, initial: State, rows: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> State:
+def reset_rows(state: State, initial: State, rows: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> State:
     """The state with the marked rows at their initial values, which keep their gradient."""
     marked = torch.from_numpy(rows).to(state[0].device)
     return tuple(

@@ -16,7 +16,7 @@ from torch import nn
 
 from eddy.training.builder import Array, GraphBuilder
 from eddy.training.families.projection import quantile_ladder
-from eddy.training.spec import FeatureInput, Head, Input, QuantileHead, TokenInput
+from eddy.training.spec import FeatureInput, FrameInput, Head, Input, QuantileHead, TokenInput, head_shape
 
 Weights = dict[str, npt.NDArray[Any]]
 
@@ -72,10 +72,10 @@ def write_layer(
     return build.node("Squeeze", [f"Y_{name}", build.shape(1)], f"hidden_{name}"), after
 
 
-def write_linear(build: GraphBuilder, name: str, steps: str, weight: Array, bias: Array) -> str:
-    """[T, B, H] @ weight^T + bias, for torch's weight layout [outputs, H]."""
+def write_linear(build: GraphBuilder, name: str, steps: str, weight: Array, bias: Array, output: str = "") -> str:
+    """[T, B, H] @ weight^T + bias, for torch's weight layout [outputs, H]; called `output` if that is given."""
     product = build.node("MatMul", [steps, build.constant(f"{name}_weight", weight.T)], f"{name}_product")
-    return build.node("Add", [product, build.constant(f"{name}_bias", bias)], f"{name}_projected")
+    return build.node("Add", [product, build.constant(f"{name}_bias", bias)], output or f"{name}_projected")
 
 
 def write_input(build: GraphBuilder, given: Input, weights: Weights) -> str:
@@ -86,27 +86,43 @@ def write_input(build: GraphBuilder, given: Input, weights: Weights) -> str:
         table = build.constant("embedding", weights["embedding.weight"])
         return build.node("Gather", [table, turned], "embedded", axis=0)
     values = given.name
-    if not given.is_identity:
+    if isinstance(given, FrameInput):
+        values = build.node("Reshape", [values, build.shape(0, 0, given.width)], "pixels")
+    elif not given.is_identity:
         mean = build.constant("mean", np.array(given.mean, np.float32))
         scale = build.constant("scale", np.array(given.scale, np.float32))
         values = build.node("Div", [build.node("Sub", [values, mean], "centred"), scale], "standardised")
     return build.node("Transpose", [values], "features_time_first", perm=[1, 0, 2])
 
 
-def write_head(build: GraphBuilder, head: Head, given: Input, name: str, steps: str, weights: Weights) -> None:
-    """Hidden states [T, B, H] -> the head's output, batch first, under its name. name: the head's in `weights`."""
+def write_head(
+    build: GraphBuilder, head: Head, given: Input, name: str, steps: str, weights: Weights, *, time_first: bool = True
+) -> None:
+    """Hidden states [T, B, H] -> the head's output, batch first, under its name.
+
+    name: the head's in `weights`. time_first: False where the hidden states are [B, T, H].
+    """
     if isinstance(head, QuantileHead):
         assert isinstance(given, FeatureInput)
-        _write_quantiles(build, head, given, name, steps, weights)
+        relative = _write_offsets(build, head, given, name, steps, weights)
+        if time_first:
+            relative = build.node("Transpose", [relative], f"{name}_batch_first", perm=[1, 0, 2])
+        now = given.name
+        if given.width > 1:
+            now = build.node("Gather", [now, build.constant("target", np.array([head.target]))], "now", axis=2)
+        flat = build.node("Add", [relative, now], f"{name}_flat")
+        build.node("Reshape", [flat, build.shape(0, 0, *head_shape(head))], head.name)
         return
-    projected = write_linear(build, name, steps, weights[f"{name}.weight"], weights[f"{name}.bias"])
-    build.node("Transpose", [projected], head.name, perm=[1, 0, 2])
+    last = f"{name}_projected" if time_first else head.name
+    write_linear(build, name, steps, weights[f"{name}.weight"], weights[f"{name}.bias"], last)
+    if time_first:
+        build.node("Transpose", [last], head.name, perm=[1, 0, 2])
 
 
-def _write_quantiles(
+def _write_offsets(
     build: GraphBuilder, head: QuantileHead, given: FeatureInput, name: str, steps: str, weights: Weights
-) -> None:
-    """The quantile head as two projections: squares of one, laddered by a constant matrix, added to the other.
+) -> str:
+    """Quantiles less the present value, [T, B, K * Q]: squares of a projection, laddered, added to another one.
 
     The deviation that scales the result is multiplied into the constants.
     """
@@ -114,16 +130,12 @@ def _write_quantiles(
     scale = np.float32(given.scale[head.target])
     spread = np.repeat(scale * weights[f"{name}.base.weight"], num_quantiles, axis=0)
     offset = np.repeat(scale * weights[f"{name}.base.bias"], num_quantiles)
-    relative = write_linear(build, "base", steps, spread, offset)
-    if num_quantiles > 1:
-        roots = write_linear(build, "roots", steps, weights[f"{name}.roots.weight"], weights[f"{name}.roots.bias"])
-        squares = build.node("Mul", [roots, roots], "squares")
-        ladder = np.kron(np.eye(num_horizons, dtype=np.float32), scale * quantile_ladder(num_quantiles).numpy())
-        gaps = build.node("MatMul", [squares, build.constant("ladder", ladder)], "gaps")
-        relative = build.node("Add", [relative, gaps], "relative")
-    turned = build.node("Transpose", [relative], "relative_batch_first", perm=[1, 0, 2])
-    now = given.name
-    if given.width > 1:
-        now = build.node("Gather", [now, build.constant("target", np.array([head.target], np.int64))], "now", axis=2)
-    summed = build.node("Add", [turned, now], "flat_quantiles")
-    build.node("Reshape", [summed, build.shape(0, 0, num_horizons, num_quantiles)], head.name)
+    relative = write_linear(build, f"{name}_base", steps, spread, offset)
+    if num_quantiles == 1:
+        return relative
+    root, bias = weights[f"{name}.roots.weight"], weights[f"{name}.roots.bias"]
+    roots = write_linear(build, f"{name}_roots", steps, root, bias)
+    squares = build.node("Mul", [roots, roots], f"{name}_squares")
+    ladder = np.kron(np.eye(num_horizons, dtype=np.float32), scale * quantile_ladder(num_quantiles).numpy())
+    gaps = build.node("MatMul", [squares, build.constant("ladder", ladder)], f"{name}_gaps")
+    return build.node("Add", [relative, gaps], f"{name}_relative")

@@ -4,16 +4,16 @@ import onnx
 import torch
 
 from eddy.training.contract import STEP_FILE, describe_head, describe_input, streaming_contract, task_of
-from eddy.training.errors import ContractError
+from eddy.training.errors import ContractError, ExportError
 from eddy.training.families.family import Tensors
+from eddy.training.families.recurrent.examples import recurrent_examples
 from eddy.training.families.recurrent.graph import build_step_graph
 from eddy.training.families.recurrent.model import RecurrentModel
+from eddy.training.families.recurrent.parts import StateShape
 from eddy.training.families.recurrent.spec import KIND, RecurrentSpec
-from eddy.training.spec import ClassHead, FeatureInput, LinearHead, TokenHead, TokenInput
 from eddy.v1 import contract_pb2 as pb
 
 _CELL_NAMES = {"rnn_tanh": "tanh RNN", "rnn_relu": "ReLU RNN", "lstm": "LSTM", "gru": "GRU"}
-_MEANINGS = {"h": "hidden state of every layer", "c": "cell state of every layer"}
 
 
 class RecurrentFamily:
@@ -32,14 +32,16 @@ class RecurrentFamily:
         contract.task = task_of(spec.heads)
         contract.inputs.append(describe_input(spec.input))
         contract.outputs.extend(describe_head(head) for head in spec.heads)
-        for state in spec.state_names:
+        if not spec.states:
+            raise ExportError("layers: got 0 and no convolution over steps, expected a model with a state to stream")
+        for state in spec.states:
             contract.states.add(
-                name=state,
-                next_name=f"{state}_next",
-                dtype=pb.DATA_TYPE_FLOAT32,
-                shape=[spec.layers, spec.hidden],
-                initial=pb.InitialState(constant=0.0),
-                meaning=_MEANINGS[state],
+                name=state.name,
+                next_name=f"{state.name}_next",
+                dtype=pb.DATA_TYPE_INT64 if state.is_count else pb.DATA_TYPE_FLOAT32,
+                shape=state.shape,
+                initial=_initial(model, state),
+                meaning=state.meaning,
             )
         return contract
 
@@ -60,22 +62,25 @@ class RecurrentFamily:
 
     def examples(self) -> dict[str, RecurrentSpec]:
         """Small models of every variant."""
-        values = FeatureInput((1.0, -2.0, 0.0), (2.0, 0.5, 1.0))
-        tokens, symbols = TokenInput(11, 6), (TokenHead(11),)
-        answers = (ClassHead("colour", ("red", "green", "blue")), ClassHead("side", ("left", "right")))
-        return {
-            "rnn-tanh": RecurrentSpec("rnn_tanh", 1, 12, values, (LinearHead(3),)),
-            "rnn-relu": RecurrentSpec("rnn_relu", 1, 12, values, (LinearHead(3),)),
-            "gru": RecurrentSpec("gru", 1, 12, tokens, symbols),
-            "lstm": RecurrentSpec("lstm", 1, 12, tokens, symbols),
-            "lstm-stacked": RecurrentSpec("lstm", 2, 12, tokens, symbols, dropout=0.1),
-            "gru-two-answers": RecurrentSpec("gru", 1, 12, values, answers),
-        }
+        return recurrent_examples()
+
+
+def _initial(model: RecurrentModel, state: StateShape) -> pb.InitialState:
+    """Zero, or the learned values: one row, little-endian."""
+    if not state.is_learned:
+        return pb.InitialState(constant=0.0)
+    value = model.get_parameter(f"initial_{state.name}").detach().cpu().numpy()
+    return pb.InitialState(data=value.astype("<f4").tobytes())
 
 
 def _describe(spec: RecurrentSpec) -> str:
     """The shape, for a person."""
-    return f"{spec.layers} layers of {_CELL_NAMES[spec.cell]}, {spec.hidden} units"
+    parts = [f"{len(spec.frame_convolutions)} convolutions of each frame"] if spec.frame_convolutions else []
+    parts += [f"{len(spec.convolutions)} causal convolutions"] if spec.convolutions else []
+    layers = f"{spec.layers} layers of {_CELL_NAMES[spec.cell]}" if spec.layers else "a dense layer"
+    parts.append(f"{layers}, {spec.hidden} units" + (", residual" if spec.residual else ""))
+    parts += [f"attention to its last {spec.attention.window} steps"] if spec.attention else []
+    return "; ".join(parts)
 
 
 RECURRENT = RecurrentFamily()

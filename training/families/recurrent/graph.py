@@ -9,36 +9,63 @@ out; states stay batch-first, because sessions are rows.
 import onnx
 
 from eddy.training.builder import Array, GraphBuilder, floats, integers
-from eddy.training.families.nodes import Weights, weights_of, write_head, write_input, write_layer
+from eddy.training.families.nodes import Weights, weights_of, write_head, write_input, write_layer, write_linear
+from eddy.training.families.recurrent.attention import write_attention
+from eddy.training.families.recurrent.convolution import write_convolution, write_frames
 from eddy.training.families.recurrent.model import RecurrentModel
 from eddy.training.families.recurrent.spec import RecurrentSpec
-from eddy.training.spec import TokenInput, head_shape
+from eddy.training.spec import FrameInput, TokenInput, head_shape
 
 
 def build_step_graph(model: RecurrentModel) -> onnx.ModelProto:
     """Translate a model (its weights copied as constants) into a step graph, without metadata.
 
-    Inputs: `tokens` int64 [B, T] or `values` float32 [B, T, F]; states float32 [B, L, H]. Outputs: the heads', and
-    every state's successor `<name>_next`. B and T are symbolic.
+    Inputs: `tokens` int64 [B, T], `values` float32 [B, T, F] or `frames` float32 [B, T, ...]; the states [B, ...] that
+    the specification lists. Outputs: the heads', and every state's successor `<name>_next`. B and T are symbolic.
     """
     spec, weights, build = model.spec, weights_of(model), GraphBuilder()
-    steps = write_input(build, spec.input, weights)
-    befores = {name: _write_state_in(build, spec, name) for name in spec.state_names}
-    afters: dict[str, list[str]] = {name: [] for name in spec.state_names}
-    for layer in range(spec.layers):
-        before = {name: befores[name][layer] for name in befores}
-        steps, after = write_layer(build, spec.cell, str(layer), steps, _layer_weights(weights, layer), before)
-        for name, value in after.items():
-            afters[name].append(value)
+    # 1. From the input to the layers, [T, B, width].
+    if isinstance(spec.input, FrameInput) and spec.frame_convolutions:
+        steps = write_frames(build, spec.frame_convolutions, spec.input, spec.widths[0], weights)
+    else:
+        steps = write_input(build, spec.input, weights)
+    for index, part in enumerate(spec.convolutions):
+        steps = write_convolution(build, part, index, steps, f"conv_{index}", weights)
+    # 2. The layers, [T, B, H].
+    if spec.layers:
+        steps = _write_layers(build, spec, steps, weights)
+    else:
+        summed = write_linear(build, "dense", steps, weights["dense.weight"], weights["dense.bias"])
+        steps = build.node("Relu", [summed], "dense_features")
+    # 3. The heads.
+    if spec.attention is not None:
+        steps = write_attention(build, spec.attention, spec.hidden, steps, weights)
     for head, name in zip(spec.heads, spec.projections, strict=True):
-        write_head(build, head, spec.input, name, steps, weights)
-    for name, values in afters.items():
-        _write_state_out(build, spec, name, values)
+        write_head(build, head, spec.input, name, steps, weights, time_first=spec.attention is None)
     return build.model(*_ports(spec))
 
 
-def _layer_weights(weights: Weights, layer: int) -> list[Array]:
+def _write_layers(build: GraphBuilder, spec: RecurrentSpec, steps: str, weights: Weights) -> str:
+    """[T, B, width] -> [T, B, H], and the cells' next states."""
+    befores = {name: _write_state_in(build, spec, name) for name in spec.cell_state_names}
+    afters: dict[str, list[str]] = {name: [] for name in spec.cell_state_names}
+    for layer in range(spec.layers):
+        before = {name: befores[name][layer] for name in befores}
+        given = steps
+        steps, after = write_layer(build, spec.cell, str(layer), given, _layer_weights(spec, weights, layer), before)
+        if spec.residual and layer:
+            steps = build.node("Add", [steps, given], f"hidden_{layer}_and_input")
+        for name, value in after.items():
+            afters[name].append(value)
+    for name, values in afters.items():
+        _write_state_out(build, spec, name, values)
+    return steps
+
+
+def _layer_weights(spec: RecurrentSpec, weights: Weights, layer: int) -> list[Array]:
     parts = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    if spec.residual:
+        return [weights[f"stack.{layer}.{part}_l0"] for part in parts]
     return [weights[f"recurrent.{part}_l{layer}"] for part in parts]
 
 
@@ -67,8 +94,10 @@ def _ports(spec: RecurrentSpec) -> tuple[list[onnx.ValueInfoProto], list[onnx.Va
     if isinstance(spec.input, TokenInput):
         given = integers(spec.input.name, "B", "T")
     else:
-        given = floats(spec.input.name, "B", "T", spec.input.width)
+        axes = spec.input.shape if isinstance(spec.input, FrameInput) else (spec.input.width,)
+        given = floats(spec.input.name, "B", "T", *axes)
     outputs = [floats(head.name, "B", "T", *head_shape(head)) for head in spec.heads]
-    states = [floats(name, "B", spec.layers, spec.hidden) for name in spec.state_names]
-    nexts = [floats(f"{name}_next", "B", spec.layers, spec.hidden) for name in spec.state_names]
-    return [given, *states], [*outputs, *nexts]
+    states = [(integers if state.is_count else floats, state) for state in spec.states]
+    before = [port(state.name, "B", *state.shape) for port, state in states]
+    after = [port(f"{state.name}_next", "B", *state.shape) for port, state in states]
+    return [given, *before], [*outputs, *after]
