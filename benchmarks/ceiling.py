@@ -23,8 +23,10 @@ import onnxruntime as ort
 from benchmarks.models import model_path
 from benchmarks.shape import INPUT, OUTPUT, SHAPES, Shape
 from benchmarks.worker import run_commands
+from eddy.service.arena import NUM_RESERVED_SLOTS
 from eddy.service.contract import read_contract
-from eddy.service.engine import NUM_RESERVED_SLOTS, Engine
+from eddy.service.engine import Engine
+from eddy.service.graph import ModelGraphs
 
 _NUM_SLOTS = 4096
 _OUTPUTS = [OUTPUT, "h_next", "c_next"]
@@ -86,7 +88,7 @@ class Ceiling:
     def _engine(self, shape: Shape) -> Engine:
         if shape.name not in self._engines:
             model = onnx.load(model_path(self._repository, shape))
-            self._engines[shape.name] = Engine(model, read_contract(model), num_slots=_NUM_SLOTS)
+            self._engines[shape.name] = Engine(ModelGraphs(model), read_contract(model), num_slots=_NUM_SLOTS)
         return self._engines[shape.name]
 
 

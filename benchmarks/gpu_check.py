@@ -21,8 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.models import write_repository
-from eddy.service.contract import Contract, Port, read_contract
-from eddy.service.engine import INITIAL_SLOT, NUM_RESERVED_SLOTS, Engine, available_providers, runtime_version
+from eddy.service.arena import INITIAL_SLOT, NUM_RESERVED_SLOTS
+from eddy.service.contract import Contract, read_contract
+from eddy.service.engine import Engine
+from eddy.service.graph import ModelGraphs
+from eddy.service.ports import Port
+from eddy.service.runtime import available_providers, runtime_version
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 # TF32 is off; cuDNN sums in another order than the CPU.
@@ -55,7 +59,10 @@ def _check_model(console: Console, path: Path) -> bool:
     model = onnx.load(path)
     contract = read_contract(model)
     name = f"{path.parent.parent.name}/{path.parent.name}"
-    engines = {provider: Engine(model, contract, num_slots=_NUM_SLOTS, provider=provider) for provider in (CUDA, CPU)}
+    engines = {
+        provider: Engine(ModelGraphs(model), contract, num_slots=_NUM_SLOTS, provider=provider)
+        for provider in (CUDA, CPU)
+    }
     table = Table("law", "largest difference", "allowed", "holds", title=name)
     holds = True
     for law, difference, allowed in _differences(engines[CUDA], engines[CPU], contract):

@@ -9,18 +9,15 @@ Dimension key: B rows of a chunk, T steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
 
 import numpy as np
 
 from eddy.service.chunk import Chunk
-from eddy.service.contract import Contract, Port
+from eddy.service.contract import Contract
 from eddy.service.errors import ClientError, Detail, EddyError, Reason
 from eddy.service.replies import ReplyStore
 from eddy.service.sessions import ANY_ROUTE, MODEL_BITS, SessionTable
-
-# About where numpy's machinery begins to be worth it.
-_FEW_BYTES = 128
+from eddy.service.values import bad_rows, value_error
 
 
 class Admission:
@@ -52,8 +49,8 @@ class Admission:
         unique, counts = np.unique(handles, return_counts=True)
         repeated = set(unique[counts > 1].tolist())
         bad_values = np.zeros(chunk.num_rows, np.bool_)
-        for port, values in zip(self._contract.inputs, arrays, strict=True):
-            bad_values |= _bad_rows(port, values)
+        for port, values in zip(self._contract.feeds, arrays, strict=True):
+            bad_values |= bad_rows(port, values)
         expected = table.next_position[rows].astype(np.uint64)
         suspects = ~is_good | bad_values | (positions != expected)
         if repeated:
@@ -91,26 +88,9 @@ class Admission:
         return self._table.explain(handle)
 
     def _bad_value(self, arrays: Sequence[np.ndarray], row: int) -> EddyError:
-        for port, values in zip(self._contract.inputs, arrays, strict=True):
-            mine = values[row : row + 1]
-            if not _bad_rows(port, mine)[0]:
-                continue
-            where = f"inputs[{port.name}]"
-            if port.dtype.kind == "f" and not np.isfinite(mine).all():
-                place = np.argwhere(~np.isfinite(mine[0]))[0].tolist()
-                return ClientError(
-                    Reason.NON_FINITE,
-                    f"{where}: {mine[0][tuple(place)]} at step {place[0]}, expected finite values",
-                    Detail(where, str(mine[0][tuple(place)]), "finite values"),
-                )
-            wanted = "0 or 1" if port.dtype.kind == "b" else f"{port.minimum:g} to {port.maximum:g}"
-            if port.dtype.kind == "b":
-                came = str(mine.view(np.uint8).max())
-            else:
-                came = str(mine.min() if mine.min() < (port.minimum or 0) else mine.max())
-            return ClientError(
-                Reason.OUT_OF_RANGE, f"{where}: got {came}, expected {wanted}", Detail(where, came, wanted)
-            )
+        for port, values in zip(self._contract.feeds, arrays, strict=True):
+            if bad_rows(port, values[row : row + 1])[0]:
+                return value_error(port, values[row], f"inputs[{port.name}]")
         raise AssertionError("a row was refused for its values, and none is bad")
 
     def _repeat(
@@ -150,46 +130,8 @@ class Admission:
 
 
 def input_arrays(contract: Contract, chunk: Chunk) -> list[np.ndarray]:
-    """The chunk's inputs, [B, T, ...] a port."""
+    """The chunk's inputs, [B, T, ...] a feed."""
     return [
         np.frombuffer(raw, port.dtype).reshape(chunk.num_rows, chunk.num_steps, *port.shape)
-        for port, raw in zip(contract.inputs, chunk.inputs, strict=True)
+        for port, raw in zip(contract.feeds, chunk.inputs, strict=True)
     ]
-
-
-def is_acceptable(port: Port, raw: bytes) -> bool:
-    """All values in `raw` are finite and in the port's range; False also where only a closer look can tell.
-
-    A few values are checked as Python numbers: numpy's machinery takes longer than they do, and a stream of one
-    session waits for it at every step.
-    """
-    values = np.frombuffer(raw, port.dtype)
-    if len(raw) <= _FEW_BYTES and port.dtype.kind != "b":
-        numbers: list[float] = values.tolist()
-        if port.dtype.kind == "f" and not isfinite(sum(numbers)):  # Of finite float64 it may overflow: look closer.
-            return False
-        return (port.minimum is None or min(numbers) >= port.minimum) and (
-            port.maximum is None or max(numbers) <= port.maximum
-        )
-    if port.dtype.kind == "f" and b"\0" in np.isfinite(values).tobytes():
-        return False
-    if port.dtype.kind == "b":
-        return bool(values.view(np.uint8).max() <= 1)
-    if port.minimum is not None and values.min() < port.minimum:
-        return False
-    return port.maximum is None or bool(values.max() <= port.maximum)
-
-
-def _bad_rows(port: Port, values: np.ndarray) -> np.ndarray:
-    """Rows of `values` [B, T, ...] that are not acceptable, bool [B]."""
-    flat = values.reshape(len(values), -1)
-    if port.dtype.kind == "b":
-        return np.asarray(flat.view(np.uint8).max(axis=1) > 1)
-    bad = np.zeros(len(values), np.bool_)
-    if port.dtype.kind == "f":
-        bad |= ~np.isfinite(flat).all(axis=1)
-    if port.minimum is not None:
-        bad |= flat.min(axis=1) < port.minimum
-    if port.maximum is not None:
-        bad |= flat.max(axis=1) > port.maximum
-    return bad

@@ -10,6 +10,11 @@ import numpy as np
 
 from eddy.service.errors import CapacityError, Detail, Reason
 
+# The initial state of every session, and where rows that nobody asked for are written: never handed out.
+INITIAL_SLOT = 0
+SCRATCH_SLOT = 1
+NUM_RESERVED_SLOTS = 2
+
 
 class SlotAllocator:
     """Hands out slots `first .. first + num_slots - 1`, most recently freed first (warm in cache)."""

@@ -18,11 +18,12 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from eddy.service.config import Config
-from eddy.service.contract import read_contract
-from eddy.service.engine import available_providers
+from eddy.service.contract import Contract, read_contract
 from eddy.service.errors import ClientError, Detail, EddyError, ModelError, Reason
+from eddy.service.graph import ModelGraphs
 from eddy.service.model import ModelFile, ServedModel
 from eddy.service.repository import STEP_GRAPH, model_folders, version_folders
+from eddy.service.runtime import available_providers
 from eddy.service.sessions import SessionTable
 
 _LOG = logging.getLogger(__name__)
@@ -150,7 +151,8 @@ class Catalog:
             digest = hashlib.sha256(raw).hexdigest()
             file = ModelFile(name, folder.name, digest)
             graph = onnx.load_from_string(raw)
-            served = self._serve(file, graph)
+            contract = read_contract(graph)
+            served = self._serve(file, _graphs(folder, graph, contract), contract)
         except (OSError, DecodeError, ModelError) as error:
             return self._refused(ModelFile(name, folder.name, digest), _why(path, error), time.monotonic() - start)
         except Exception as error:  # noqa: BLE001  the root of one model's loading: the others are served
@@ -162,7 +164,7 @@ class Catalog:
         _LOG.info("model %s version %s is ready after %.3f s", name, folder.name, seconds)
         return Entry(file, served, None, seconds)
 
-    def _serve(self, file: ModelFile, graph: onnx.ModelProto) -> ServedModel:
+    def _serve(self, file: ModelFile, graphs: ModelGraphs, contract: Contract) -> ServedModel:
         provider = self.provider
         if provider is None:
             wanted, available = self._config.server.providers, available_providers()
@@ -173,13 +175,30 @@ class Catalog:
         return ServedModel(
             file,
             len(self._served),
-            graph,
-            read_contract(graph),
+            graphs,
+            contract,
             self._table,
             self._config.model,
             provider,
             self._on_ended,
         )
+
+
+def _graphs(folder: Path, step: onnx.ModelProto, contract: Contract) -> ModelGraphs:
+    """The step graph with those that its contract names beside it.
+
+    Raises:
+        ModelError: one cannot be read.
+    """
+    names = contract.message.graphs
+    return ModelGraphs(step, *(_read_graph(folder / name) if name else None for name in (names.prime, names.whole)))
+
+
+def _read_graph(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load_from_string(path.read_bytes())
+    except (OSError, DecodeError) as error:
+        raise ModelError(Reason.MODEL_NOT_READY, _why(path, error)) from error
 
 
 def _why(path: Path, error: Exception) -> str:

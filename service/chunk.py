@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from eddy.service.answer import Answer
 from eddy.service.contract import Contract
 from eddy.service.errors import EddyError, Reason, ServerBug
 
@@ -33,7 +34,7 @@ class ChunkResult:
     """What became of a chunk. A plain class: one is made for every message, and a dataclass costs twice as much.
 
     Attributes:
-        outputs: raw bytes an output port, [B, T, ...]; rows in `errors` are zero.
+        outputs: raw bytes a result of the contract, [B, T, ...]; rows in `errors` are zero.
         errors: row -> why it was refused or failed.
         replayed: rows answered from their kept reply.
         failure: set when the whole chunk was refused; then nothing else is.
@@ -69,7 +70,7 @@ class Chunk:
 
     Args:
         handles: uint64 [B] raw little-endian bytes; positions: the same.
-        inputs: raw bytes an input port of the contract, [B, T, ...].
+        inputs: raw bytes a feed of the contract, [B, T, ...].
         route: the owner column's value that every row must have (`sessions.route`), or `sessions.ANY_ROUTE`; where
             the rows have several owners, the whole column, int64 [B] raw.
         source: given the result exactly once, unless its client is gone before the chunk begins.
@@ -79,6 +80,7 @@ class Chunk:
     """
 
     __slots__ = (
+        "answer",
         "arrival",
         "contract",
         "deadline",
@@ -92,7 +94,6 @@ class Chunk:
         "num_requests",
         "num_rows",
         "num_steps",
-        "outputs",
         "positions",
         "replays",
         "route",
@@ -120,7 +121,7 @@ class Chunk:
         self.positions = positions
         self.num_rows = len(handles) // 8
         # With its answer: a few bytes of tokens ask for many of scores.
-        answer_bytes = self.num_rows * num_steps * contract.output_step_bytes
+        answer_bytes = contract.answer_bytes(self.num_rows, num_steps)
         self.num_bytes = sum(map(len, inputs)) + 2 * len(handles) + answer_bytes
         self.num_steps = num_steps
         self.inputs = inputs
@@ -135,12 +136,12 @@ class Chunk:
         # Changed only by the scheduler. Steps already run, when the chunk is time-sliced.
         self.done_steps = 0
         # For chunks that are not on the fast path: table rows int64 [B]; of these the ones that run, as indices
-        # int64 [n]; their working slots int64 [n] between slices; the outputs gathered so far, [n, T, ...] each;
+        # int64 [n]; their working slots int64 [n] between slices; their results so far;
         # refused rows; kept replies to send instead.
         self.rows: np.ndarray | None = None
         self.index: np.ndarray | None = None
         self.work_slots: np.ndarray | None = None
-        self.outputs: list[np.ndarray] | None = None
+        self.answer: Answer | None = None
         self.errors: Mapping[int, EddyError] = _NO_ERRORS
         self.replays: Mapping[int, tuple[bytes, ...]] = _NO_REPLAYS
 

@@ -167,11 +167,12 @@ class Coalescer:
         self, model: ServedModel, layout: StepLayout, group: Group, matrix: np.ndarray, routes: np.ndarray
     ) -> Chunk:
         handles, positions, *inputs = (matrix[:, begin:end].tobytes() for begin, end in layout.columns)
+        feeds = model.contract.feed(tuple(inputs), len(group), layout.num_steps)
         return Chunk(
             handles,
             positions,
             layout.num_steps,
-            tuple(inputs),
+            feeds,
             routes.tobytes(),
             _Senders(group, layout, self._responses),
             0,

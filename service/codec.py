@@ -21,9 +21,10 @@ from google.rpc import error_details_pb2, status_pb2
 
 from eddy.service.chunk import ChunkResult
 from eddy.service.config import ModelConfig
-from eddy.service.contract import Contract, Port
+from eddy.service.contract import Contract
 from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
 from eddy.service.fields import check_fields, leading_integer
+from eddy.service.ports import Port
 from eddy.v1 import contract_pb2, errors_pb2, inference_pb2
 
 _Request = TypeVar("_Request", bound=Message)
@@ -60,6 +61,7 @@ GRPC_CODES: dict[Reason, int] = {
     Reason.REPEAT_MISMATCH: _FAILED_PRECONDITION,
     Reason.REPLY_NOT_KEPT: _FAILED_PRECONDITION,
     Reason.FENCED: _ABORTED,
+    Reason.OWN_START: _FAILED_PRECONDITION,
     Reason.TOO_MANY_SESSIONS: _RESOURCE_EXHAUSTED,
     Reason.QUEUE_FULL: _RESOURCE_EXHAUSTED,
     Reason.MESSAGE_TOO_LARGE: _RESOURCE_EXHAUSTED,
@@ -125,8 +127,10 @@ def row_errors(errors: Mapping[int, EddyError]) -> list[inference_pb2.RowError]:
 # Requests
 
 
-def check_columns(handles: bytes, positions: bytes, num_steps: int, max_rows: int, max_steps: int) -> int:
-    """B of a step message.
+def check_columns(
+    handles: bytes, positions: bytes, num_steps: int, max_rows: int, max_steps: int, *, is_end: bool = False
+) -> int:
+    """B of a step message; the end of streams has no steps.
 
     Raises:
         ClientError: the columns disagree, or B or T is not allowed.
@@ -145,8 +149,38 @@ def check_columns(handles: bytes, positions: bytes, num_steps: int, max_rows: in
             f"{len(positions)} bytes",
             f"{len(handles)} bytes (uint64 [{num_rows}])",
         )
-    check_steps(num_steps, max_steps, "step.num_steps")
+    if is_end:
+        check_end(num_steps, "step.num_steps")
+    else:
+        check_steps(num_steps, max_steps, "step.num_steps")
     return num_rows
+
+
+def check_end(num_steps: int, where: str) -> None:
+    """The end of a stream has no steps.
+
+    Raises:
+        ClientError: OUT_OF_RANGE.
+    """
+    if num_steps:
+        raise invalid(Reason.OUT_OF_RANGE, where, num_steps, "0, where `flush` is set")
+
+
+def read_feeds(
+    contract: Contract, tensors: Sequence[inference_pb2.Tensor], num_rows: int, num_steps: int, *, is_end: bool
+) -> tuple[bytes, ...]:
+    """Raw bytes a feed of the contract: the inputs [B, T, ...], or what stands for the end of B streams.
+
+    Raises:
+        ClientError: see `read_inputs`; WRONG_TASK, for the end of a model's streams that knows no ends.
+    """
+    if not is_end:
+        return contract.feed(read_inputs(contract, tensors, (num_rows, num_steps)), num_rows, num_steps)
+    if not contract.message.ports.flush:
+        raise invalid(Reason.WRONG_TASK, "flush", "true", "false: the model does not look ahead")
+    if tensors:
+        raise invalid(Reason.UNKNOWN_INPUT, "inputs", f"{len(tensors)} inputs", "none, where `flush` is set")
+    return contract.feed_end(num_rows)
 
 
 def check_steps(num_steps: int, max_steps: int, where: str) -> None:
@@ -161,18 +195,18 @@ def check_steps(num_steps: int, max_steps: int, where: str) -> None:
         raise invalid(Reason.TOO_MANY_STEPS, where, num_steps, f"at most {max_steps}")
 
 
-def check_answer(contract: Contract, num_row_steps: int, max_message_bytes: int, where: str) -> None:
-    """The outputs of so many rows x steps are not out of all proportion: a small message could ask for gigabytes.
+def check_answer(contract: Contract, num_rows: int, num_steps: int, max_message_bytes: int, where: str) -> None:
+    """The outputs of B rows of T steps are not out of all proportion: a small message could ask for gigabytes.
 
     Raises:
         ClientError: MESSAGE_TOO_LARGE.
     """
-    num_bytes = num_row_steps * contract.output_step_bytes
+    num_bytes = contract.answer_bytes(num_rows, num_steps)
     if num_bytes > _MAX_ANSWER_RATIO * max_message_bytes:
         raise invalid(
             Reason.MESSAGE_TOO_LARGE,
             where,
-            f"{num_row_steps} steps, whose outputs have {num_bytes} bytes",
+            f"{num_rows} rows of {num_steps} steps, whose outputs have {num_bytes} bytes",
             f"outputs of at most {_MAX_ANSWER_RATIO * max_message_bytes} bytes",
         )
 
@@ -321,7 +355,7 @@ class StepResponses:
             response.error.CopyFrom(error_detail(result.failure))
         else:
             step = response.step
-            write_outputs(contract, step.outputs, (num_rows, num_steps), outputs)
+            write_results(contract, step, num_rows, num_steps, outputs)
             step.errors.extend(row_errors(result.errors))
             step.replayed_rows = np.array(result.replayed, "<u4").tobytes()
         return response.SerializeToString()
@@ -368,6 +402,27 @@ def write_outputs(contract: Contract, outputs, lead, blocks) -> None:  # type: i
         tensor.data = block
 
 
+def write_results(
+    contract: Contract,
+    message: inference_pb2.StepResult | inference_pb2.StepResponse,
+    num_rows: int,
+    num_steps: int,
+    blocks: Sequence[bytes],
+) -> None:
+    """Puts a chunk's results into `message`: `blocks` raw bytes a result of the contract."""
+    if not contract.emits:
+        write_outputs(contract, message.outputs, (num_rows, num_steps), blocks)
+        return
+    *outputs, raw_counts = blocks
+    most = int(np.frombuffer(raw_counts, "<i8").max(initial=0))
+    cut = [
+        port.view(block, num_rows, num_steps)[:, :most].tobytes()
+        for port, block in zip(contract.outputs, outputs, strict=True)
+    ]
+    write_outputs(contract, message.outputs, (num_rows, most), cut)
+    message.emitted = raw_counts
+
+
 def unary_step_response(
     contract: Contract, request: inference_pb2.StepRequest, result: ChunkResult
 ) -> inference_pb2.StepResponse:
@@ -380,10 +435,10 @@ def unary_step_response(
         raise result.failure
     if result.errors:
         raise result.errors[0]
-    response = inference_pb2.StepResponse(
-        next_position=request.position + request.num_steps, replayed=bool(result.replayed)
-    )
-    write_outputs(contract, response.outputs, (1, request.num_steps), result.outputs)
+    # An end takes one position.
+    num_steps = 1 if request.flush else request.num_steps
+    response = inference_pb2.StepResponse(next_position=request.position + num_steps, replayed=bool(result.replayed))
+    write_results(contract, response, 1, num_steps, result.outputs)
     return response
 
 

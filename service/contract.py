@@ -1,25 +1,35 @@
 """The model contract as the service uses it.
 
-Owns reading the contract out of an ONNX file and checking it against the file's graph. Must not know how models are
-run (`engine`), found (`repository`) or trained. The schema is `protos/eddy/v1/contract.proto`.
+Owns reading the contract out of an ONNX file, checking it, and what follows from it: which tensors the engine feeds
+and fetches. Must not know graphs' insides (`graph` checks them), how models are run (`engine`), found (`repository`)
+or trained. The schema is `protos/eddy/v1/contract.proto`.
 
-Dimension key: B batch, T steps.
+The optional ports of a step graph become plain tensors: a model that wants to know where streams end is fed one more
+input, `END` uint8 [B, T], 1 at the step that stands for the end; one that says how much it emitted gives one more
+output. So whoever cuts, batches, keeps and repeats chunks need not know of them.
+
+Dimension key: B batch, T steps, S source steps of a prime graph.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 from google.protobuf import json_format
 
 from eddy.service.errors import ModelError, Reason
+from eddy.service.ports import Port, State, step_bytes
 from eddy.v1 import contract_pb2
 
 METADATA_KEY = "eddy.contract"
 SCHEMA_VERSION = 1
+
+# The input that marks ends.
+END = "eddy_end"
+_END_PORT = Port(END, np.dtype("u1"), contract_pb2.DATA_TYPE_UINT8, (), 1)
 
 _DTYPES: dict[int, np.dtype] = {
     contract_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
@@ -33,122 +43,162 @@ _DTYPES: dict[int, np.dtype] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Port:
-    """One input or output of the step graph, [B, T, *shape].
-
-    Attributes:
-        dtype: numpy dtype; wire_dtype: its number in `eddy.v1.DataType`.
-        shape: one row's one step.
-        step_bytes: bytes of one row's one step.
-        minimum, maximum: the inclusive range of accepted values, None when unchecked.
-    """
-
-    name: str
-    dtype: np.dtype
-    wire_dtype: int
-    shape: tuple[int, ...]
-    step_bytes: int
-    minimum: float | None = None
-    maximum: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """One state tensor, [B, *shape].
-
-    Attributes:
-        next_name: the graph output that replaces it, empty when immutable.
-        initial: one row, shape `shape`: the value before the first step.
-        row_bytes: bytes of one row.
-    """
-
-    name: str
-    next_name: str
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    initial: np.ndarray
-    row_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Contract:
-    """A checked contract. `message` is the wire form, for GetModel."""
+    """A checked contract. `message` is the wire form, for GetModel.
+
+    Attributes:
+        inputs, outputs: what clients send and receive.
+        feeds, results: what a tick takes and gives: `inputs`, and `END` where the model wants it; `outputs`, and the
+            steps emitted, int64 [B], where the model says them.
+        states: all of them; has_immutable: some are only read.
+        prime_inputs: of the prime graph, [B, S, ...], empty where there is none; max_prime_steps: the most S.
+        answer_step_bytes, answer_row_bytes: a row's results have `answer_row_bytes + T * answer_step_bytes` bytes.
+    """
 
     name: str
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    feeds: tuple[Port, ...]
+    results: tuple[Port, ...]
     states: tuple[State, ...]
+    has_immutable: bool
+    prime_inputs: tuple[Port, ...]
+    max_prime_steps: int
     tolerance: float
     message: contract_pb2.ModelContract
-    # Bytes of one row's one step over all outputs.
-    output_step_bytes: int
+    answer_step_bytes: int
+    answer_row_bytes: int
 
     @property
     def state_bytes(self) -> int:
         """Bytes of one session's state."""
         return sum(state.row_bytes for state in self.states)
 
+    @property
+    def has_end(self) -> bool:
+        """The model is told where streams end."""
+        return len(self.feeds) > len(self.inputs)
 
-def _refuse(message: str) -> ModelError:
+    @property
+    def emits(self) -> bool:
+        """The model looks ahead: a call's outputs are not those of its steps, and it says how many there are."""
+        return len(self.results) > len(self.outputs)
+
+    @property
+    def is_primed(self) -> bool:
+        """Sessions begin with what the prime graph reads."""
+        return bool(self.prime_inputs)
+
+    @property
+    def has_whole(self) -> bool:
+        """A whole graph gives exact results of whole sequences."""
+        return bool(self.message.graphs.whole)
+
+    def answer_bytes(self, num_rows: int, num_steps: int) -> int:
+        """Bytes of the results of B rows of T steps."""
+        return num_rows * (self.answer_row_bytes + num_steps * self.answer_step_bytes)
+
+    def feed(self, inputs: tuple[bytes, ...], num_rows: int, num_steps: int) -> tuple[bytes, ...]:
+        """The feeds of B rows of T steps none of which is an end, from raw `inputs` [B, T, ...]."""
+        return (*inputs, bytes(num_rows * num_steps)) if self.has_end else inputs
+
+    def feed_end(self, num_rows: int) -> tuple[bytes, ...]:
+        """The feeds of the end of B streams, which has T = 1."""
+        assert self.has_end, "only a model that is told of ends is fed one"
+        return (*(port.blank_step() * num_rows for port in self.inputs), b"\1" * num_rows)
+
+
+def refuse(message: str) -> ModelError:
+    """The error for a model that is not served."""
     return ModelError(Reason.MODEL_NOT_READY, message)
 
 
 def read_contract(model: onnx.ModelProto) -> Contract:
-    """Reads and checks the contract in `model`'s metadata.
+    """Reads and checks the contract in `model`'s metadata, by itself: `graph` compares it with the graphs.
 
     Raises:
-        ModelError: there is no contract, it is not readable, or it disagrees with the graph; the message says which.
+        ModelError: there is no contract, it is not readable, or it contradicts itself; the message says how.
     """
     text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), None)
     if text is None:
-        raise _refuse(f"the file carries no contract (metadata key {METADATA_KEY!r} is missing)")
+        raise refuse(f"the file carries no contract (metadata key {METADATA_KEY!r} is missing)")
     message = contract_pb2.ModelContract()
     try:
         json_format.Parse(text, message)
     except json_format.ParseError as error:
-        raise _refuse(f"the contract in metadata key {METADATA_KEY!r} is not readable: {error}") from error
+        raise refuse(f"the contract in metadata key {METADATA_KEY!r} is not readable: {error}") from error
     if message.schema_version != SCHEMA_VERSION:
-        raise _refuse(f"the contract's schema_version is {message.schema_version}, this server reads {SCHEMA_VERSION}")
+        raise refuse(f"the contract's schema_version is {message.schema_version}, this server reads {SCHEMA_VERSION}")
     if not message.streaming.streamable:
-        raise _refuse(f"the contract says the model is not streamable: {message.streaming.reason or 'no reason given'}")
-    for port in ("length", "flush", "emitted"):
-        if getattr(message.ports, port):
-            raise _refuse(f"the contract's port {port!r} is not supported by this server")
+        raise refuse(f"the contract says the model is not streamable: {message.streaming.reason or 'no reason given'}")
+    _check_ports(message)
+    inputs = tuple(_port(spec, "inputs") for spec in message.inputs)
     outputs = tuple(_port(spec, "outputs") for spec in message.outputs)
-    contract = Contract(
+    states = tuple(_state(spec) for spec in message.states)
+    if not (inputs and outputs and states):
+        raise refuse("the contract must name at least one input, one output and one state")
+    _check_vocabulary(message, outputs)
+    results = outputs
+    if message.ports.emitted:
+        extra = max(0, message.streaming.block_steps - 1) + message.streaming.look_ahead_steps
+        outputs = tuple(replace(port, extra_steps=extra) for port in outputs)
+        counts = Port(message.ports.emitted, np.dtype("<i8"), contract_pb2.DATA_TYPE_INT64, (), 8, is_per_row=True)
+        results = (*outputs, counts)
+    wants_end = bool(message.ports.length or message.ports.flush)
+    return Contract(
         name=message.name,
-        inputs=tuple(_port(spec, "inputs") for spec in message.inputs),
+        inputs=inputs,
         outputs=outputs,
-        states=tuple(_state(spec) for spec in message.states),
+        feeds=(*inputs, _END_PORT) if wants_end else inputs,
+        results=results,
+        states=states,
+        has_immutable=any(not state.next_name for state in states),
+        prime_inputs=tuple(_port(spec, "prime_inputs") for spec in message.prime_inputs),
+        max_prime_steps=message.max_prime_steps,
         tolerance=0.0 if message.numerics.bitwise else message.numerics.tolerance,
         message=message,
-        output_step_bytes=sum(port.step_bytes for port in outputs),
+        answer_step_bytes=sum(port.step_bytes for port in outputs),
+        answer_row_bytes=sum(port.row_bytes(0) for port in results),
     )
-    if not (contract.inputs and contract.outputs and contract.states):
-        raise _refuse("the contract must name at least one input, one output and one state")
-    _check_vocabulary(message, outputs)
-    _check_against_graph(contract, model.graph)
-    return contract
 
 
-def _dtype(number: int, where: str) -> np.dtype:
+def dtype_of(number: int, where: str) -> np.dtype:
+    """The numpy dtype of an `eddy.v1.DataType`."""
     if number not in _DTYPES:
-        raise _refuse(f"{where}: unknown dtype number {number}")
+        raise refuse(f"{where}: unknown dtype number {number}")
     return _DTYPES[number]
 
 
-def _port(spec: contract_pb2.TensorSpec, kind: str) -> Port:
-    dtype = _dtype(spec.dtype, f"{kind} {spec.name!r}")
-    shape = tuple(spec.shape)
+def _check_ports(message: contract_pb2.ModelContract) -> None:
+    """The optional ports and graphs make sense together."""
+    ports, graphs = message.ports, message.graphs
+    if ports.emitted and not (ports.flush and ports.length):
+        raise refuse("the contract's port 'emitted' needs the ports 'flush' and 'length': what is held back must end")
+    if bool(graphs.prime) != bool(message.prime_inputs) or bool(graphs.prime) != bool(message.max_prime_steps):
+        raise refuse("the contract must name a prime graph, its inputs and max_prime_steps together, or none of them")
+    if ports.prime_length and not graphs.prime:
+        raise refuse("the contract's port 'prime_length' needs a prime graph")
+    for name in (graphs.prime, graphs.whole):
+        if name and (name in (".", "..") or any(mark in name for mark in "/\\:\0")):
+            raise refuse(f"the contract's graph {name!r} is not the plain name of a file beside the step graph")
+
+
+def _sizes(shape: Sequence[int], where: str) -> tuple[int, ...]:
     if any(size < 1 for size in shape):
-        raise _refuse(f"{kind} {spec.name!r}: shape {shape} must be positive throughout")
+        raise refuse(f"{where}: shape {tuple(shape)} must be positive throughout")
+    return tuple(shape)
+
+
+def _port(spec: contract_pb2.TensorSpec, kind: str) -> Port:
+    where = f"{kind} {spec.name!r}"
+    dtype, shape = dtype_of(spec.dtype, where), _sizes(spec.shape, where)
     has_range = spec.HasField("range")
     return Port(
         name=spec.name,
         dtype=dtype,
         wire_dtype=spec.dtype,
         shape=shape,
-        step_bytes=dtype.itemsize * prod(shape),
+        step_bytes=step_bytes(dtype, shape),
         minimum=spec.range.minimum if has_range else None,
         maximum=spec.range.maximum if has_range else None,
     )
@@ -156,56 +206,32 @@ def _port(spec: contract_pb2.TensorSpec, kind: str) -> Port:
 
 def _state(spec: contract_pb2.StateSpec) -> State:
     where = f"state {spec.name!r}"
-    dtype = _dtype(spec.dtype, where)
-    shape = tuple(spec.shape)
-    if any(size < 1 for size in shape):
-        raise _refuse(f"{where}: shape {shape} must be positive throughout")
+    dtype, shape = dtype_of(spec.dtype, where), _sizes(spec.shape, where)
     if spec.immutable == bool(spec.next_name):
-        raise _refuse(f"{where}: exactly one of `immutable` and `next_name` must be given")
-    row_bytes = dtype.itemsize * prod(shape)
+        raise refuse(f"{where}: exactly one of `immutable` and `next_name` must be given")
+    row_bytes = step_bytes(dtype, shape)
     if spec.initial.WhichOneof("kind") == "data":
         if len(spec.initial.data) != row_bytes:
-            raise _refuse(f"{where}: initial data has {len(spec.initial.data)} bytes, expected {row_bytes}")
+            raise refuse(f"{where}: initial data has {len(spec.initial.data)} bytes, expected {row_bytes}")
         initial = np.frombuffer(spec.initial.data, dtype).reshape(shape)
     else:
         initial = np.full(shape, spec.initial.constant, dtype)
     if dtype.kind == "f" and not np.isfinite(initial).all():
-        raise _refuse(f"{where}: the initial value is not finite")
-    return State(spec.name, spec.next_name, dtype, shape, initial, row_bytes)
+        raise refuse(f"{where}: the initial value is not finite")
+    return State(spec.name, spec.next_name, dtype, spec.dtype, shape, initial, row_bytes)
 
 
 def _check_vocabulary(message: contract_pb2.ModelContract, outputs: tuple[Port, ...]) -> None:
     """Every token that can be drawn has a symbol, and every symbol is a token."""
-    if message.task != contract_pb2.TASK_NEXT_TOKEN or len(outputs) != 1 or len(outputs[0].shape) != 1:
+    if message.task not in (contract_pb2.TASK_NEXT_TOKEN, contract_pb2.TASK_TRANSLATION) or len(outputs[0].shape) != 1:
         return
     vocabulary, [num_tokens] = message.vocabulary, outputs[0].shape
     if vocabulary.symbols and len(vocabulary.symbols) != num_tokens:
-        raise _refuse(
+        raise refuse(
             f"the contract's vocabulary has {len(vocabulary.symbols)} symbols, the model has scores for {num_tokens}"
         )
-    if vocabulary.HasField("unknown_id") and vocabulary.unknown_id >= num_tokens:
-        raise _refuse(
-            f"the vocabulary's unknown_id is {vocabulary.unknown_id}, the model has scores for {num_tokens} tokens"
-        )
-
-
-def _check_against_graph(contract: Contract, graph: onnx.GraphProto) -> None:
-    """The contract names every graph input and output, with the graph's dtypes and ranks."""
-    initializers = {tensor.name for tensor in graph.initializer}
-    inputs = {value.name: value for value in graph.input if value.name not in initializers}
-    outputs = {value.name: value for value in graph.output}
-    wanted_inputs = {port.name: (port.dtype, 2 + len(port.shape)) for port in contract.inputs}
-    wanted_inputs |= {state.name: (state.dtype, 1 + len(state.shape)) for state in contract.states}
-    wanted_outputs = {port.name: (port.dtype, 2 + len(port.shape)) for port in contract.outputs}
-    wanted_outputs |= {
-        state.next_name: (state.dtype, 1 + len(state.shape)) for state in contract.states if state.next_name
-    }
-    for kind, wanted, found in (("input", wanted_inputs, inputs), ("output", wanted_outputs, outputs)):
-        if wanted.keys() != found.keys():
-            raise _refuse(f"the contract names the graph {kind}s {sorted(wanted)}, the graph has {sorted(found)}")
-        for name, (dtype, rank) in wanted.items():
-            tensor_type = found[name].type.tensor_type
-            if onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type) != dtype:
-                raise _refuse(f"graph {kind} {name!r}: the contract's dtype {dtype} is not the graph's")
-            if tensor_type.HasField("shape") and len(tensor_type.shape.dim) != rank:
-                raise _refuse(f"graph {kind} {name!r}: the contract's rank {rank} is not the graph's")
+    for name in ("unknown_id", "start_id", "end_id"):
+        if vocabulary.HasField(name) and getattr(vocabulary, name) >= num_tokens:
+            raise refuse(
+                f"the vocabulary's {name} is {getattr(vocabulary, name)}, the model has scores for {num_tokens} tokens"
+            )

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 
 from eddy.service.errors import EddyError, Reason, ServerBug
 from eddy.service.model import ServedModel
-from eddy.service.scheduler import AnyTick, SingleTick
+from eddy.service.tick import AnyTick, Job, SingleTick
 
 _LOG = logging.getLogger(__name__)
 
@@ -137,7 +137,12 @@ class Dispatcher:
     def _run(self, model: ServedModel, tick: AnyTick) -> list[bytes] | EddyError:
         tick.started = self._clock()
         try:
-            outputs = model.engine.run(tick.inputs, tick.read_slots, tick.write_slots, tick.num_rows, tick.num_steps)
+            if isinstance(tick, Job):
+                outputs = tick.run()
+            else:
+                outputs = model.engine.run(
+                    tick.inputs, tick.read_slots, tick.write_slots, tick.num_rows, tick.num_steps, tick.home_slots
+                )
         except EddyError as error:
             _LOG.error("model %s version %s: %s", model.file.name, model.file.version, error.message)
             return error
@@ -162,6 +167,8 @@ def _observe(model: ServedModel, tick: AnyTick, now: float) -> None:
         stats.observe_lone(tick.chunk.arrival, tick.started, now, tick.run_seconds)
         return
     stats.observe_tick(tick.num_rows, tick.run_seconds)
+    if isinstance(tick, Job):
+        return
     if tick.positions is not None:
         stats.observe_chunks(tick.chunks, tick.started, now)
     else:

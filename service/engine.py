@@ -1,6 +1,6 @@
-"""The engine: one model's step graph, wrapped around its state arena, on one execution provider.
+"""The engine: one model's graphs around its state arena, on one execution provider.
 
-Owns the ONNX Runtime session, the arena buffers and the input and output buffers, all on the provider's device. Must
+Owns the ONNX Runtime sessions, the arena buffers and the input and output buffers, all on the provider's device. Must
 not know sessions, positions or the wire: it sees rows of slots. One caller at a time (the scheduler's dispatcher
 guarantees it): the arena is updated in place.
 
@@ -12,71 +12,39 @@ Dimension key: B rows of a tick, T steps, S slots.
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
-import onnx
 
-from eddy.service.contract import Contract, Port, State
+from eddy.service import selftest
+from eddy.service.arena import INITIAL_SLOT, NUM_RESERVED_SLOTS, SCRATCH_SLOT
+from eddy.service.contract import Contract
 from eddy.service.errors import ModelError, Reason
-from eddy.service.graph import LIVE, READ_SLOTS, WRITE_SLOTS, ArenaPort, wrap_step_graph
+from eddy.service.example import example_feeds
+from eddy.service.graph import (
+    HOME_SLOTS,
+    LIVE,
+    READ_SLOTS,
+    WRITE_SLOTS,
+    ArenaPort,
+    ModelGraphs,
+    arena_names,
+    check_graphs,
+    load_graph,
+    wrap_step_graph,
+)
+from eddy.service.ports import State
+from eddy.service.runtime import Runtime
 
-# ONNX Runtime's wheels report usage over the network unless told otherwise before the first import.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-import onnxruntime as ort
-
-INITIAL_SLOT = 0
-SCRATCH_SLOT = 1
-NUM_RESERVED_SLOTS = 2
 MIN_ROWS = 2
 
 # Bindings are kept for reuse, because binding costs 25 us of a 45 us tick; bounded in number and in bytes.
 _MAX_BINDINGS = 256
 _MAX_BINDING_BYTES = 64 << 20
-
-_DEVICES = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
-
-
-@cache
-def available_providers() -> tuple[str, ...]:
-    """Execution providers that this build of ONNX Runtime and this machine have and Eddy supports, best first.
-
-    The extra `gpu` brings the CUDA libraries as wheels, where no loader looks by itself: they are loaded here, once.
-    """
-    usable = usable_providers(ort.get_available_providers(), has_driver=_has_cuda_driver())
-    if "CUDAExecutionProvider" in usable:
-        with redirect_stdout(sys.stderr):  # Its remarks are no output of ours.
-            ort.preload_dlls()
-    return usable
-
-
-def usable_providers(built: Sequence[str], *, has_driver: bool) -> tuple[str, ...]:
-    """Those of a build's providers that Eddy supports, best first: CUDA only where NVIDIA's driver is installed."""
-    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider") if has_driver else ("CPUExecutionProvider",)
-    return tuple(name for name in wanted if name in built)
-
-
-def _has_cuda_driver() -> bool:
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
-
-
-def runtime_version() -> str:
-    """ONNX Runtime's version: bits hold for one version only."""
-    return str(ort.__version__)
 
 
 @dataclass(slots=True)
@@ -84,8 +52,8 @@ class _Binding:
     """Buffers of one (B, T), bound once: filling them and running is all that a tick does.
 
     Attributes:
-        inputs: [B, T, ...] an input port; outputs: [B, T, ...] an output port, on the CPU; both as raw bytes.
-        read_slots, write_slots: int64 [B]. All of these are views that leave padding rows out.
+        inputs: [B, T, ...] a feed; outputs: [B, T, ...] a result, on the CPU; both as raw bytes.
+        read_slots, write_slots, home_slots: int64 [B]. All of these are views that leave padding rows out.
         device_inputs: values on the device, each with the host array to copy from; device_outputs: values on the
             device, padding included.
     """
@@ -94,6 +62,7 @@ class _Binding:
     inputs: list[memoryview]
     read_slots: np.ndarray
     write_slots: np.ndarray
+    home_slots: np.ndarray
     outputs: list[memoryview]
     device_inputs: list[tuple[Any, np.ndarray]]
     device_outputs: list[Any]
@@ -116,44 +85,45 @@ class Engine:
     """One model, loaded and ready to tick.
 
     Args:
-        model: the step graph; contract: its contract.
+        graphs: its graphs; contract: its contract.
         num_slots: S, slots to hand out (the reserved ones come on top).
-        provider: an ONNX Runtime execution provider name from `available_providers`.
+        provider: an ONNX Runtime execution provider name from `runtime.available_providers`.
         num_threads: threads within one operator.
 
     Raises:
-        ModelError: ONNX Runtime refuses the graph, or the self-test finds a wrong result.
+        ModelError: the graphs are not the contract's, ONNX Runtime refuses one, or the self-test finds a wrong result.
     """
 
     def __init__(
         self,
-        model: onnx.ModelProto,
+        graphs: ModelGraphs,
         contract: Contract,
         *,
         num_slots: int,
         provider: str = "CPUExecutionProvider",
         num_threads: int = 1,
     ) -> None:
-        if provider not in available_providers():
-            raise ModelError(
-                Reason.MODEL_NOT_READY, f"provider {provider!r} is not available, got {available_providers()}"
-            )
+        check_graphs(contract, graphs)
         self.contract = contract
         self.provider = provider
         self.num_slots = num_slots
-        self._device = _DEVICES[provider]
-        wrapped = wrap_step_graph(model, contract)
+        self._runtime = Runtime(provider, num_threads)
+        wrapped = wrap_step_graph(graphs.step, contract)
         self.guarded_states = wrapped.guarded
         self._ports = wrapped.arenas
-        self._session = _create_session(wrapped.model, provider, num_threads)
-        # Changed only by `run` and the arena accessors, on the caller's thread.
+        self._session = self._runtime.session(wrapped.model)
+        self._loader = self._runtime.session(load_graph(contract))
+        self._prime = None if graphs.prime is None else self._runtime.session(graphs.prime)
+        self._whole = None if graphs.whole is None else self._runtime.session(graphs.whole)
+        self._primed_states = () if graphs.prime is None else tuple(value.name for value in graphs.prime.graph.output)
+        # Changed only by `run`, `begin` and `write_states`, on the caller's thread.
         self._arenas = {port.state.name: self._create_arena(port.state) for port in self._ports}
         self._bindings: OrderedDict[tuple[int, int], _Binding] = OrderedDict()
         self._binding_bytes = 0
-        # Of the last `run`: seconds inside ONNX Runtime.
+        # Of the last `run`, `run_whole` or `begin`: seconds inside ONNX Runtime.
         self.run_seconds = 0.0
         self.write_states(np.array([INITIAL_SLOT]), [port.state.initial[None] for port in self._ports])
-        self._self_test(model, num_threads)
+        selftest.check(self, graphs, self._runtime)
 
     @property
     def arena_bytes(self) -> int:
@@ -162,54 +132,133 @@ class Engine:
 
     def run(
         self,
-        inputs: Sequence[bytes],
+        feeds: Sequence[bytes],
         read_slots: np.ndarray | int,
         write_slots: np.ndarray | int,
         num_rows: int,
         num_steps: int,
+        home_slots: np.ndarray | int = INITIAL_SLOT,
     ) -> list[bytes]:
         """Steps B rows by T steps: state of row b comes from `read_slots[b]` and goes to `write_slots[b]`.
 
         Args:
-            inputs: one block of raw bytes a port of the contract, [B, T, ...] in C order.
+            feeds: one block of raw bytes a feed of the contract, [B, T, ...] in C order.
             read_slots, write_slots: int64 [B], or the slot itself where B = 1; write slots are distinct.
             num_rows: B; num_steps: T.
+            home_slots: the same, where immutable states are; of no account for a model that has none.
 
         Returns:
-            One block of raw bytes an output port, [B, T, ...] in C order.
+            One block of raw bytes a result of the contract, [B, T, ...] in C order.
 
         Raises:
             ModelError: the graph failed; the rows' states are undefined.
         """
         binding = self._binding(num_rows, num_steps)
-        for buffer, values in zip(binding.inputs, inputs, strict=True):
+        for buffer, values in zip(binding.inputs, feeds, strict=True):
             buffer[:] = values
         binding.read_slots[:] = read_slots
         binding.write_slots[:] = write_slots
+        if self.contract.has_immutable:
+            binding.home_slots[:] = home_slots
         for value, host in binding.device_inputs:
             value.update_inplace(host)
-        start = time.perf_counter()
-        try:
-            # Without run options: passing any costs 65 us a call in ONNX Runtime 1.32's Python layer.
-            self._session.run_with_iobinding(binding.io)
-        except Exception as error:  # ONNX Runtime raises bare exceptions of several kinds.
-            raise ModelError(Reason.MODEL_FAILED, f"the graph of {self.contract.name!r} failed: {error}") from error
-        self.run_seconds = time.perf_counter() - start
+        self._run_bound(self._session, binding.io)
         if binding.device_outputs:
             return [value.numpy()[:num_rows].tobytes() for value in binding.device_outputs]
         return [buffer.tobytes() for buffer in binding.outputs]
+
+    def run_whole(self, inputs: Sequence[bytes], num_rows: int, num_steps: int) -> list[bytes]:
+        """The whole graph's result for B whole sequences of T steps.
+
+        Args:
+            inputs: one block of raw bytes an input of the contract, [B, T, ...] in C order.
+
+        Returns:
+            One block of raw bytes an output of the contract, [B, T, ...] in C order.
+
+        Raises:
+            ModelError: the graph failed.
+        """
+        assert self._whole is not None, "the model has no whole graph"
+        feed = {
+            port.name: _padded(np.frombuffer(raw, port.dtype).reshape(num_rows, num_steps, *port.shape))
+            for port, raw in zip(self.contract.inputs, inputs, strict=True)
+        }
+        names = [port.name for port in self.contract.outputs]
+        return [value[:num_rows].tobytes() for value in self._run_plain(self._whole, names, feed)]
+
+    def begin(
+        self,
+        slots: np.ndarray,
+        prime: Sequence[np.ndarray] = (),
+        lengths: np.ndarray | None = None,
+        given: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Writes the states that sessions begin with into `slots` int64 [B].
+
+        Args:
+            prime: one [B, S, ...] a prime input, for a model that has a prime graph; lengths: int64 [B], valid source
+                steps of each, at least 1.
+            given: states [B, ...] by name, that are taken instead of the prime graph's and the initial ones.
+
+        Raises:
+            ModelError: the prime graph failed; nothing was written.
+        """
+        count = len(slots)
+        states = {port.state.name: np.repeat(port.state.initial[None], count, axis=0) for port in self._ports}
+        if prime:
+            assert self._prime is not None and lengths is not None, "only a model with a prime graph is primed"
+            feed = {port.name: _padded(values) for port, values in zip(self.contract.prime_inputs, prime, strict=True)}
+            if name := self.contract.message.ports.prime_length:
+                feed[name] = _padded(lengths)
+            written = self._run_plain(self._prime, list(self._primed_states), feed)
+            for state, values in zip(self._primed_states, written, strict=True):
+                states[state] = values[:count]
+        states |= given or {}
+        self.write_states(slots, list(states.values()))
 
     def read_states(self, slots: np.ndarray) -> list[np.ndarray]:
         """Copies of the states in `slots` int64 [B]: one array a state, [B, ...]. Not for the hot path."""
         return [self._host_arena(port)[slots].copy() for port in self._ports]
 
     def write_states(self, slots: np.ndarray, states: Sequence[np.ndarray]) -> None:
-        """Overwrites the states in `slots` int64 [B] with `states`, one [B, ...] a state. Not for the hot path."""
+        """Overwrites the states in `slots` int64 [B] with `states`, one [B, ...] a state, in place.
+
+        Raises:
+            ModelError: ONNX Runtime failed; the states in `slots` are undefined.
+        """
+        io = self._loader.io_binding()
+        io.bind_ortvalue_input(WRITE_SLOTS, self._runtime.value(np.ascontiguousarray(slots, np.int64)[:, None]))
+        kept = []  # A value on the CPU shares its array's memory, which must outlive the run.
         for port, rows in zip(self._ports, states, strict=True):
-            arena = self._host_arena(port)
-            arena[slots] = rows
-            if self._device != "cpu":
-                self._arenas[port.state.name].update_inplace(arena)
+            values = np.ascontiguousarray(rows, port.state.dtype)
+            kept.append(values)
+            io.bind_ortvalue_input(port.state.name, self._runtime.value(values))
+            before, after = arena_names(port.state)
+            io.bind_ortvalue_input(before, self._arenas[port.state.name])
+            io.bind_ortvalue_output(after, self._arenas[port.state.name])
+        self._run_bound(self._loader, io)
+
+    def _run_bound(self, session: Any, io: Any) -> None:
+        start = time.perf_counter()
+        try:
+            # Without run options: passing any costs 65 us a call in ONNX Runtime 1.32's Python layer.
+            session.run_with_iobinding(io)
+        except Exception as error:  # ONNX Runtime raises bare exceptions of several kinds.
+            raise self._failed(error) from error
+        self.run_seconds = time.perf_counter() - start
+
+    def _run_plain(self, session: Any, names: list[str], feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        start = time.perf_counter()
+        try:
+            results: list[np.ndarray] = session.run(names, feed)
+        except Exception as error:
+            raise self._failed(error) from error
+        self.run_seconds = time.perf_counter() - start
+        return results
+
+    def _failed(self, error: Exception) -> ModelError:
+        return ModelError(Reason.MODEL_FAILED, f"the graph of {self.contract.name!r} failed: {error}")
 
     def measure_cost(self, repeats: int = 15) -> TickCost:
         """Measures what a tick costs, on working slots: the fastest of `repeats` ticks of 2 and of 32 rows.
@@ -217,18 +266,21 @@ class Engine:
         The fastest, because other programs only ever make a tick slower, and what is measured here is kept.
         """
         small, large = 2, 32
-        few, many = self._least_seconds(small, repeats), self._least_seconds(large, repeats)
-        per_row_step = max((many - few) / (large - small), 1e-8)
-        return TickCost(max(few - small * per_row_step, 0.0), per_row_step)
+        # Of a model that looks ahead, ticks that emit: most of its work is done in those.
+        streaming = self.contract.message.streaming
+        num_steps = streaming.block_steps + streaming.look_ahead_steps if self.contract.emits else 1
+        few, many = (self._least_seconds(rows, num_steps, repeats) for rows in (small, large))
+        per_row_step = max((many - few) / ((large - small) * num_steps), 1e-8)
+        return TickCost(max(few - small * num_steps * per_row_step, 0.0), per_row_step)
 
-    def _least_seconds(self, rows: int, repeats: int) -> float:
-        inputs = [_example(port, rows, 1).tobytes() for port in self.contract.inputs]
+    def _least_seconds(self, rows: int, num_steps: int, repeats: int) -> float:
+        feeds = [values.tobytes() for values in example_feeds(self.contract, rows, num_steps)]
         read = np.full(rows, INITIAL_SLOT)
         write = np.arange(rows) % self.num_slots + NUM_RESERVED_SLOTS
         durations = []
         for _ in range(repeats):
             start = time.perf_counter()
-            self.run(inputs, read, write, rows, 1)
+            self.run(feeds, read, write, rows, num_steps)
             durations.append(time.perf_counter() - start)
         return min(durations)
 
@@ -237,12 +289,7 @@ class Engine:
     def _create_arena(self, state: State) -> Any:
         shape = [self.num_slots + NUM_RESERVED_SLOTS, *state.shape]
         # Zero pages are not resident until a slot is used.
-        arena = np.zeros(shape, state.dtype)
-        if not state.next_name and state.initial.any():
-            arena[:] = state.initial  # Never scattered: every slot holds it from the start.
-        if self._device == "cpu":
-            return ort.OrtValue.ortvalue_from_numpy(arena)
-        return ort.OrtValue.ortvalue_from_numpy(arena, self._device, 0)
+        return self._runtime.value(np.zeros(shape, state.dtype))
 
     def _host_arena(self, port: ArenaPort) -> np.ndarray:
         """On the CPU a view of the arena itself, elsewhere a copy."""
@@ -269,27 +316,32 @@ class Engine:
         """Buffers for B = `rows`; rows that pad to the minimum read the initial state, write scratch and stay so."""
         padded = max(rows, MIN_ROWS)
         io = self._session.io_binding()
-        inputs = [_example(port, padded, num_steps) for port in self.contract.inputs]
-        read = np.full(padded, INITIAL_SLOT)
+        inputs = example_feeds(self.contract, padded, num_steps)
+        read, home = np.full(padded, INITIAL_SLOT), np.full(padded, INITIAL_SLOT)
         write = np.full((padded, 1), SCRATCH_SLOT)
-        binding = _Binding(io, [_raw(array[:rows]) for array in inputs], read[:rows], write[:rows, 0], [], [], [], 0)
-        hosts = [(port.name, array) for port, array in zip(self.contract.inputs, inputs, strict=True)]
-        for name, array in [*hosts, (READ_SLOTS, read), (WRITE_SLOTS, write)]:
-            value = self._value(array)
-            if self._device != "cpu":
+        binding = _Binding(
+            io, [_raw(array[:rows]) for array in inputs], read[:rows], write[:rows, 0], home[:rows], [], [], [], 0
+        )
+        hosts = [(port.name, array) for port, array in zip(self.contract.feeds, inputs, strict=True)]
+        hosts += [(READ_SLOTS, read), (WRITE_SLOTS, write)]
+        if self.contract.has_immutable:
+            hosts.append((HOME_SLOTS, home))
+        for name, array in hosts:
+            value = self._runtime.value(array)
+            if not self._runtime.is_cpu:
                 binding.device_inputs.append((value, array))
             io.bind_ortvalue_input(name, value)
             binding.num_bytes += array.nbytes
         if self.guarded_states:
-            io.bind_ortvalue_input(LIVE, self._value(np.ones(1, np.bool_)))
+            io.bind_ortvalue_input(LIVE, self._runtime.value(np.ones(1, np.bool_)))
         for arena in self._ports:
             io.bind_ortvalue_input(arena.input_name, self._arenas[arena.state.name])
             if arena.state.next_name:
                 io.bind_ortvalue_output(arena.output_name, self._arenas[arena.state.name])
-        for port in self.contract.outputs:
-            array = np.zeros((padded, num_steps, *port.shape), port.dtype)
-            value = self._value(array)
-            if self._device == "cpu":
+        for port in self.contract.results:
+            array = np.zeros((padded, *port.row_shape(num_steps)), port.dtype)
+            value = self._runtime.value(array)
+            if self._runtime.is_cpu:
                 binding.outputs.append(_raw(array[:rows]))
             else:
                 binding.device_outputs.append(value)
@@ -297,107 +349,13 @@ class Engine:
             binding.num_bytes += array.nbytes
         return binding
 
-    def _value(self, array: np.ndarray) -> Any:
-        """An OrtValue on the device; on the CPU it shares `array`'s memory."""
-        if self._device == "cpu":
-            return ort.OrtValue.ortvalue_from_numpy(array)
-        return ort.OrtValue.ortvalue_from_numpy(array, self._device, 0)
-
-    # Self-test
-
-    def _self_test(self, model: onnx.ModelProto, num_threads: int) -> None:
-        """Steps a few slots in three calls and compares with the unwrapped graph, states carried by hand.
-
-        A neighbouring slot holds a marker: a wrong gather, scatter or copy shows there or in the difference.
-        """
-        rows = max(1, min(3, self.num_slots - 1))
-        neighbour = np.array([NUM_RESERVED_SLOTS + min(rows, self.num_slots)])
-        slots = np.arange(rows)[::-1] + NUM_RESERVED_SLOTS
-        reference = _create_session(model, self.provider, num_threads)
-        names = [port.name for port in self.contract.outputs]
-        names += [state.next_name for state in self.contract.states if state.next_name]
-        read = np.full(rows, INITIAL_SLOT)
-        # The reference needs two rows as well, for the same kernels.
-        pad = max(rows, MIN_ROWS)
-        states = {port.state.name: np.repeat(port.state.initial[None], pad, axis=0) for port in self._ports}
-        tolerance = max(self.contract.tolerance, 0.0 if self._device == "cpu" else 1e-4)
-        has_neighbour = rows < self.num_slots
-        marker = [np.full((1, *port.state.shape), 77, port.state.dtype) for port in self._ports]
-        if has_neighbour:
-            before = self.read_states(neighbour)
-            self.write_states(neighbour, marker)
-        for call, num_steps in enumerate((1, 1, 3)):
-            inputs = [_example(port, pad, num_steps, seed=call) for port in self.contract.inputs]
-            feed = {port.name: value for port, value in zip(self.contract.inputs, inputs, strict=True)}
-            try:
-                expected: list[Any] = list(reference.run(names, feed | states))
-            except Exception as error:
-                raise ModelError(Reason.MODEL_NOT_READY, f"the step graph does not run: {error}") from error
-            for arena in self._ports:
-                if arena.state.next_name:
-                    states[arena.state.name] = expected[names.index(arena.state.next_name)]
-            for port, wanted in zip(self.contract.outputs, expected, strict=False):
-                shape = (pad, num_steps, *port.shape)
-                if wanted.shape != shape:
-                    raise ModelError(
-                        Reason.MODEL_NOT_READY,
-                        f"output {port.name!r} has shape {list(wanted.shape)} after {num_steps} steps of {pad} rows, "
-                        f"the contract says {list(shape)}",
-                    )
-            got = self.run([value[:rows].tobytes() for value in inputs], read, slots, rows, num_steps)
-            read = slots
-            for port, block, wanted in zip(self.contract.outputs, got, expected, strict=False):
-                values = np.frombuffer(block, port.dtype).reshape(rows, num_steps, *port.shape)
-                self._compare(values, wanted[:rows], port.name, tolerance)
-        for arena, value in zip(self._ports, self.read_states(slots), strict=True):
-            self._compare(value, states[arena.state.name][:rows], arena.state.name, tolerance)
-        if has_neighbour:
-            for value, wanted in zip(self.read_states(neighbour), marker, strict=True):
-                self._compare(value, wanted, "a neighbouring slot", 0.0)
-            self.write_states(neighbour, before)
-        initial = [port.state.initial[None] for port in self._ports]
-        for value, wanted in zip(self.read_states(np.array([INITIAL_SLOT])), initial, strict=True):
-            self._compare(value, wanted, "the initial-state slot", 0.0)
-
-    def _compare(self, got: np.ndarray, wanted: np.ndarray, name: str, tolerance: float) -> None:
-        difference = np.abs(got.astype(np.float64) - wanted.astype(np.float64)).max(initial=0.0)
-        if not difference <= tolerance:
-            raise ModelError(
-                Reason.MODEL_NOT_READY,
-                f"self-test: {name!r} differs by {difference:.3g} between the wrapped and the plain graph "
-                f"(allowed: {tolerance:.3g})",
-            )
-
 
 def _raw(array: np.ndarray) -> memoryview:
     """The memory of `array`, contiguous, as bytes."""
     return array.view(np.uint8).reshape(-1).data
 
 
-def _create_session(model: onnx.ModelProto, provider: str, num_threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # A spinning pool would take a core from the event loop.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    chosen: list[Any] = [provider]
-    if provider == "CUDAExecutionProvider":
-        chosen = [(provider, {"use_tf32": "0"}), "CPUExecutionProvider"]
-    try:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=chosen)
-    except Exception as error:
-        raise ModelError(Reason.MODEL_NOT_READY, f"ONNX Runtime refuses the graph: {error}") from error
-
-
-def _example(port: Port, rows: int, num_steps: int, seed: int = 0) -> np.ndarray:
-    """Values within the port's range, [B, T, ...], that differ between rows."""
-    generator = np.random.default_rng(seed)
-    shape = (rows, num_steps, *port.shape)
-    if port.dtype.kind == "f":
-        low = -1.0 if port.minimum is None else port.minimum
-        high = 1.0 if port.maximum is None else port.maximum
-        return generator.uniform(low, high, shape).astype(port.dtype)
-    low_int = 0 if port.minimum is None else int(port.minimum)
-    high_int = low_int + 1 if port.maximum is None else int(port.maximum)
-    return generator.integers(low_int, high_int, shape, endpoint=True).astype(port.dtype)
+def _padded(values: np.ndarray) -> np.ndarray:
+    """`values` [B, ...] with at least `MIN_ROWS` rows, the last of them repeated."""
+    missing = MIN_ROWS - len(values)
+    return values if missing <= 0 else np.concatenate([values, np.repeat(values[-1:], missing, axis=0)])

@@ -129,7 +129,7 @@ class Generation:
         port = model.contract.inputs[0]
         self._dtype = port.dtype
         self._max_prompt_steps = max(
-            1, min(model.config.max_steps, _MAX_PROMPT_CHUNK_BYTES // model.contract.output_step_bytes)
+            1, min(model.config.max_steps, _MAX_PROMPT_CHUNK_BYTES // model.contract.answer_step_bytes)
         )
         # Changed only on the event loop. `is_gone`: nobody waits any more (`chunk.Source`).
         self.is_gone = False

@@ -23,7 +23,9 @@ from eddy.service.dispatcher import Dispatcher
 from eddy.service.errors import CapacityError, EddyError, Reason, invalid
 from eddy.service.model import ServedModel
 from eddy.service.sessions import NO_STREAM, SessionTable, route
+from eddy.service.start import Start
 from eddy.service.stats import CallStats
+from eddy.service.tick import Job
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ class Opened:
 
     Attributes:
         rows: table rows, int64 [n]; handles: uint64 [n]; session_ids: 16 bytes each.
+        ready: done once the states that they begin with are written; an `EddyError` when that failed, and then the
+            sessions are closed. None where there is nothing to write.
     """
 
     model: ServedModel
@@ -42,6 +46,16 @@ class Opened:
     session_ids: list[bytes]
     max_in_flight: int
     idle_timeout_seconds: float
+    ready: asyncio.Future[None] | None
+
+    async def begun(self) -> None:
+        """Returns once the sessions can be stepped.
+
+        Raises:
+            EddyError: the states that they begin with could not be written; they are closed.
+        """
+        if self.ready is not None:
+            await self.ready
 
 
 class Host:
@@ -144,9 +158,19 @@ class Host:
     # Sessions
 
     def open(
-        self, name: str, version: str, count: int, max_in_flight: int, idle_timeout_seconds: float, stream: int
+        self,
+        name: str,
+        version: str,
+        count: int,
+        max_in_flight: int,
+        idle_timeout_seconds: float,
+        stream: int,
+        start: Start | None = None,
     ) -> Opened:
         """Opens `count` sessions; 0 for `max_in_flight` or `idle_timeout_seconds` means the default.
+
+        Args:
+            start: what they begin with, None for the contract's initial values.
 
         Raises:
             EddyError: unknown model, bad arguments, no room, draining; nothing was opened.
@@ -161,11 +185,46 @@ class Host:
             raise invalid(Reason.OUT_OF_RANGE, "max_in_flight", max_in_flight, f"at most {most}")
         if not 0 <= idle_timeout_seconds <= limit:
             raise invalid(Reason.OUT_OF_RANGE, "idle_timeout_seconds", idle_timeout_seconds, f"0 to {limit:g}")
+        if model.contract.is_primed and start is None:
+            raise invalid(Reason.MISSING_FIELD, "prime", "none", "what the model's prime graph reads")
         in_flight, idle = max_in_flight or 1, idle_timeout_seconds or limit
         rows = model.open_sessions(count, stream, in_flight, idle)
         handles = self.table.handle[rows]
         ids = self.table.ids_of(rows)
-        return Opened(model, rows, handles, ids, in_flight, idle)
+        ready = None
+        if start is not None:
+            ready = asyncio.get_running_loop().create_future()
+            self._begin(model, rows, handles, start, ready)
+        return Opened(model, rows, handles, ids, in_flight, idle, ready)
+
+    def _begin(
+        self, model: ServedModel, rows: np.ndarray, handles: np.ndarray, start: Start, ready: asyncio.Future[None]
+    ) -> None:
+        """Has `start` written as the states of the sessions in `rows`, which nobody else knows of yet."""
+
+        def begun(outcome: list[bytes] | EddyError) -> None:
+            is_good = self.table.handle[rows] == handles
+            if isinstance(outcome, EddyError):
+                model.close_sessions(rows[is_good])
+                fail(outcome)
+            elif not is_good.all():
+                model.close_sessions(rows[is_good])
+                fail(self.table.explain(int(handles[~is_good][0])))
+            else:
+                self.table.begin_at(rows, self.table.slot[rows])
+                if not ready.done():
+                    ready.set_result(None)
+
+        def fail(error: EddyError) -> None:
+            if not ready.done():
+                ready.set_exception(error)
+
+        try:
+            model.begin_sessions(rows, start, begun)
+        except EddyError:
+            model.close_sessions(rows)
+            raise
+        self.dispatcher.notify(model)
 
     def attach(self, session_id: bytes, stream: int, done: Callable[[int | EddyError], None]) -> None:
         """`stream` takes over a session once the chunks before it are through; `done` is told its row.
@@ -249,6 +308,16 @@ class Host:
         """
         self.refuse_if_draining()
         model.scheduler.submit(chunk)
+        self.dispatcher.notify(model)
+
+    def submit_job(self, model: ServedModel, job: Job) -> None:
+        """Queues a job.
+
+        Raises:
+            CapacityError: QUEUE_FULL or DRAINING.
+        """
+        self.refuse_if_draining()
+        model.scheduler.submit_job(job)
         self.dispatcher.notify(model)
 
     def route(self, stream: int, model: ServedModel) -> int:

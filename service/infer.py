@@ -1,8 +1,9 @@
 """One `Infer` call: whole sequences, each from the initial state.
 
-Owns the cutting of the ragged request into chunks and the putting together of the answer. The sequences run as
-sessions that nobody else ever sees, so they share ticks with everything else, are sliced where they are long, and give
-what stepping gives. Must not know how chunks are run.
+Owns the cutting of the ragged request into chunks and the putting together of the answer. Without a whole graph the
+sequences run as sessions that nobody else ever sees, so they share ticks with everything else, are sliced where they
+are long, and give what stepping gives. With one, sequences of equal length run through it together. Must not know how
+either is run.
 
 Dimension key: N sequences, T steps of each, B rows of a chunk.
 """
@@ -10,6 +11,7 @@ Dimension key: N sequences, T steps of each, B rows of a chunk.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import numpy as np
 
@@ -19,6 +21,9 @@ from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
 from eddy.service.host import Host
 from eddy.service.model import ServedModel
 from eddy.service.sessions import NO_STREAM
+from eddy.service.start import read_start
+from eddy.service.tick import Job
+from eddy.service.values import check_rows
 from eddy.v1 import inference_pb2
 
 
@@ -36,9 +41,19 @@ class InferCall:
         self._host = host
         self._model = host.catalog.ready(request.model, request.version)
         self._lengths = self._read_lengths(request.lengths)
+        contract = self._model.contract
+        if contract.emits and not contract.has_whole:
+            raise invalid(Reason.WRONG_TASK, "model", "one that looks ahead and has no whole graph", "Stream or Step")
+        self._is_whole = contract.has_whole
+        if self._is_whole and (longest := int(self._lengths.max())) > self._model.config.max_steps:
+            most = f"at most {self._model.config.max_steps}, for a whole graph"
+            raise invalid(Reason.TOO_MANY_STEPS, "lengths", longest, most)
+        self._start = read_start(contract, request.prime, request.initial_states, len(self._lengths))
+        if self._is_whole and self._start is not None:
+            raise invalid(Reason.UNKNOWN_INPUT, "initial_states", "some", "none: a whole graph has no states")
         total = int(self._lengths.sum())
         limit = host.config.server.max_message_bytes
-        codec.check_answer(self._model.contract, total, limit, "lengths")
+        codec.check_answer(contract, 1, total, limit, "lengths")
         raw = codec.read_inputs(self._model.contract, request.inputs, (total,))
         self._inputs = [
             np.frombuffer(data, port.dtype).reshape(total, *port.shape)
@@ -73,12 +88,24 @@ class InferCall:
         """
         host, model = self._host, self._model
         host.refuse_if_draining()
-        count = len(self._lengths)
-        opened = host.open(model.file.name, model.file.version, count, 1, 0.0, NO_STREAM)
         deadline = NO_DEADLINE if timeout_seconds is None else host.clock() + timeout_seconds
         groups = [np.flatnonzero(self._lengths == length) for length in np.unique(self._lengths)]
+        if self._is_whole:
+            await self._run_whole(groups, deadline)
+        else:
+            await self._run_steps(groups, deadline)
+        response = inference_pb2.InferResponse(model=model.file.name, version=model.file.version)
+        blocks = [values.tobytes() for values in self._outputs]
+        codec.write_outputs(model.contract, response.outputs, (len(self._outputs[0]),), blocks)
+        return response
+
+    async def _run_steps(self, groups: list[np.ndarray], deadline: float) -> None:
+        """Sequences as sessions, from their first step to their last."""
+        host, model = self._host, self._model
+        opened = host.open(model.file.name, model.file.version, len(self._lengths), 1, 0.0, NO_STREAM, self._start)
         runs = [_Run(host, model, self, opened.handles[group], group, deadline) for group in groups]
         try:
+            await opened.begun()
             for run in runs:
                 run.start()
             await asyncio.gather(*(run.done for run in runs))
@@ -87,10 +114,21 @@ class InferCall:
                 run.is_gone = True
             present = opened.rows[host.table.handle[opened.rows] == opened.handles]
             host.close(present, lambda _: None)
-        response = inference_pb2.InferResponse(model=model.file.name, version=model.file.version)
-        blocks = [values.tobytes() for values in self._outputs]
-        codec.write_outputs(model.contract, response.outputs, (len(self._outputs[0]),), blocks)
-        return response
+
+    async def _run_whole(self, groups: list[np.ndarray], deadline: float) -> None:
+        """Sequences of equal length together through the whole graph, as many as a tick takes."""
+        model = self._model
+        jobs: list[_Whole] = []
+        try:
+            for group in groups:
+                length = self.length_of(int(group[0]))
+                most = max(1, model.scheduler.most_rows(length))
+                cuts = (group[begin : begin + most] for begin in range(0, len(group), most))
+                jobs.extend(_Whole(self._host, model, self, cut, length, deadline) for cut in cuts)
+            await asyncio.gather(*(job.done for job in jobs))
+        finally:
+            for job in jobs:
+                job.cancel()
 
     def length_of(self, sequence: int) -> int:
         """T of a sequence."""
@@ -106,6 +144,42 @@ class InferCall:
         places = (self._begins[sequences][:, None] + np.arange(begin, end)).reshape(-1)
         for port, whole, block in zip(self._model.contract.outputs, self._outputs, outputs, strict=True):
             whole[places] = np.frombuffer(block, port.dtype).reshape(len(places), *port.shape)
+
+
+class _Whole:
+    """Sequences of one length on their way through the whole graph.
+
+    Attributes:
+        done: set once their outputs are put together, or the graph failed.
+    """
+
+    def __init__(
+        self, host: Host, model: ServedModel, call: InferCall, sequences: np.ndarray, length: int, deadline: float
+    ) -> None:
+        self._call = call
+        self._sequences = sequences
+        self._length = length
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        inputs = call.cut(sequences, 0, length)
+        for port, raw in zip(model.contract.inputs, inputs, strict=True):
+            check_rows(port, port.view(raw, len(sequences), length), f"inputs[{port.name}]")
+        run = partial(model.engine.run_whole, inputs, len(sequences), length)
+        self._job = Job(run, self._finish, len(sequences), length, deadline)
+        host.submit_job(model, self._job)
+
+    def cancel(self) -> None:
+        """Nobody waits any more: what has not begun is dropped."""
+        self._job.is_gone = True
+        self.done.cancel()
+
+    def _finish(self, outcome: list[bytes] | EddyError) -> None:
+        if self.done.done():
+            return
+        if isinstance(outcome, EddyError):
+            self.done.set_exception(outcome)
+            return
+        self._call.put(self._sequences, 0, self._length, outcome)
+        self.done.set_result(None)
 
 
 class _Run:
@@ -170,11 +244,12 @@ class _Run:
         host, model = self._host, self._model
         end = min(self._length, self._position + model.config.max_steps)
         rows = len(self._sequences)
+        steps = end - self._position
         chunk = Chunk(
             self._handles,
             np.full(rows, self._position, "<u8").tobytes(),
-            end - self._position,
-            self._call.cut(self._sequences, self._position, end),
+            steps,
+            model.contract.feed(self._call.cut(self._sequences, self._position, end), rows, steps),
             host.route(NO_STREAM, model),
             self,
             0,

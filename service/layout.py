@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from eddy.service.contract import Port
 from eddy.service.fields import BYTES, VARINT, read_varint
+from eddy.service.ports import Port
 from eddy.v1 import inference_pb2
 
 _REQUEST = inference_pb2.StreamRequest.DESCRIPTOR.fields_by_name

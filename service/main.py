@@ -25,13 +25,13 @@ from prometheus_client.registry import CollectorRegistry
 from eddy.service.address import Address, AddressError
 from eddy.service.certificates import CertificateError, CertificateFiles
 from eddy.service.config import Config, ServerConfig
-from eddy.service.engine import runtime_version
 from eddy.service.errors import Reason
 from eddy.service.host import Host
 from eddy.service.http import HttpServer
 from eddy.service.lifecycle import Event, Status
 from eddy.service.metrics import Build, ModelTotals, ServiceCollector, Totals
 from eddy.service.repository import RepositoryError
+from eddy.service.runtime import runtime_version
 from eddy.service.server import PortInUse, Server
 
 _LOG = logging.getLogger(__name__)

@@ -10,18 +10,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 
-from eddy.service.arena import SlotAllocator
+from eddy.service.arena import INITIAL_SLOT, NUM_RESERVED_SLOTS, SlotAllocator
 from eddy.service.config import ModelConfig
 from eddy.service.contract import Contract
-from eddy.service.engine import INITIAL_SLOT, NUM_RESERVED_SLOTS, Engine
+from eddy.service.engine import Engine
 from eddy.service.errors import EddyError
+from eddy.service.graph import ModelGraphs
 from eddy.service.lifecycle import Event
 from eddy.service.replies import ReplyStore
 from eddy.service.scheduler import Limits, Scheduler
 from eddy.service.sessions import MODEL_BITS, SessionTable
+from eddy.service.start import Start
 from eddy.service.stats import ModelStats
+from eddy.service.tick import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class ServedModel:
 
     Args:
         file: what it is; index: its number in the session table.
-        model, contract: the step graph and its contract.
+        graphs, contract: its graphs and their contract.
         table: the server's sessions.
         config: sizes and limits; provider: execution provider.
         on_ended: told the handles of sessions that ended by the server's will, by owner stream, and why.
@@ -51,7 +53,7 @@ class ServedModel:
         self,
         file: ModelFile,
         index: int,
-        model: onnx.ModelProto,
+        graphs: ModelGraphs,
         contract: Contract,
         table: SessionTable,
         config: ModelConfig,
@@ -67,12 +69,12 @@ class ServedModel:
         num_slots = config.num_slots(contract.state_bytes)
         num_work_slots = config.max_rows
         self.engine = Engine(
-            model, contract, num_slots=num_slots + num_work_slots, provider=provider, num_threads=config.num_threads
+            graphs, contract, num_slots=num_slots + num_work_slots, provider=provider, num_threads=config.num_threads
         )
         self.slots = SlotAllocator(NUM_RESERVED_SLOTS, num_slots)
         self.replies = ReplyStore(
-            tuple(port.step_bytes for port in contract.inputs),
-            tuple(port.step_bytes for port in contract.outputs),
+            contract.feeds,
+            contract.results,
             config.max_kept_reply_bytes,
         )
         self.cost = self.engine.measure_cost()
@@ -122,6 +124,20 @@ class ServedModel:
             self.scheduler.uses_rings = True
         self.stats.num_opened_sessions += count
         return rows
+
+    def begin_sessions(self, rows: np.ndarray, start: Start, done: Callable[[list[bytes] | EddyError], None]) -> None:
+        """Has `start` written into the slots of the sessions in `rows`; `done` is told once.
+
+        Raises:
+            CapacityError: QUEUE_FULL.
+        """
+        slots = self._table.slot[rows]
+
+        def write() -> list[bytes]:
+            self.engine.begin(slots, start.prime, start.lengths, start.states)
+            return []
+
+        self.scheduler.submit_job(Job(write, done, len(rows), start.num_steps))
 
     def last_reply(self, row: int) -> tuple[bytes, ...] | None:
         """The kept outputs of the last chunk of the session in `row`, raw bytes a port; None when forgotten."""

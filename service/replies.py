@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eddy.service.ports import Port
+
 _NO_BLOCK = 0
 _FIRST_ENTRIES = 1024
 _FIRST_BLOCKS = 64
@@ -48,17 +50,20 @@ class ReplyStore:
     """Kept replies of one model's sessions.
 
     Args:
-        input_step_bytes, output_step_bytes: bytes of one row's one step, for each port.
+        inputs, outputs: what each holds. Inputs have the same number of bytes at every step.
         max_bytes: budget for what is held.
     """
 
-    def __init__(self, input_step_bytes: tuple[int, ...], output_step_bytes: tuple[int, ...], max_bytes: int) -> None:
+    def __init__(self, inputs: tuple[Port, ...], outputs: tuple[Port, ...], max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_forgotten = 0
         self.num_compactions = 0
         # A block's parts are the inputs, then the outputs.
-        self._num_inputs = len(input_step_bytes)
-        self._step_bytes = input_step_bytes + output_step_bytes
+        self._num_inputs = len(inputs)
+        self._ports = inputs + outputs
+        # A row of T steps has `_fixed_bytes + T * _step_bytes` bytes.
+        self._fixed_bytes = sum(port.row_bytes(0) for port in self._ports)
+        self._step_bytes = sum(port.row_bytes(1) - port.row_bytes(0) for port in self._ports)
         # Entries. Changed only by the methods below, on the server's event loop.
         self._position = np.full(_FIRST_ENTRIES, -1, np.int64)
         self._block = np.zeros(_FIRST_ENTRIES, np.int32)
@@ -211,10 +216,8 @@ class ReplyStore:
         return self._counting[:count]
 
     def _row_bytes(self, block: int, row: int, steps: int) -> tuple[bytes, ...]:
-        return tuple(
-            data[row * steps * size : (row + 1) * steps * size]
-            for data, size in zip(self._blocks[block], self._step_bytes, strict=True)
-        )
+        sizes = [port.row_bytes(steps) for port in self._ports]
+        return tuple(data[row * size : (row + 1) * size] for data, size in zip(self._blocks[block], sizes, strict=True))
 
     # Blocks
 
@@ -257,7 +260,7 @@ class ReplyStore:
         order = np.argsort(np.array(self._sequence)[self._block[entries]], kind="stable")
         entries = entries[order]
         steps = np.array(self._steps)[self._block[entries]]
-        sizes = steps * sum(self._step_bytes)
+        sizes = steps * self._step_bytes + self._fixed_bytes
         # Newest first, keep what fits in three quarters of the budget.
         fits = np.cumsum(sizes[::-1])[::-1] <= self.max_bytes * 3 // 4
         for entry in entries[~fits].tolist():
@@ -276,7 +279,7 @@ class ReplyStore:
 
     def _compact(self, block: int, entries: np.ndarray) -> None:
         steps = self._steps[block]
-        num_rows = len(self._blocks[block][0]) // max(1, steps * self._step_bytes[0])
+        num_rows = len(self._blocks[block][0]) // self._ports[0].row_bytes(steps)
         if len(entries) == num_rows:
             return
         rows = [self._row_bytes(block, row, steps) for row in self._row[entries].tolist()]

@@ -24,13 +24,16 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from eddy.service.admission import Admission, input_arrays, is_acceptable
-from eddy.service.arena import SlotAllocator
+from eddy.service.admission import Admission, input_arrays
+from eddy.service.answer import Answer
+from eddy.service.arena import INITIAL_SLOT, SlotAllocator
 from eddy.service.chunk import Chunk, ChunkResult
 from eddy.service.contract import Contract
 from eddy.service.errors import CapacityError, Detail, EddyError, Reason
 from eddy.service.replies import ReplyStore
 from eddy.service.sessions import ANY_ROUTE, ROW_MASK, SessionTable
+from eddy.service.tick import AnyTick, Control, Job, SingleTick, Tick, slice_steps
+from eddy.service.values import is_acceptable
 
 # Marks of a pass over the queue lie above every row index, so that both can share the table's scratch column.
 _FIRST_PASS = 1 << 32
@@ -49,81 +52,6 @@ class Limits:
     max_rows: int
     row_steps_budget: int
     max_queued_chunks: int
-
-
-@dataclass(slots=True)
-class Tick:
-    """One run of the engine.
-
-    Attributes:
-        chunks: whose rows these are, in order; bounds: where each chunk's rows begin, and their number at the end.
-        inputs: raw bytes a port, [B, T, ...].
-        rows: table rows, int64 [B], or a slice where they lie in a row.
-        read_slots, write_slots: int64 [B]; num_rows: B; num_steps: T.
-        positions: int64 [B] on the fast path, where every chunk is whole and all of its rows run; otherwise None.
-        started: when it began to run, monotonic seconds; run_seconds: inside ONNX Runtime. Set by who runs it.
-    """
-
-    chunks: list[Chunk]
-    bounds: list[int]
-    inputs: tuple[bytes, ...]
-    rows: np.ndarray | slice
-    read_slots: np.ndarray
-    write_slots: np.ndarray
-    num_rows: int
-    num_steps: int
-    positions: np.ndarray | None = None
-    started: float = 0.0
-    run_seconds: float = 0.0
-
-
-class SingleTick:
-    """A `Tick` of one whole chunk of one row: `row`, `position` and slots are integers. Plain, as `ChunkResult` is."""
-
-    __slots__ = (
-        "chunk",
-        "inputs",
-        "num_rows",
-        "num_steps",
-        "position",
-        "read_slots",
-        "row",
-        "run_seconds",
-        "started",
-        "write_slots",
-    )
-
-    def __init__(self, chunk: Chunk, row: int, position: int, read_slot: int, write_slot: int) -> None:
-        self.chunk = chunk
-        self.inputs = chunk.inputs
-        self.row = row
-        self.position = position
-        self.read_slots = read_slot
-        self.write_slots = write_slot
-        self.num_rows = 1
-        self.num_steps = chunk.num_steps
-        self.started = 0.0
-        self.run_seconds = 0.0
-
-
-AnyTick = Tick | SingleTick
-
-
-@dataclass(frozen=True, slots=True)
-class Control:
-    """An operation on sessions that keeps its place among their chunks."""
-
-    rows: np.ndarray
-    run: Callable[[], None]
-
-
-def slice_steps(remaining_steps: int, num_rows: int, row_steps_budget: int) -> int:
-    """Steps to run next of a chunk: the largest power of two within its remaining steps and the budget.
-
-    Powers of two let chunks of different lengths share ticks.
-    """
-    limit = max(1, min(remaining_steps, row_steps_budget // num_rows))
-    return 1 << (limit.bit_length() - 1)
 
 
 class Scheduler:
@@ -153,6 +81,9 @@ class Scheduler:
         self._admission = Admission(contract, table, replies)
         # Changed only by the methods below.
         self._queue: deque[Chunk | Control] = deque()
+        # Jobs touch no open session, so they wait apart, and take turns with the chunks.
+        self._jobs: deque[Job] = deque()
+        self._is_jobs_turn = False
         self._pass = _FIRST_PASS
         self._counting = np.arange(1024)
         self._num_busy = 0
@@ -166,13 +97,13 @@ class Scheduler:
 
     @property
     def num_queued(self) -> int:
-        """Chunks and control operations that wait."""
-        return len(self._queue)
+        """Chunks, control operations and jobs that wait."""
+        return len(self._queue) + len(self._jobs)
 
     @property
     def is_idle(self) -> bool:
         """Nothing waits and nothing runs."""
-        return not self._queue and not self._num_busy
+        return not self._queue and not self._jobs and not self._num_busy
 
     def most_rows(self, num_steps: int) -> int:
         """Rows of T = `num_steps` that one tick takes; none when they are sliced."""
@@ -184,12 +115,24 @@ class Scheduler:
         Raises:
             CapacityError: QUEUE_FULL.
         """
-        if len(self._queue) >= self.limits.max_queued_chunks:
+        self._refuse_if_full(len(self._queue))
+        self._queue.append(chunk)
+
+    def submit_job(self, job: Job) -> None:
+        """Queues a job.
+
+        Raises:
+            CapacityError: QUEUE_FULL.
+        """
+        self._refuse_if_full(len(self._jobs))
+        self._jobs.append(job)
+
+    def _refuse_if_full(self, num_queued: int) -> None:
+        if num_queued >= self.limits.max_queued_chunks:
             raise CapacityError(
                 Reason.QUEUE_FULL,
-                f"{len(self._queue)} chunks are waiting for this model, at most {self.limits.max_queued_chunks} may",
+                f"{num_queued} chunks are waiting for this model, at most {self.limits.max_queued_chunks} may",
             )
-        self._queue.append(chunk)
 
     def submit_control(self, rows: np.ndarray, run: Callable[[], None]) -> None:
         """Queues an operation on the sessions in `rows` behind the chunks that wait; at once when none does."""
@@ -202,6 +145,24 @@ class Scheduler:
 
     def next_tick(self, now: float) -> AnyTick | None:
         """Forms the next tick; None when nothing can run now. Chunks that need no run are answered on the way."""
+        if self._jobs and (self._is_jobs_turn or not self._queue):
+            self._is_jobs_turn = False
+            if (job := self._next_job(now)) is not None:
+                return job
+        self._is_jobs_turn = True
+        return self._next_chunks(now) or self._next_job(now)
+
+    def _next_job(self, now: float) -> Job | None:
+        while self._jobs:
+            job = self._jobs.popleft()
+            if job.is_gone:
+                continue
+            if job.deadline > now:
+                return job
+            job.done(_late())
+        return None
+
+    def _next_chunks(self, now: float) -> Tick | SingleTick | None:
         while self._queue:
             chunks, num_steps = self._pick(now)
             if not chunks:
@@ -290,7 +251,7 @@ class Scheduler:
             chunk.rows = self._table.rows_of(np.frombuffer(chunk.handles, "<u8"))
         return chunk.rows
 
-    def _fast_tick(self, chunks: list[Chunk], num_steps: int) -> AnyTick | None:
+    def _fast_tick(self, chunks: list[Chunk], num_steps: int) -> Tick | SingleTick | None:
         """A tick of whole chunks whose every row is fine, or None.
 
         Columns are compared as bytes: on a few rows that costs a fifth of comparing arrays and asking for `all`.
@@ -315,7 +276,7 @@ class Scheduler:
         if rows is None or table.route[rows].tobytes() != routes or table.next_position[rows].tobytes() != positions:
             return None
         inputs = self._join_inputs(chunks)
-        for port, raw in zip(self._contract.inputs, inputs, strict=True):
+        for port, raw in zip(self._contract.feeds, inputs, strict=True):
             if not is_acceptable(port, raw):
                 return None
         return Tick(
@@ -325,6 +286,7 @@ class Scheduler:
             rows,
             table.read_slot[rows],
             table.slot[rows],
+            table.home_slot[rows] if self._contract.has_immutable else INITIAL_SLOT,
             bounds[-1],
             num_steps,
             np.frombuffer(positions, "<i8"),
@@ -371,10 +333,11 @@ class Scheduler:
             or table.next_position.item(row) != position
         ):
             return None
-        for port, raw in zip(self._contract.inputs, chunk.inputs, strict=True):
+        for port, raw in zip(self._contract.feeds, chunk.inputs, strict=True):
             if not is_acceptable(port, raw):
                 return None
-        return SingleTick(chunk, row, position, table.read_slot.item(row), table.slot.item(row))
+        home = table.home_slot.item(row) if self._contract.has_immutable else INITIAL_SLOT
+        return SingleTick(chunk, row, position, table.read_slot.item(row), table.slot.item(row), home)
 
     def _order(self, count: int) -> np.ndarray:
         """0 .. count - 1."""
@@ -426,15 +389,13 @@ class Scheduler:
             chunk.work_slots = self._work_slots.allocate(len(good))
         chunk.errors, chunk.replays, chunk.index = errors, replays, good
         if len(good):
-            chunk.outputs = [
-                np.empty((len(good), chunk.num_steps, *port.shape), port.dtype) for port in self._contract.outputs
-            ]
+            chunk.answer = Answer(self._contract, len(good), chunk.num_steps)
             self._set_busy(rows[good], len(good))
 
     def _assemble(self, chunks: list[Chunk], num_steps: int) -> Tick:
         table = self._table
         rows, read, write = [], [], []
-        inputs: list[list[np.ndarray]] = [[] for _ in self._contract.inputs]
+        inputs: list[list[np.ndarray]] = [[] for _ in self._contract.feeds]
         for chunk in chunks:
             assert chunk.rows is not None and chunk.index is not None
             mine = chunk.rows[chunk.index]
@@ -454,6 +415,7 @@ class Scheduler:
             np.concatenate(rows),
             np.concatenate(read),
             np.concatenate(write),
+            table.home_slot[np.concatenate(rows)] if self._contract.has_immutable else INITIAL_SLOT,
             bounds[-1],
             num_steps,
         )
@@ -464,7 +426,7 @@ class Scheduler:
         """The tick will run elsewhere while other ticks are formed: its sessions are busy until it is finished."""
         if isinstance(tick, SingleTick):
             self._set_busy(np.array([tick.row]), 1)
-        elif tick.positions is not None:
+        elif isinstance(tick, Tick) and tick.positions is not None:
             self._set_busy(tick.rows, tick.num_rows)
 
     def commit(self, tick: AnyTick, blocks: Sequence[bytes], now: float, *, was_begun: bool = False) -> None:
@@ -476,7 +438,9 @@ class Scheduler:
         """
         self.num_ticks += 1
         self.num_row_steps += tick.num_rows * tick.num_steps
-        if isinstance(tick, SingleTick):
+        if isinstance(tick, Job):
+            tick.done(list(blocks))
+        elif isinstance(tick, SingleTick):
             if was_begun:
                 self._clear_busy(np.array([tick.row]))
             self._advance_one(tick, (*tick.inputs, *blocks), now)
@@ -507,6 +471,9 @@ class Scheduler:
 
         A slice that is not its chunk's last writes working slots only: those sessions stay as they were.
         """
+        if isinstance(tick, Job):
+            tick.done(error)
+            return
         if isinstance(tick, SingleTick):
             rows = np.array([tick.row])
             if was_begun:
@@ -533,6 +500,9 @@ class Scheduler:
 
     def fail_queue(self, error: EddyError) -> None:
         """Fails every chunk that waits; control operations are carried out."""
+        jobs, self._jobs = self._jobs, deque()
+        for job in jobs:
+            job.done(error)
         waiting, self._queue = self._queue, deque()
         for item in waiting:
             if isinstance(item, Control):
@@ -578,16 +548,15 @@ class Scheduler:
         self._replies.keep_one(entry, tick.position, parts, tick.num_steps)
 
     def _commit_slices(self, tick: Tick, blocks: Sequence[bytes], now: float) -> None:
-        outputs = [
-            np.frombuffer(block, port.dtype).reshape(tick.num_rows, tick.num_steps, *port.shape)
-            for port, block in zip(self._contract.outputs, blocks, strict=True)
+        results = [
+            port.view(block, tick.num_rows, tick.num_steps)
+            for port, block in zip(self._contract.results, blocks, strict=True)
         ]
         unfinished: list[Chunk | Control] = []
         for number, chunk in enumerate(tick.chunks):
             begin, end = tick.bounds[number], tick.bounds[number + 1]
-            assert chunk.outputs is not None
-            for whole, part in zip(chunk.outputs, outputs, strict=True):
-                whole[:, chunk.done_steps : chunk.done_steps + tick.num_steps] = part[begin:end]
+            assert chunk.answer is not None
+            chunk.answer.add([part[begin:end] for part in results], chunk.done_steps)
             chunk.done_steps += tick.num_steps
             if chunk.done_steps < chunk.num_steps:
                 unfinished.append(chunk)
@@ -599,8 +568,8 @@ class Scheduler:
             self._release_work_slots(chunk)
             positions = np.frombuffer(chunk.positions, "<i8")[chunk.index]
             inputs = [values[chunk.index].tobytes() for values in input_arrays(self._contract, chunk)]
-            whole_outputs = [array.tobytes() for array in chunk.outputs]
-            self._advance(rows, positions, tick.write_slots[begin:end], chunk.num_steps, (*inputs, *whole_outputs), now)
+            whole = [array.tobytes() for array in chunk.answer.results]
+            self._advance(rows, positions, tick.write_slots[begin:end], chunk.num_steps, (*inputs, *whole), now)
             self._finish(chunk)
         # Behind everybody who waits: a long chunk takes its turns.
         self._queue.extend(unfinished)
@@ -608,12 +577,12 @@ class Scheduler:
     def _finish(self, chunk: Chunk) -> None:
         """Answers a chunk of the general path."""
         outputs = []
-        for number, port in enumerate(self._contract.outputs):
-            whole = np.zeros((chunk.num_rows, chunk.num_steps, *port.shape), port.dtype)
-            if chunk.outputs is not None:
-                whole[chunk.index] = chunk.outputs[number]
+        for number, port in enumerate(self._contract.results):
+            whole = np.zeros((chunk.num_rows, *port.row_shape(chunk.num_steps)), port.dtype)
+            if chunk.answer is not None:
+                whole[chunk.index] = chunk.answer.results[number]
             for row, kept in chunk.replays.items():
-                whole[row] = np.frombuffer(kept[number], port.dtype).reshape(chunk.num_steps, *port.shape)
+                whole[row] = port.view(kept[number], 1, chunk.num_steps)[0]
             outputs.append(whole.tobytes())
         self.num_replayed += len(chunk.replays)
         chunk.reply(ChunkResult(outputs, chunk.errors, tuple(chunk.replays)))

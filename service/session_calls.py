@@ -15,7 +15,8 @@ import numpy as np
 from eddy.service import codec
 from eddy.service.errors import Reason, invalid
 from eddy.service.host import Host
-from eddy.service.sessions import NO_STREAM, SessionInfo, check_id
+from eddy.service.sessions import NO_STREAM, SessionInfo, cannot_reset, check_id
+from eddy.service.start import read_start
 from eddy.v1 import sessions_pb2
 
 _MAX_PAGE = 1000
@@ -31,9 +32,12 @@ class SessionCalls:
 
     async def open(self, request: sessions_pb2.OpenSessionRequest) -> sessions_pb2.OpenSessionResponse:
         """Opens one that no stream owns."""
+        model = self._host.catalog.ready(request.model, request.version)
+        start = read_start(model.contract, request.prime, request.initial_states, 1)
         opened = self._host.open(
-            request.model, request.version, 1, request.max_in_flight, request.idle_timeout_seconds, NO_STREAM
+            request.model, request.version, 1, request.max_in_flight, request.idle_timeout_seconds, NO_STREAM, start
         )
+        await opened.begun()
         info = self._host.table.info(int(opened.rows[0]))
         return sessions_pb2.OpenSessionResponse(
             session=self._session(info, with_id=True),
@@ -80,6 +84,9 @@ class SessionCalls:
     async def reset(self, request: sessions_pb2.ResetSessionRequest) -> sessions_pb2.ResetSessionResponse:
         """Takes one back to its initial state, behind the chunks that wait for it."""
         session_id = request.session_id
+        check_id(session_id, "session_id")
+        if self._host.table.has_own_start[self._host.table.row_of_id(session_id)]:
+            raise cannot_reset()
         await self._control(self._host.reset, session_id)
         row = self._host.table.row_of_id(session_id)
         return sessions_pb2.ResetSessionResponse(session=self._session(self._host.table.info(row), with_id=True))

@@ -64,6 +64,15 @@ def check_id(session_id: bytes, where: str) -> None:
         raise invalid(Reason.INVALID_BYTE_LENGTH, where, f"{len(session_id)} bytes", f"{SESSION_ID_BYTES} bytes")
 
 
+def cannot_reset() -> ClientError:
+    """The error for resetting a session that began with states of its own."""
+    return ClientError(
+        Reason.OWN_START,
+        "handles: the session began with states of its own, which are not kept; open another one",
+        Detail("handles", "a session opened with a prime input or initial states", "one that began with the model's"),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
     """What is known of one session."""
@@ -100,7 +109,11 @@ class SessionTable:
         # Where the next step reads the state (the initial slot, at first) and where it writes it.
         self.read_slot = np.zeros(rows, np.int32)
         self.slot = np.zeros(rows, np.int32)
+        # Where its immutable states are: its own slot, another session's (beams share them), or the initial slot.
+        self.home_slot = np.zeros(rows, np.int32)
         self.last_used = np.zeros(rows, np.float64)
+        # It began with states of its own, which its slot no longer holds.
+        self.has_own_start = np.zeros(rows, np.bool_)
         # A chunk of the session is running, or begun and not finished.
         self.is_busy = np.zeros(rows, np.bool_)
         self.ring_start = np.zeros(rows, np.int32)
@@ -288,6 +301,8 @@ class SessionTable:
         self.next_position[rows] = 0
         self.read_slot[rows] = initial_slot
         self.slot[rows] = slots
+        self.home_slot[rows] = initial_slot
+        self.has_own_start[rows] = False
         self.last_used[rows] = self._clock()
         self.is_busy[rows] = False
         self.ring_start[rows] = ring_starts
@@ -311,8 +326,14 @@ class SessionTable:
         self._apply(rows, Event.DETACH)
         self.route[rows] &= MODEL_MASK
 
+    def begin_at(self, rows: np.ndarray, slots: np.ndarray) -> None:
+        """Sessions that have taken no step begin with the states in `slots` int [B] instead of the initial ones."""
+        self.read_slot[rows] = slots
+        self.home_slot[rows] = slots
+        self.has_own_start[rows] = True
+
     def reset(self, rows: np.ndarray, initial_slot: int) -> None:
-        """Back to position 0 and the initial state, in a new epoch."""
+        """Back to position 0 and the initial state, in a new epoch; not for sessions that `begin` elsewhere."""
         self._apply(rows, Event.RESET)
         self._new_epoch(rows)
         self.next_position[rows] = 0

@@ -22,10 +22,11 @@ from eddy.service.chunk import Chunk, ChunkResult, deadline_after
 from eddy.service.coalescer import Coalescer
 from eddy.service.contract import Contract
 from eddy.service.errors import EddyError, Reason, ServerBug, invalid
-from eddy.service.host import Host
+from eddy.service.host import Host, Opened
 from eddy.service.layout import Layouts, StepLayout
 from eddy.service.model import ServedModel
-from eddy.service.sessions import MODEL_BITS, MODEL_MASK, ROW_MASK
+from eddy.service.sessions import MODEL_BITS, MODEL_MASK, ROW_MASK, cannot_reset
+from eddy.service.start import read_start
 from eddy.v1 import inference_pb2
 
 _LOG = logging.getLogger(__name__)
@@ -189,8 +190,10 @@ class StreamConnection:
         if model is None or model.index not in known.models:
             return False
         begin, end = known.positions
-        inputs = tuple([data[first:last] for first, last in known.inputs])
-        self._submit(model, tag, handles, data[begin:end], known.num_steps, inputs, known.timeout_milliseconds)
+        feeds = tuple([data[first:last] for first, last in known.inputs])
+        if model.contract.has_end:
+            feeds = model.contract.feed(feeds, len(handles) // 8, known.num_steps)
+        self._submit(model, tag, handles, data[begin:end], known.num_steps, feeds, known.timeout_milliseconds)
         return True
 
     def _step(self, tag: int, step: inference_pb2.StepChunk, data: bytes) -> None:
@@ -199,15 +202,17 @@ class StreamConnection:
         positions = step.positions
         num_steps = step.num_steps
         limits = host.config.model
-        num_rows = codec.check_columns(handles, positions, num_steps, limits.max_rows, limits.max_steps)
+        is_end = step.flush
+        num_rows = codec.check_columns(handles, positions, num_steps, limits.max_rows, limits.max_steps, is_end=is_end)
         model = self._model_of(handles)
         if model is None:
             self._refuse_all_rows(tag, handles)
             return
-        codec.check_answer(model.contract, num_rows * num_steps, self._max_bytes, "step.num_steps")
-        inputs = codec.read_inputs(model.contract, step.inputs, (num_rows, num_steps))
-        self._layouts.learn(data, step, model.index, model.contract.inputs)
-        self._submit(model, tag, handles, positions, num_steps, inputs, step.timeout_milliseconds)
+        codec.check_answer(model.contract, num_rows, num_steps, self._max_bytes, "step.num_steps")
+        feeds = codec.read_feeds(model.contract, step.inputs, num_rows, num_steps, is_end=is_end)
+        if not is_end:
+            self._layouts.learn(data, step, model.index, model.contract.inputs)
+        self._submit(model, tag, handles, positions, 1 if is_end else num_steps, feeds, step.timeout_milliseconds)
 
     def _submit(
         self,
@@ -216,14 +221,14 @@ class StreamConnection:
         handles: bytes,
         positions: bytes,
         num_steps: int,
-        inputs: tuple[bytes, ...],
+        feeds: tuple[bytes, ...],
         timeout_milliseconds: int,
     ) -> None:
         host = self._host
         now = host.clock()
         deadline = deadline_after(now, timeout_milliseconds)
         route = self.number << MODEL_BITS | model.index
-        chunk = Chunk(handles, positions, num_steps, inputs, route, self, tag, model.contract, now, deadline)
+        chunk = Chunk(handles, positions, num_steps, feeds, route, self, tag, model.contract, now, deadline)
         self._chunk_bytes += chunk.num_bytes
         try:
             host.submit(model, chunk)
@@ -278,6 +283,8 @@ class StreamConnection:
         )
 
     def _open(self, tag: int, request: inference_pb2.OpenSessions) -> None:
+        model = self._host.catalog.ready(request.model, request.version)
+        start = read_start(model.contract, request.prime, request.initial_states, request.count, "open.")
         opened = self._host.open(
             request.model,
             request.version,
@@ -285,7 +292,23 @@ class StreamConnection:
             request.max_in_flight,
             request.idle_timeout_seconds,
             self.number,
+            start,
         )
+        if opened.ready is None:
+            self._send_opened(tag, opened)
+        else:
+            opened.ready.add_done_callback(partial(self._tell_begun, tag, opened))
+
+    def _tell_begun(self, tag: int, opened: Opened, ready: asyncio.Future[None]) -> None:
+        """The sessions' first states are written, or could not be."""
+        error = ready.exception()
+        if error is None:
+            self._send_opened(tag, opened)
+        else:
+            assert isinstance(error, EddyError), "the host tells typed errors"
+            self._refuse(tag, error)
+
+    def _send_opened(self, tag: int, opened: Opened) -> None:
         message = inference_pb2.SessionsOpened(
             session_ids=opened.session_ids,
             handles=opened.handles.astype("<u8").tobytes(),
@@ -333,6 +356,11 @@ class StreamConnection:
         handles = codec.read_handles(request.handles, "reset.handles")
         rows, errors = self._own_rows(handles)
         table = self._host.table
+        own_start = table.has_own_start[rows]
+        if own_start.any():
+            refused = np.isin(table.rows_of(handles), rows[own_start])
+            errors |= dict.fromkeys(np.flatnonzero(refused).tolist(), cannot_reset())
+            rows = rows[~own_start]
 
         def reset(missed: np.ndarray) -> None:
             self._explain_missed(handles, missed, errors)

@@ -25,16 +25,20 @@ async def step(
     """
     info = host.table.info(host.table.row_in_epoch(request.session_id, request.epoch))
     model = host.catalog.served[info.model]
-    codec.check_steps(request.num_steps, model.config.max_steps, "num_steps")
+    if request.flush:
+        codec.check_end(request.num_steps, "num_steps")
+    else:
+        codec.check_steps(request.num_steps, model.config.max_steps, "num_steps")
+    num_steps = 1 if request.flush else request.num_steps
     if request.position >= 1 << 63:
         raise invalid(Reason.OUT_OF_RANGE, "position", request.position, "less than 2**63")
-    inputs = codec.read_inputs(model.contract, request.inputs, (1, request.num_steps))
+    inputs = codec.read_feeds(model.contract, request.inputs, 1, num_steps, is_end=request.flush)
     now = host.clock()
     call = _Call()
     chunk = Chunk(
         info.handle.to_bytes(8, "little"),
         request.position.to_bytes(8, "little"),
-        request.num_steps,
+        num_steps,
         inputs,
         ANY_ROUTE,
         call,

@@ -22,9 +22,11 @@ from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
 from eddy.service.config import ModelConfig
 from eddy.service.contract import read_contract
 from eddy.service.errors import EddyError, ModelError, Reason
+from eddy.service.graph import ModelGraphs
 from eddy.service.model import ModelFile, ServedModel
-from eddy.service.scheduler import AnyTick, Limits
+from eddy.service.scheduler import Limits
 from eddy.service.sessions import SessionTable, route
+from eddy.service.tick import AnyTick, Job
 
 STREAM = 7
 
@@ -78,7 +80,7 @@ class Rig:
         self.model = ServedModel(
             ModelFile(family.name, "1", ""),
             0,
-            model,
+            ModelGraphs(model),
             read_contract(model),
             self.table,
             config,
@@ -146,8 +148,10 @@ class Rig:
 
     def state(self, row: int) -> list[np.ndarray]:
         """The states of the session in `row`, one [...] a state."""
-        slot = self.table.read_slot[row : row + 1].astype(np.int64)
-        return [state[0] for state in self.model.engine.read_states(slot)]
+        slots = [column[row : row + 1].astype(np.int64) for column in (self.table.read_slot, self.table.home_slot)]
+        moving, fixed = (self.model.engine.read_states(slot) for slot in slots)
+        specs = self.model.contract.states
+        return [(new if spec.next_name else old)[0] for spec, new, old in zip(specs, moving, fixed, strict=True)]
 
     # Ticks
 
@@ -185,6 +189,7 @@ class Rig:
         if tick is None:
             return False
         engine = self.model.engine
+        assert not isinstance(tick, Job), "a job writes no slots of sessions' chunks"
         slots = np.atleast_1d(tick.write_slots)
         noise = [np.ones_like(state) for state in engine.read_states(slots)]
         if all(state.next_name for state in self.family.states):
@@ -193,10 +198,14 @@ class Rig:
         return True
 
     def _run(self, tick: AnyTick) -> list[bytes]:
+        if isinstance(tick, Job):
+            return tick.run()
         assert np.unique(tick.write_slots).size == tick.num_rows, "two rows of a tick write one slot"
         budget = self.scheduler.limits.row_steps_budget
         assert tick.num_steps == 1 or tick.num_rows * tick.num_steps <= budget, "a tick is over its budget"
-        return self.model.engine.run(tick.inputs, tick.read_slots, tick.write_slots, tick.num_rows, tick.num_steps)
+        return self.model.engine.run(
+            tick.inputs, tick.read_slots, tick.write_slots, tick.num_rows, tick.num_steps, tick.home_slots
+        )
 
     def run_all(self) -> None:
         """Commits and runs until nothing waits."""

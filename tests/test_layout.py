@@ -15,10 +15,23 @@ RANKS = {
     name: rank
     for rank, names in enumerate(
         (
-            ("errors", "histogram", "index", "lifecycle", "stops", "address", "certificates", "repository"),
-            ("config", "arena", "contract", "credentials", "fields", "http", "metrics", "sampling", "vocabulary"),
-            ("graph", "sessions", "replies", "chunk", "sources"),
-            ("admission", "stats"),
+            ("errors", "histogram", "index", "lifecycle", "ports", "stops", "address", "certificates", "repository"),
+            (
+                "config",
+                "arena",
+                "contract",
+                "credentials",
+                "fields",
+                "http",
+                "metrics",
+                "runtime",
+                "sampling",
+                "values",
+            ),
+            ("vocabulary",),
+            ("answer", "example", "graph", "sessions", "replies", "sources", "start"),
+            ("chunk", "selftest"),
+            ("admission", "stats", "tick"),
             ("engine", "scheduler"),
             ("model",),
             ("calls", "catalog", "dispatcher", "codec", "layout"),
@@ -38,7 +51,7 @@ FENCES = {
     "grpc_health": {"service/server.py", "clients"},
     "grpc_reflection": {"service/server.py"},
     "grpc_status": {"service/server.py", "clients"},
-    "onnxruntime": {"service/engine.py", "training"},
+    "onnxruntime": {"service/runtime.py", "training"},
     "prometheus_client": {"service/metrics.py", "service/http.py", "service/main.py"},
     "torch": {"training"},
 }

@@ -17,9 +17,9 @@ from loopback import Loopback, array, configure, serve, write_model
 from onnx import helper
 
 from eddy.service.catalog import Catalog
-from eddy.service.engine import usable_providers
 from eddy.service.errors import ClientError, ModelError, Reason
 from eddy.service.repository import RepositoryError
+from eddy.service.runtime import usable_providers
 from eddy.service.sessions import SessionTable
 from eddy.v1 import contract_pb2, models_pb2
 
@@ -110,19 +110,38 @@ _BROKEN: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         lambda: _with_contract(lambda c: c.streaming.CopyFrom(contract_pb2.Streaming(reason="it looks back"))),
         "not streamable: it looks back",
     ),
-    "unsupported-port": (lambda: _with_contract(lambda c: setattr(c.ports, "flush", "end")), "port 'flush'"),
+    "port-that-is-not-there": (
+        lambda: _with_contract(lambda c: setattr(c.ports, "flush", "end")),
+        "the contract names the step graph's inputs ['end', 'history', 'x'], the graph has ['history', 'x']",
+    ),
+    "emits-without-end": (
+        lambda: _with_contract(lambda c: setattr(c.ports, "emitted", "emitted")),
+        "port 'emitted' needs the ports 'flush' and 'length'",
+    ),
+    "prime-without-inputs": (
+        lambda: _with_contract(lambda c: setattr(c.graphs, "prime", "prime.onnx")),
+        "a prime graph, its inputs and max_prime_steps together",
+    ),
+    "graph-outside": (
+        lambda: _with_contract(lambda c: setattr(c.graphs, "whole", "../whole.onnx")),
+        "is not the plain name of a file",
+    ),
+    "graph-missing": (
+        lambda: _with_contract(lambda c: setattr(c.graphs, "whole", "whole.onnx")),
+        "whole.onnx cannot be read",
+    ),
     "no-states": (lambda: _with_contract(lambda c: c.ClearField("states")), "at least one input, one output"),
     "other-input-name": (
         lambda: _with_contract(lambda c: setattr(c.inputs[0], "name", "z")),
-        "the contract names the graph inputs",
+        "the contract names the step graph's inputs",
     ),
     "other-output-name": (
         lambda: _with_contract(lambda c: setattr(c.outputs[0], "name", "z")),
-        "the contract names the graph outputs",
+        "the contract names the step graph's outputs",
     ),
     "other-dtype": (
         lambda: _with_contract(lambda c: setattr(c.inputs[0], "dtype", contract_pb2.DATA_TYPE_FLOAT32)),
-        "graph input 'x': the contract's dtype float32 is not the graph's",
+        "step graph's input 'x': the contract's dtype float32 is not the graph's",
     ),
     "no-dtype": (lambda: _with_contract(lambda c: setattr(c.inputs[0], "dtype", 0)), "unknown dtype number 0"),
     "other-rank": (lambda: _with_contract(lambda c: c.inputs[0].shape.append(3)), "the contract's rank 3"),

@@ -19,7 +19,8 @@ from eddy.service.contract import Contract, read_contract
 from eddy.service.dispatcher import Dispatcher
 from eddy.service.engine import Engine, TickCost
 from eddy.service.errors import ClientError, Detail, Reason, ServerBug
-from eddy.service.scheduler import Scheduler, Tick
+from eddy.service.scheduler import Scheduler
+from eddy.service.tick import Tick
 from eddy.v1 import contract_pb2, inference_pb2
 
 HISTORY = family("history")

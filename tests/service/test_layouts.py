@@ -12,8 +12,9 @@ from loopback import chunk, configure, serve, write_model
 
 from eddy.service.chunk import ChunkResult
 from eddy.service.codec import StepResponses
-from eddy.service.contract import Port, read_contract
+from eddy.service.contract import read_contract
 from eddy.service.layout import Layouts, StepLayout
+from eddy.service.ports import Port
 from eddy.v1 import errors_pb2, inference_pb2
 
 MODEL = 3

@@ -7,9 +7,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eddy.service.ports import Port
 from eddy.service.replies import ReplyStore
 
+
+def _ports(*sizes: int) -> tuple[Port, ...]:
+    return tuple(Port(f"port-{size}", np.dtype("u1"), 6, (size,), size) for size in sizes)
+
+
 INPUT_BYTES, OUTPUT_BYTES = (4,), (8, 2)
+INPUTS, OUTPUTS = _ports(*INPUT_BYTES), _ports(*OUTPUT_BYTES)
 
 
 @dataclass
@@ -54,7 +61,7 @@ _ACTIONS = st.lists(
 def test_never_a_wrong_reply(actions: list[tuple[Any, ...]], budget: int) -> None:
     """What is found is what was kept last for that position, or is said to be forgotten; the budget holds."""
     generator = np.random.default_rng(0)
-    store = ReplyStore(INPUT_BYTES, OUTPUT_BYTES, budget)
+    store = ReplyStore(INPUTS, OUTPUTS, budget)
     rings: list[Ring] = []
     for name, *arguments in actions:
         if name == "open":
@@ -112,7 +119,7 @@ def _compare(store: ReplyStore, rings: list[Ring], *, is_generous: bool) -> None
 
 def test_rings_do_not_overlap() -> None:
     """Rings of all sizes, opened and closed in any order, never share an entry."""
-    store = ReplyStore(INPUT_BYTES, OUTPUT_BYTES, 1 << 20)
+    store = ReplyStore(INPUTS, OUTPUTS, 1 << 20)
     first = store.open_rings(600, 1)
     wide = store.open_rings(300, 4)
     store.close_rings(first[::2], np.ones(300, np.int32))
@@ -126,7 +133,7 @@ def test_one_long_lived_row_does_not_keep_its_block() -> None:
     """A block of which one row is still wanted is cut down to that row when the budget is exceeded."""
     rows, steps = 100, 4
     row_bytes = steps * sum((*INPUT_BYTES, *OUTPUT_BYTES))
-    store = ReplyStore(INPUT_BYTES, OUTPUT_BYTES, 3 * rows * row_bytes)
+    store = ReplyStore(INPUTS, OUTPUTS, 3 * rows * row_bytes)
     generator = np.random.default_rng(2)
     starts = store.open_rings(rows + 1, 1)
     kept = _parts(generator, rows, steps)
@@ -144,7 +151,7 @@ def test_one_long_lived_row_does_not_keep_its_block() -> None:
 def test_over_the_budget_the_oldest_are_forgotten_first() -> None:
     """Live replies over the budget are forgotten oldest first, counted, and still known by position and T."""
     row_bytes = sum((*INPUT_BYTES, *OUTPUT_BYTES))
-    store = ReplyStore(INPUT_BYTES, OUTPUT_BYTES, 10 * row_bytes)
+    store = ReplyStore(INPUTS, OUTPUTS, 10 * row_bytes)
     generator = np.random.default_rng(3)
     starts = store.open_rings(20, 1)
     for start in starts.tolist():
@@ -160,7 +167,7 @@ def test_over_the_budget_the_oldest_are_forgotten_first() -> None:
 
 def test_sessions_that_come_and_go_with_every_ring_size_do_not_grow_the_store() -> None:
     """Rings of sixty-four sizes, opened and closed in turns: entries are used again, and no two rings share one."""
-    store = ReplyStore(INPUT_BYTES, OUTPUT_BYTES, 1 << 20)
+    store = ReplyStore(INPUTS, OUTPUTS, 1 << 20)
     generator = np.random.default_rng(4)
     most = 64 * 256
     for _ in range(4):
@@ -177,7 +184,7 @@ def test_sessions_that_come_and_go_with_every_ring_size_do_not_grow_the_store() 
 @given(turns=st.lists(st.tuples(st.integers(1, 300), st.integers(1, 9), st.integers(0, 100)), min_size=1, max_size=60))
 def test_rings_never_overlap(turns: list[tuple[int, int, int]]) -> None:
     """However rings of several sizes are opened and closed: those that are open are apart."""
-    store = ReplyStore(INPUT_BYTES, OUTPUT_BYTES, 1 << 20)
+    store = ReplyStore(INPUTS, OUTPUTS, 1 << 20)
     rings: list[tuple[int, int]] = []
     for count, size, num_closed in turns:
         rings += [(start, size) for start in store.open_rings(count, size).tolist()]

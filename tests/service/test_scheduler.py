@@ -12,7 +12,8 @@ from simulation import STREAM, Mailbox, Rig
 
 from eddy.service.chunk import ChunkResult
 from eddy.service.errors import CapacityError, EddyError, ModelError, Reason
-from eddy.service.scheduler import Limits, Tick, slice_steps
+from eddy.service.scheduler import Limits
+from eddy.service.tick import Tick, slice_steps
 
 HISTORY = family("history")
 

@@ -35,6 +35,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_REPEAT_MISMATCH: _ClassVar[ErrorReason]
     ERROR_REASON_REPLY_NOT_KEPT: _ClassVar[ErrorReason]
     ERROR_REASON_FENCED: _ClassVar[ErrorReason]
+    ERROR_REASON_OWN_START: _ClassVar[ErrorReason]
     ERROR_REASON_TOO_MANY_SESSIONS: _ClassVar[ErrorReason]
     ERROR_REASON_QUEUE_FULL: _ClassVar[ErrorReason]
     ERROR_REASON_MESSAGE_TOO_LARGE: _ClassVar[ErrorReason]
@@ -71,6 +72,7 @@ ERROR_REASON_POSITION_BEHIND: ErrorReason
 ERROR_REASON_REPEAT_MISMATCH: ErrorReason
 ERROR_REASON_REPLY_NOT_KEPT: ErrorReason
 ERROR_REASON_FENCED: ErrorReason
+ERROR_REASON_OWN_START: ErrorReason
 ERROR_REASON_TOO_MANY_SESSIONS: ErrorReason
 ERROR_REASON_QUEUE_FULL: ErrorReason
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason

@@ -1,0 +1,209 @@
+"""The self-test: a freshly loaded engine against its model's plain graphs, states carried by hand.
+
+Owns the schedule and the comparison. A second line behind the structural guard: what it cannot see is why the guard is
+the proof. A neighbouring slot holds a marker: a wrong gather, scatter or copy shows there or in the difference.
+
+Dimension key: B rows, T steps, S source steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from eddy.service.arena import INITIAL_SLOT, NUM_RESERVED_SLOTS
+from eddy.service.contract import END, Contract
+from eddy.service.errors import ModelError, Reason
+from eddy.service.example import example, example_feeds
+from eddy.service.graph import ModelGraphs
+from eddy.service.runtime import Runtime
+
+# The plain graph needs two rows as well, for the same kernels.
+_MIN_ROWS = 2
+_MARKER = 77
+# T of each call, and whether the stream ends with it; the end has no steps of its own.
+_CALLS = ((1, False), (1, False), (3, False))
+_SOURCE_STEPS = 3
+_CUDA_TOLERANCE = 1e-4
+
+
+class Subject(Protocol):
+    """The engine, as far as it is tested."""
+
+    contract: Contract
+    num_slots: int
+
+    def run(
+        self,
+        feeds: Sequence[bytes],
+        read_slots: np.ndarray | int,
+        write_slots: np.ndarray | int,
+        num_rows: int,
+        num_steps: int,
+        home_slots: np.ndarray | int = ...,
+    ) -> list[bytes]:
+        """See `Engine.run`."""
+
+    def run_whole(self, inputs: Sequence[bytes], num_rows: int, num_steps: int) -> list[bytes]:
+        """See `Engine.run_whole`."""
+
+    def begin(
+        self,
+        slots: np.ndarray,
+        prime: Sequence[np.ndarray] = ...,
+        lengths: np.ndarray | None = ...,
+        given: Mapping[str, np.ndarray] | None = ...,
+    ) -> None:
+        """See `Engine.begin`."""
+
+    def read_states(self, slots: np.ndarray) -> list[np.ndarray]:
+        """See `Engine.read_states`."""
+
+    def write_states(self, slots: np.ndarray, states: Sequence[np.ndarray]) -> None:
+        """See `Engine.write_states`."""
+
+
+def check(engine: Subject, graphs: ModelGraphs, runtime: Runtime) -> None:
+    """Steps a few slots in a few calls, ends their streams where the model has ends, and compares everything.
+
+    Raises:
+        ModelError: a graph does not run, gives other shapes than the contract says, or the engine other values.
+    """
+    contract = engine.contract
+    rows = max(1, min(3, engine.num_slots - 1))
+    slots = np.arange(rows)[::-1] + NUM_RESERVED_SLOTS
+    neighbour = np.array([NUM_RESERVED_SLOTS + rows])
+    has_neighbour = rows < engine.num_slots
+    marker = [np.full((1, *state.shape), _MARKER, state.dtype) for state in contract.states]
+    if has_neighbour:
+        before = engine.read_states(neighbour)
+        engine.write_states(neighbour, marker)
+    plain = _Plain(contract, graphs, runtime, max(rows, _MIN_ROWS))
+    tolerance = max(contract.tolerance, 0.0 if runtime.is_cpu else _CUDA_TOLERANCE)
+    read = np.full(rows, INITIAL_SLOT)
+    if contract.is_primed:
+        source = [example(port, rows, _source_steps(contract)) for port in contract.prime_inputs]
+        lengths = np.arange(rows) % _source_steps(contract) + 1
+        engine.begin(slots, source, lengths)
+        plain.begin(source, lengths)
+        read = slots
+    ends = ((1, True),) if contract.message.ports.flush else ()
+    for call, (num_steps, is_end) in enumerate((*_CALLS, *ends)):
+        feeds = example_feeds(contract, plain.num_rows, num_steps, seed=call)
+        if is_end:
+            feeds[-1][:] = 1
+        wanted = plain.step(feeds, num_steps)
+        home = slots if contract.is_primed else INITIAL_SLOT
+        blocks = engine.run([values[:rows].tobytes() for values in feeds], read, slots, rows, num_steps, home)
+        read = slots
+        for port, block in zip(contract.results, blocks, strict=True):
+            _compare(port.view(block, rows, num_steps), wanted[port.name][:rows], port.name, tolerance)
+    for state, value in zip(contract.states, engine.read_states(slots), strict=True):
+        if state.next_name or contract.is_primed:
+            _compare(value, plain.states[state.name][:rows], state.name, tolerance)
+    if graphs.whole is not None:
+        _check_whole(engine, contract)
+    if has_neighbour:
+        for value, expected in zip(engine.read_states(neighbour), marker, strict=True):
+            _compare(value, expected, "a neighbouring slot", 0.0)
+        engine.write_states(neighbour, before)
+    for state, value in zip(contract.states, engine.read_states(np.array([INITIAL_SLOT])), strict=True):
+        _compare(value, state.initial[None], "the initial-state slot", 0.0)
+
+
+class _Plain:
+    """The model's graphs as they are, states carried by hand."""
+
+    def __init__(self, contract: Contract, graphs: ModelGraphs, runtime: Runtime, num_rows: int) -> None:
+        self._contract = contract
+        self._step = runtime.session(graphs.step)
+        self._prime = None if graphs.prime is None else runtime.session(graphs.prime)
+        self.num_rows = num_rows
+        self.states: dict[str, Any] = {
+            state.name: np.repeat(state.initial[None], num_rows, axis=0) for state in contract.states
+        }
+
+    def begin(self, source: Sequence[np.ndarray], lengths: np.ndarray) -> None:
+        assert self._prime is not None, "only a model with a prime graph is primed"
+        feed = {
+            port.name: _repeat(values, self.num_rows)
+            for port, values in zip(self._contract.prime_inputs, source, strict=True)
+        }
+        if name := self._contract.message.ports.prime_length:
+            feed[name] = _repeat(lengths, self.num_rows)
+        names = [output.name for output in self._prime.get_outputs()]
+        written = dict(zip(names, _run(self._prime, names, feed), strict=True))
+        for state in self._contract.states:
+            if state.name in written:
+                _check_shape(state.name, written[state.name], (self.num_rows, *state.shape))
+        self.states |= written
+
+    def step(self, feeds: Sequence[np.ndarray], num_steps: int) -> dict[str, np.ndarray]:
+        """One call; the results by name."""
+        contract, ports = self._contract, self._contract.message.ports
+        feed = {port.name: values for port, values in zip(contract.feeds, feeds, strict=True) if port.name != END}
+        is_end = feeds[-1][:, -1].astype(np.bool_) if contract.has_end else np.zeros(self.num_rows, np.bool_)
+        if ports.length:
+            feed[ports.length] = num_steps - is_end.astype(np.int64)
+        if ports.flush:
+            feed[ports.flush] = is_end
+        moving = [state for state in contract.states if state.next_name]
+        names = [port.name for port in contract.results] + [state.next_name for state in moving]
+        found = dict(zip(names, _run(self._step, names, feed | self.states), strict=True))
+        for state in moving:
+            _check_shape(state.next_name, found[state.next_name], (self.num_rows, *state.shape))
+            self.states[state.name] = found[state.next_name]
+        for port in contract.results:
+            _check_shape(port.name, found[port.name], (self.num_rows, *port.row_shape(num_steps)))
+        return found
+
+
+def _check_whole(engine: Subject, contract: Contract) -> None:
+    """The whole graph gives the shapes that the contract says."""
+    for rows, num_steps in ((1, 2), (3, 5)):
+        inputs = [example(port, rows, num_steps).tobytes() for port in contract.inputs]
+        blocks = engine.run_whole(inputs, rows, num_steps)
+        for port, block in zip(contract.outputs, blocks, strict=True):
+            expected = rows * num_steps * port.step_bytes
+            if len(block) != expected:
+                raise ModelError(
+                    Reason.MODEL_NOT_READY,
+                    f"the whole graph's output {port.name!r} has {len(block)} bytes after {num_steps} steps of {rows} "
+                    f"rows, the contract says {expected}",
+                )
+
+
+def _source_steps(contract: Contract) -> int:
+    return min(_SOURCE_STEPS, contract.max_prime_steps)
+
+
+def _repeat(values: np.ndarray, count: int) -> np.ndarray:
+    """`values` with `count` rows, the last of them repeated."""
+    return values if len(values) == count else np.concatenate([values, np.repeat(values[-1:], count - len(values), 0)])
+
+
+def _run(session: Any, names: list[str], feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    try:
+        results: list[np.ndarray] = session.run(names, feed)
+    except Exception as error:
+        raise ModelError(Reason.MODEL_NOT_READY, f"the graph does not run: {error}") from error
+    return results
+
+
+def _check_shape(name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
+    if value.shape != shape:
+        raise ModelError(
+            Reason.MODEL_NOT_READY, f"{name!r} has shape {list(value.shape)}, the contract says {list(shape)}"
+        )
+
+
+def _compare(got: np.ndarray, wanted: np.ndarray, name: str, tolerance: float) -> None:
+    difference = np.abs(got.astype(np.float64) - wanted.astype(np.float64)).max(initial=0.0)
+    if not difference <= tolerance:
+        raise ModelError(
+            Reason.MODEL_NOT_READY,
+            f"self-test: {name!r} differs by {difference:.3g} between the wrapped and the plain graph "
+            f"(allowed: {tolerance:.3g})",
+        )
