@@ -16,6 +16,7 @@ from eddy.training.errors import CheckpointError, ExportError
 from eddy.training.families.family import Model, count_parameters
 from eddy.training.families.recurrent.spec import RecurrentSpec
 from eddy.training.families.registry import all_examples, build_contract, build_model, write_graphs
+from eddy.training.families.shapes import spec_from_dict
 from eddy.training.runtime import RUNTIME_ERRORS, Runtime
 from eddy.training.spec import FeatureInput, LinearHead, Spec
 from eddy.training.storage import make_folder
@@ -111,16 +112,23 @@ def draw_model(spec: Spec, seed: int = 0) -> Model:
         return build_model(spec).eval()
 
 
-def write_example(name: str, directory: Path, seed: int = 0) -> pb.ModelContract:
+def write_example(
+    name: str, directory: Path, *, seed: int = 0, hidden: int | None = None, is_verified: bool = True
+) -> pb.ModelContract:
     """Write an untrained model of a variant, one of `all_examples`, with all its graphs; returns its contract.
 
-    Its numbers are not verified.
+    hidden: units in place of the example's few, as a benchmark wants them. is_verified: prove the numbers, which takes
+    about a second, and write the verdict into the contract; raises VerificationError. Raises ExportError.
     """
-    model = draw_model(all_examples()[name], seed)
-    contract = build_contract(model, name)
+    spec = all_examples()[name]
+    if hidden is not None:
+        spec = spec_from_dict(spec.to_dict() | {"hidden": hidden})
+    model = draw_model(spec, seed)
     make_folder(directory)
-    export_graphs(model, directory, contract)
-    return contract
+    export_graphs(model, directory, build_contract(model, name))
+    if is_verified:
+        verify(directory / STEP_FILE)
+    return read_contract(directory / STEP_FILE)
 
 
 def write_benchmark_model(

@@ -18,6 +18,7 @@ from eddy.training.export import (
     export_graphs,
     probe,
     write_benchmark_model,
+    write_example,
 )
 from eddy.training.families.recurrent.graph import build_step_graph
 from eddy.training.families.recurrent.model import RecurrentModel
@@ -216,3 +217,14 @@ def test_contracts_that_are_missing_broken_or_untrue_are_refused(tmp_path: Path)
     write_contract_back.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ContractError, match="not readable as an ONNX model"):
         write_contract(write_contract_back, contract)
+
+
+def test_examples_come_at_the_width_that_is_asked_for(tmp_path: Path) -> None:
+    """A benchmark's models are the tests' in another size; without proof the contract has no verdict."""
+    contract = write_example("conv1d-gru", tmp_path, hidden=20, is_verified=False)
+    assert {state.name: list(state.shape) for state in contract.states} == {
+        "h": [1, 20],
+        "conv_0": [2, 3],
+        "conv_1": [4, 8],
+    }
+    assert not contract.HasField("numerics")

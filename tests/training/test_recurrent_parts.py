@@ -12,22 +12,25 @@ from torch import Tensor, nn
 
 from eddy.training.contract import numpy_dtype, read_contract
 from eddy.training.errors import ExportError, RecipeError
-from eddy.training.export import draw_model, export_checkpoint, write_example
+from eddy.training.export import draw_model, export_checkpoint, export_graphs, write_example
 from eddy.training.families.recurrent.examples import recurrent_examples
+from eddy.training.families.recurrent.family import RECURRENT
 from eddy.training.families.recurrent.model import RecurrentModel
 from eddy.training.families.recurrent.parts import Attention, Convolution, FrameConvolution
 from eddy.training.families.recurrent.spec import RecurrentSpec
 from eddy.training.families.registry import build_contract
 from eddy.training.recipe import parse_recipe
-from eddy.training.runtime import initial_rows
-from eddy.training.spec import ClassHead, FeatureInput, FrameInput, LinearHead, TokenHead, TokenInput
+from eddy.training.runtime import Runtime, initial_rows
+from eddy.training.spec import CELLS, ClassHead, FeatureInput, FrameInput, LinearHead, TokenHead, TokenInput
 from eddy.training.stream_pass import reset_rows
 from eddy.training.train import train
-from eddy.training.verify import draw_inputs
+from eddy.training.verify import compare, draw_inputs
 from eddy.v1 import contract_pb2 as pb
 
 # torch picks other kernels for other lengths and batches; float32 sums then differ in the last bits.
 TOLERANCE = 2e-6
+# The parity law's bound; untrained models answer with values of size 1.
+PARITY = 1e-5
 EXAMPLES = recurrent_examples()
 VALUES = FeatureInput((0.0, 0.0), (1.0, 1.0))
 PLAIN = (LinearHead(3),)
@@ -49,6 +52,31 @@ def inputs(model: RecurrentModel, batch: int, steps: int) -> Tensor:
     """Random input of the kind that the model reads."""
     (value,) = draw_inputs(build_contract(model, "m"), batch, steps).values()
     return torch.from_numpy(value)
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "plain": {"layers": 2},
+    "residual": {"layers": 4, "residual": True},
+    "learned-state": {"layers": 2, "learned_state": True},
+    "convolution": {"convolutions": (Convolution(6, 3, 2), Convolution(5, 2))},
+    "attention": {"layers": 2, "attention": Attention(5)},
+    "frames": {"input": FrameInput(6, 6), "frame_convolutions": (FrameConvolution(3, pool=2), FrameConvolution(4))},
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_part_goes_with_every_cell(cell: str, part: str, tmp_path: Path) -> None:
+    """The exported graph, in chunks shorter and longer than the states reach, answers as torch does to the whole."""
+    spec = replace(RecurrentSpec(cell, 1, 9, VALUES, PLAIN), **PARTS[part])
+    model = draw(spec, 5)
+    contract = build_contract(model, "m")
+    export_graphs(model, tmp_path, contract)
+    given = draw_inputs(contract, 3, 12)
+    expected = RECURRENT.reference(model, given)
+    for chunk in (1, 5, 12):
+        found = Runtime(tmp_path / "model.onnx", contract).run(given, chunk)
+        assert compare(found, expected, f"chunks of {chunk}").largest <= PARITY
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -183,7 +211,7 @@ def test_a_learned_state_gets_a_gradient() -> None:
 
 def test_a_learned_state_is_in_the_contract(tmp_path: Path) -> None:
     """Sessions begin with the very values that the model learnt; other states begin with zeros."""
-    contract = write_example("conv1d-attention-gru", tmp_path, seed=4)
+    contract = write_example("conv1d-attention-gru", tmp_path, seed=4, is_verified=False)
     model = draw(EXAMPLES["conv1d-attention-gru"], 4)
     kinds = {state.name: state.initial.WhichOneof("kind") for state in contract.states}
     assert kinds == {"h": "data", "conv_0": "constant", "past": "constant", "past_count": "constant"}
