@@ -8,6 +8,7 @@ Dimension key: B batch, T steps, F features, L layers, H hidden, V vocabulary, K
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ import onnxruntime as ort
 OPSET = 17
 IR_VERSION = 9
 METADATA_KEY = "eddy.contract"
+PRIME_FILE = "prime.onnx"
 
 _WIRE_DTYPES: dict[np.dtype, int] = {
     np.dtype(np.float32): contract_pb2.DATA_TYPE_FLOAT32,
@@ -65,6 +67,40 @@ class StateSpec:
 
 
 @dataclass(frozen=True)
+class Ends:
+    """The ports of a model that looks ahead, by name, and how many steps it may hold back."""
+
+    length: str
+    flush: str
+    emitted: str
+    block_steps: int
+    look_ahead_steps: int
+
+    @property
+    def extra_steps(self) -> int:
+        """Steps that an answer may have beyond its call's."""
+        return self.block_steps - 1 + self.look_ahead_steps
+
+
+@dataclass(frozen=True)
+class PrimeSpec:
+    """What a model reads before its first step: [B, S, *shape] inputs and int64 [B] lengths."""
+
+    inputs: tuple[PortSpec, ...]
+    length: str
+    max_steps: int
+    graph: Callable[[], onnx.ModelProto]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one session begins with: prime inputs [S, ...], of which the first `length` steps count."""
+
+    inputs: list[np.ndarray]
+    length: int
+
+
+@dataclass(frozen=True)
 class Family:
     """One family of models.
 
@@ -80,6 +116,8 @@ class Family:
     weights: tuple[onnx.TensorProto, ...] = ()
     # Largest absolute difference allowed; 0: bit for bit.
     tolerance: float = 0.0
+    ends: Ends | None = None
+    prime: PrimeSpec | None = None
 
     def contract(self) -> contract_pb2.ModelContract:
         """The contract, as a message."""
@@ -91,7 +129,17 @@ class Family:
             streaming=contract_pb2.Streaming(streamable=True),
             numerics=contract_pb2.Numerics(bitwise=True),
         )
-        for specs, field in ((self.inputs, message.inputs), (self.outputs, message.outputs)):
+        ports = [(self.inputs, message.inputs), (self.outputs, message.outputs)]
+        if self.ends is not None:
+            ends = self.ends
+            message.ports.CopyFrom(contract_pb2.Ports(length=ends.length, flush=ends.flush, emitted=ends.emitted))
+            message.streaming.block_steps = ends.block_steps
+            message.streaming.look_ahead_steps = ends.look_ahead_steps
+        if self.prime is not None:
+            message.graphs.prime, message.ports.prime_length = PRIME_FILE, self.prime.length
+            message.max_prime_steps = self.prime.max_steps
+            ports.append((self.prime.inputs, message.prime_inputs))
+        for specs, field in ports:
             for port in specs:
                 spec = field.add(name=port.name, dtype=_WIRE_DTYPES[np.dtype(port.dtype)], shape=port.shape)
                 if port.values is not None:
@@ -114,7 +162,10 @@ class Family:
         """The step graph, without a contract."""
         inputs = [_value(port.name, port.dtype, ["B", "T", *port.shape]) for port in self.inputs]
         inputs += [_value(state.name, state.dtype, ["B", *state.shape]) for state in self.states]
-        outputs = [_value(port.name, port.dtype, ["B", "T", *port.shape]) for port in self.outputs]
+        outputs = [_value(port.name, port.dtype, ["B", "U", *port.shape]) for port in self.outputs]
+        if self.ends is not None:
+            inputs += [_value(self.ends.length, np.int64, ["B"]), _value(self.ends.flush, np.bool_, ["B"])]
+            outputs.append(_value(self.ends.emitted, np.int64, ["B"]))
         outputs += [
             _value(state.next_name, state.dtype, ["B", *state.shape]) for state in self.states if state.next_name
         ]
@@ -134,6 +185,24 @@ class Family:
     def example(self, generator: np.random.Generator, num_steps: int) -> list[np.ndarray]:
         """One session's inputs, one [T, ...] an input."""
         return [_example(port, generator, num_steps) for port in self.inputs]
+
+    def feeds(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        """What the engine is fed for `inputs`, [T, ...] each, no step of which is an end."""
+        return inputs if self.ends is None else [*inputs, np.zeros(len(inputs[0]), np.uint8)]
+
+    def end(self) -> list[np.ndarray]:
+        """What the engine is fed for the end of a stream."""
+        assert self.ends is not None, "the model knows no ends"
+        blank = [np.full((1, *port.shape), max(0, (port.values or (0, 0))[0]), port.dtype) for port in self.inputs]
+        return [*blank, np.ones(1, np.uint8)]
+
+    def start(self, generator: np.random.Generator) -> Start | None:
+        """What a session begins with; None for the contract's initial states."""
+        if self.prime is None:
+            return None
+        steps = int(generator.integers(1, self.prime.max_steps + 1))
+        inputs = [_example(port, generator, steps) for port in self.prime.inputs]
+        return Start(inputs, int(generator.integers(1, steps + 1)))
 
 
 def _example(port: PortSpec, generator: np.random.Generator, num_steps: int) -> np.ndarray:
@@ -155,31 +224,78 @@ def _weight(name: str, values: np.ndarray) -> onnx.TensorProto:
 
 
 class PlainGraph:
-    """The step graph as it was built, states carried by hand: what the service is compared with."""
+    """The graphs as they were built, states carried by hand: what the service is compared with."""
 
     def __init__(self, family: Family) -> None:
         self._family = family
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(
-            family.graph().SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = _load(family.graph())
+        self._prime = None if family.prime is None else _load(family.prime.graph())
 
-    def whole(self, inputs: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Outputs [T, ...] each and final states [...] each of one session's whole sequence, run alone.
+    def whole(
+        self, feeds: Sequence[np.ndarray], start: Start | None = None
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Outputs [U, ...] each and final states [...] each of one session's whole sequence, run alone.
+
+        Args:
+            feeds: [T, ...] each, with the marks of ends where the model has them; start: what it begins with.
 
         Two equal rows: with one row ONNX Runtime's kernels for RNN take another path and other bits.
         """
         family = self._family
+        states = {state.name: state.initial_rows(2) for state in family.states}
+        if start is not None:
+            states |= self._begin(start)
+        parts: list[list[np.ndarray]] = [[] for _ in family.outputs]
+        for segment, is_end in _segments(family, feeds):
+            outputs, states = self._run(segment, is_end, states)
+            for part, output in zip(parts, outputs, strict=True):
+                part.append(output)
+        return [np.concatenate(part) for part in parts], [states[state.name][0] for state in family.states]
+
+    def _begin(self, start: Start) -> dict[str, Any]:
+        prime = self._family.prime
+        assert prime is not None and self._prime is not None, "only a primed model has a start"
+        feed = {port.name: np.stack([values, values]) for port, values in zip(prime.inputs, start.inputs, strict=True)}
+        names = [output.name for output in self._prime.get_outputs()]
+        lengths = {prime.length: np.array([start.length] * 2)} if prime.length else {}
+        return dict(zip(names, self._prime.run(names, feed | lengths), strict=True))
+
+    def _run(
+        self, inputs: Sequence[np.ndarray], is_end: bool, states: dict[str, Any]
+    ) -> tuple[list[np.ndarray], dict[str, Any]]:
+        family, ends = self._family, self._family.ends
         feed = {port.name: np.stack([values, values]) for port, values in zip(family.inputs, inputs, strict=True)}
-        feed |= {state.name: state.initial_rows(2) for state in family.states}
         names = [port.name for port in family.outputs]
         names += [state.next_name for state in family.states if state.next_name]
-        got: dict[str, Any] = dict(zip(names, self._session.run(names, feed), strict=True))
+        if ends is not None:
+            num_steps = len(inputs[0]) - (1 if is_end else 0)
+            feed |= {ends.length: np.array([num_steps] * 2), ends.flush: np.array([is_end] * 2)}
+            names.append(ends.emitted)
+        got: dict[str, Any] = dict(zip(names, self._session.run(names, feed | states), strict=True))
         outputs = [got[port.name][0] for port in family.outputs]
-        states = [got[state.next_name][0] if state.next_name else state.initial_rows(1)[0] for state in family.states]
-        return outputs, states
+        if ends is not None:
+            outputs = [output[: got[ends.emitted][0]] for output in outputs]
+        moved = {state.name: got[state.next_name] for state in family.states if state.next_name}
+        return outputs, states | moved
+
+
+def _segments(family: Family, feeds: Sequence[np.ndarray]) -> list[tuple[list[np.ndarray], bool]]:
+    """The streams in one session's feeds, [T, ...] each, and whether each has ended."""
+    if family.ends is None:
+        return [(list(feeds), False)]
+    *inputs, marks = feeds
+    cuts = [0, *(np.flatnonzero(marks) + 1).tolist()]
+    found = [([values[begin:end] for values in inputs], True) for begin, end in itertools.pairwise(cuts)]
+    if cuts[-1] < len(marks):
+        found.append(([values[cuts[-1] :] for values in inputs], False))
+    return found
+
+
+def _load(model: onnx.ModelProto) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 # Recurrent layers
@@ -407,6 +523,134 @@ def _half_precision() -> Family:
     )
 
 
+# Ends and beginnings
+
+
+def _parsed(text: str) -> tuple[onnx.NodeProto, ...]:
+    """Nodes in ONNX's textual syntax."""
+    return tuple(onnx.parser.parse_graph("agraph () => () {" + text + "}").node)
+
+
+def _look_ahead() -> Family:
+    """y[t] = x[t] + 100 x[t+1] + 10000 x[t+2], with nothing behind the end: each answer spells what came after it.
+
+    Two steps are held back; a row's place in its buffer is computed from its own count.
+    """
+    body = _parsed(
+        """
+        none = Constant <value_ints = [0]> ()
+        one = Constant <value_ints = [1]> ()
+        two = Constant <value_ints = [2]> ()
+        three = Constant <value_ints = [3]> ()
+        big = Constant <value_ints = [1000000]> ()
+        zero = Constant <value_int = 0> ()
+        step = Constant <value_int = 1> ()
+        hundred = Constant <value_int = 100> ()
+        far = Constant <value_int = 10000> ()
+        shape = Shape (x)
+        num_steps = Gather <axis = 0> (shape, step)
+        ahead = Constant <value_int = 2> ()
+        size = Add (num_steps, ahead)
+        places = Range (zero, size, step)
+        after = Mul (held, zero)
+        both = Concat <axis = 1> (held, x, after, after)
+        count_column = Unsqueeze (count, one)
+        is_held = Less (places, count_column)
+        shifted = Sub (places, count_column)
+        from_x = Add (shifted, ahead)
+        index = Where (is_held, places, from_x)
+        aligned_raw = GatherElements <axis = 1> (both, index)
+        total = Add (count, length)
+        total_column = Unsqueeze (total, one)
+        is_valid = Less (places, total_column)
+        aligned = Where (is_valid, aligned_raw, zero)
+        padded = Concat <axis = 1> (aligned, after)
+        next_one = Slice (padded, one, big, one)
+        size_column = Unsqueeze (size, none)
+        first = Slice (next_one, none, size_column, one)
+        next_two = Slice (padded, two, big, one)
+        scaled_one = Mul (first, hundred)
+        scaled_two = Mul (next_two, far)
+        sum_one = Add (aligned, scaled_one)
+        sum_two = Add (sum_one, scaled_two)
+        free = Sub (total, two)
+        not_less = Max (free, zero)
+        emitted = Where (flush, total, not_less)
+        emitted_column = Unsqueeze (emitted, one)
+        is_out = Less (places, emitted_column)
+        y = Where (is_out, sum_two, zero)
+        left = Sub (total, emitted)
+        count_next = Where (flush, zero, left)
+        pair = Range (zero, ahead, step)
+        kept_raw = Add (emitted_column, pair)
+        last = Sub (size, step)
+        kept = Min (kept_raw, last)
+        kept_values = GatherElements <axis = 1> (aligned, kept)
+        left_column = Unsqueeze (count_next, one)
+        is_kept = Less (pair, left_column)
+        held_next = Where (is_kept, kept_values, zero)
+        """
+    )
+    return Family(
+        "look-ahead",
+        (PortSpec("x", np.int64, (), (0, 9)),),
+        (PortSpec("y", np.int64),),
+        (StateSpec("held", "held_next", np.int64, (2,)), StateSpec("count", "count_next", np.int64)),
+        body,
+        ends=Ends("length", "flush", "emitted", 1, 2),
+    )
+
+
+def _primed() -> Family:
+    """A sum of gain x, where `gain`, which is never written, is the source's sum, and the sum begins as its length."""
+    body = _parsed(
+        """
+        axis = Constant <value_int = 1> ()
+        one = Constant <value_ints = [1]> ()
+        minus_one = Constant <value_int = -1> ()
+        gain_column = Unsqueeze (gain, one)
+        total_column = Unsqueeze (total, one)
+        scaled = Mul (x, gain_column)
+        summed = CumSum (scaled, axis)
+        y = Add (summed, total_column)
+        total_next = Gather <axis = 1> (y, minus_one)
+        """
+    )
+    return Family(
+        "primed",
+        (PortSpec("x", np.int64, (), (0, 9)),),
+        (PortSpec("y", np.int64),),
+        (StateSpec("gain", "", np.int64), StateSpec("total", "total_next", np.int64)),
+        body,
+        prime=PrimeSpec((PortSpec("source", np.int64, (), (1, 9)),), "source_length", 5, _prime_graph),
+    )
+
+
+def _prime_graph() -> onnx.ModelProto:
+    nodes = _parsed(
+        """
+        zero = Constant <value_int = 0> ()
+        step = Constant <value_int = 1> ()
+        one = Constant <value_ints = [1]> ()
+        shape = Shape (source)
+        size = Gather <axis = 0> (shape, step)
+        places = Range (zero, size, step)
+        length_column = Unsqueeze (source_length, one)
+        is_valid = Less (places, length_column)
+        valid = Where (is_valid, source, zero)
+        gain = ReduceSum <keepdims = 0> (valid, one)
+        total = Identity (source_length)
+        """
+    )
+    inputs = [_value("source", np.int64, ["B", "S"]), _value("source_length", np.int64, ["B"])]
+    outputs = [_value(name, np.int64, ["B"]) for name in ("gain", "total")]
+    graph = helper.make_graph(list(nodes), "prime", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+    model.ir_version = IR_VERSION
+    onnx.checker.check_model(model)
+    return model
+
+
 _BUILDERS: dict[str, Callable[[], Family]] = {
     "lstm": lambda: _recurrent("lstm", "LSTM", 1, 4, 12, 3, seed=1),
     "lstm-stacked": lambda: _recurrent("lstm-stacked", "LSTM", 2, 4, 9, 3, seed=2),
@@ -420,6 +664,8 @@ _BUILDERS: dict[str, Callable[[], Family]] = {
     "two-inputs": _two_inputs,
     "immutable": _immutable,
     "half-precision": _half_precision,
+    "look-ahead": _look_ahead,
+    "primed": _primed,
 }
 
 FAMILIES = tuple(_BUILDERS)
@@ -439,7 +685,7 @@ _NUMPY = {number: dtype for dtype, number in _WIRE_DTYPES.items()}
 
 
 @dataclass(frozen=True)
-class ShippedFamily(Family):
+class FileFamily(Family):
     """A model of a repository, with its own graph and contract."""
 
     path: Path = Path()
@@ -454,15 +700,24 @@ class ShippedFamily(Family):
         return self.graph()
 
 
-def shipped_families(repository: Path) -> list[ShippedFamily]:
+def shipped_families(repository: Path) -> list[FileFamily]:
     """The latest version of every model of a repository, by name."""
-    return [_from_file(sorted(folder.glob("*/model.onnx"))[-1]) for folder in sorted(repository.glob("*"))]
+    return [family_from_file(sorted(folder.glob("*/model.onnx"))[-1]) for folder in sorted(repository.glob("*"))]
 
 
-def _from_file(path: Path) -> ShippedFamily:
+def family_from_file(path: Path) -> FileFamily:
+    """The family of a model's step graph, with what lies beside it."""
     text = next(entry.value for entry in onnx.load(path).metadata_props if entry.key == METADATA_KEY)
     contract = json_format.Parse(text, contract_pb2.ModelContract())
-    return ShippedFamily(
+    ports, streaming = contract.ports, contract.streaming
+    ends = Ends(ports.length, ports.flush, ports.emitted, streaming.block_steps, streaming.look_ahead_steps)
+    prime = PrimeSpec(
+        tuple(_port_of(spec) for spec in contract.prime_inputs),
+        ports.prime_length,
+        contract.max_prime_steps,
+        lambda: onnx.load(path.with_name(contract.graphs.prime)),
+    )
+    return FileFamily(
         path.parts[-3],
         tuple(_port_of(spec) for spec in contract.inputs),
         tuple(_port_of(spec) for spec in contract.outputs),
@@ -470,6 +725,8 @@ def _from_file(path: Path) -> ShippedFamily:
         (),
         (),
         0.0 if contract.numerics.bitwise else contract.numerics.tolerance,
+        ends if ports.emitted else None,
+        prime if contract.graphs.prime else None,
         path,
     )
 

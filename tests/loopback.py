@@ -19,7 +19,7 @@ import grpc
 import numpy as np
 import onnx
 from google.rpc import status_pb2
-from graphs import Family, family
+from graphs import PRIME_FILE, Family, family
 
 from eddy.service.config import Config, ModelConfig, ServerConfig, SessionConfig
 from eddy.service.host import Host
@@ -45,7 +45,12 @@ def write_model(repository: Path, name: str, version: str = "1", model: onnx.Mod
     folder = repository / name / version
     folder.mkdir(parents=True)
     path = folder / "model.onnx"
-    path.write_bytes((model or family(name).model()).SerializeToString())
+    if model is None:
+        spec = family(name)
+        model = spec.model()
+        if spec.prime is not None:
+            (folder / PRIME_FILE).write_bytes(spec.prime.graph().SerializeToString())
+    path.write_bytes(model.SerializeToString())
     return path
 
 
@@ -261,3 +266,8 @@ def chunk(
         inputs=[tensor(port.name, values) for port, values in zip(model.inputs, arrays, strict=True)],
         **fields,
     )
+
+
+def end_chunk(handles: Sequence[int], positions: Sequence[int]) -> inference_pb2.StepChunk:
+    """The end of streams, as a step message."""
+    return inference_pb2.StepChunk(handles=column(handles), positions=column(positions), flush=True)

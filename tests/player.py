@@ -11,8 +11,8 @@ import asyncio
 from dataclasses import dataclass, field
 
 import numpy as np
-from graphs import Family
-from loopback import Loopback, StreamClient, array, chunk
+from graphs import Family, Start
+from loopback import Loopback, StreamClient, array, chunk, end_chunk, tensor
 from schedule import plain_graph
 from simulation import assert_same
 
@@ -22,28 +22,45 @@ from eddy.v1 import inference_pb2
 
 @dataclass
 class Session:
-    """A client's side of one session: what it will send, and what it got."""
+    """A client's side of one session: what it will send, and what it got.
+
+    `inputs` are feeds: with the marks of ends, where the model has them; positions count those as steps.
+    """
 
     session_id: bytes
     handle: int
     inputs: list[np.ndarray]
+    start: Start | None = None
     sent: int = 0
     answered: int = 0
     outputs: dict[int, list[np.ndarray]] = field(default_factory=dict)
     unanswered: dict[int, int] = field(default_factory=dict)
+    has_ends: bool = False
 
     @property
     def length(self) -> int:
         """Steps in all."""
         return len(self.inputs[0])
 
-    def take(self, position: int, outputs: list[np.ndarray]) -> None:
-        """An answer; the same chunk is answered with the same bits however often."""
+    def take(self, position: int, steps: int, outputs: list[np.ndarray]) -> None:
+        """An answer to a chunk of so many steps; the same chunk is answered with the same bits however often."""
         for old, new in zip(self.outputs.get(position, outputs), outputs, strict=True):
             np.testing.assert_array_equal(old, new)
         self.outputs[position] = outputs
         self.unanswered.pop(position, None)
-        self.answered = max(self.answered, position + len(outputs[0]))
+        self.answered = max(self.answered, position + steps)
+
+    def room(self, most: int) -> int:
+        """Steps of the next chunk, at most: an end goes alone."""
+        marks = self.inputs[-1][self.sent : self.sent + most]
+        ends = np.flatnonzero(marks) if self.has_ends else np.empty(0, np.int64)
+        if not len(ends):
+            return min(most, self.length - self.sent)
+        return max(1, int(ends[0]))
+
+    def is_end(self, position: int) -> bool:
+        """The step at `position` is an end."""
+        return self.has_ends and bool(self.inputs[-1][position])
 
 
 class Player:
@@ -59,11 +76,15 @@ class Player:
     async def play(self, num_sessions: int, max_length: int, num_breaks: int) -> None:
         """Opens sessions and steps them to their ends."""
         client = StreamClient(self._loopback.channel)
-        opened = await client.open(self._spec.name, num_sessions, max_in_flight=self._max_in_flight)
+        starts = [self._spec.start(self._generator) for _ in range(num_sessions)]
+        opened = await client.open(
+            self._spec.name, num_sessions, max_in_flight=self._max_in_flight, prime=self._prime(starts)
+        )
         handles = np.frombuffer(opened.handles, "<u8").tolist()
-        for session_id, handle in zip(opened.session_ids, handles, strict=True):
+        for session_id, handle, start in zip(opened.session_ids, handles, starts, strict=True):
             length = int(self._generator.integers(1, max_length + 1))
-            self.sessions.append(Session(session_id, handle, self._spec.example(self._generator, length)))
+            has_ends = self._spec.ends is not None
+            self.sessions.append(Session(session_id, handle, self._feeds(length), start, has_ends=has_ends))
         while any(session.answered < session.length for session in self.sessions):
             breaks = num_breaks > 0 and self._generator.random() < 0.3
             await self._round(client, is_last=breaks)
@@ -75,6 +96,31 @@ class Player:
                 await self._reattach(client)
         await client.close()
 
+    def _feeds(self, length: int) -> list[np.ndarray]:
+        """A session's steps; a model that knows ends is told of some, the last thing being one."""
+        feeds = self._spec.feeds(self._spec.example(self._generator, length))
+        if self._spec.ends is None:
+            return feeds
+        *inputs, marks = feeds
+        *blank, mark = self._spec.end()
+        places = np.sort(self._generator.integers(0, length + 1, int(self._generator.integers(0, 3))))
+        places = np.append(places, length)
+        whole = [np.insert(values, places, end[0], axis=0) for values, end in zip(inputs, blank, strict=True)]
+        return [*whole, np.insert(marks, places, mark[0])]
+
+    def _prime(self, starts: list[Start | None]) -> inference_pb2.Prime | None:
+        """The starts of several sessions, padded to the longest."""
+        prime, given = self._spec.prime, [start for start in starts if start is not None]
+        if prime is None:
+            return None
+        most = max(len(start.inputs[0]) for start in given)
+        message = inference_pb2.Prime(lengths=np.array([start.length for start in given], "<u4").tobytes())
+        for number, port in enumerate(prime.inputs):
+            blank = np.full((most, *port.shape), max(0, (port.values or (0, 0))[0]), port.dtype)
+            rows = [np.concatenate([start.inputs[number], blank])[:most] for start in given]
+            message.inputs.append(tensor(port.name, np.stack(rows)))
+        return message
+
     async def _round(self, client: StreamClient, *, is_last: bool) -> None:
         """Posts some chunks, up to what may be in flight, and collects the answers, or hangs up on them."""
         pending = []
@@ -82,7 +128,10 @@ class Player:
             group = [s for s in self.sessions if s.sent < s.length and self._generator.random() < 0.7]
             if not group:
                 continue
-            steps = int(self._generator.integers(1, min(s.length - s.sent for s in group) + 1))
+            # An end goes alone, and so with other ends only.
+            group = [s for s in group if s.is_end(s.sent) == group[0].is_end(group[0].sent)]
+            most = min(s.room(s.length - s.sent) for s in group)
+            steps = int(self._generator.integers(1, most + 1))
             positions = [session.sent for session in group]
             pending.append((group, positions, steps, await self._post(client, group, positions, steps)))
             for session in group:
@@ -93,43 +142,52 @@ class Player:
         if pending and self._generator.random() < 0.4:  # The last chunk again, before or after it is answered.
             group, positions, steps, _ = pending[-1]
             pending.append((group, positions, steps, await self._post(client, group, positions, steps)))
-        for group, positions, _, future in pending:
-            self._collect(group, positions, await asyncio.wait_for(future, 30))
+        for group, positions, steps, future in pending:
+            self._collect(group, positions, steps, await asyncio.wait_for(future, 30))
 
     async def _post(
         self, client: StreamClient, group: list[Session], positions: list[int], steps: int
     ) -> asyncio.Future[inference_pb2.StreamResponse]:
+        handles = [s.handle for s in group]
+        if group[0].is_end(positions[0]):
+            return await client.post(step=end_chunk(handles, positions))
         inputs = [
             np.stack([s.inputs[port][at : at + steps] for s, at in zip(group, positions, strict=True)])
             for port in range(len(self._spec.inputs))
         ]
-        return await client.post(step=chunk(self._spec, [s.handle for s in group], positions, *inputs))
+        return await client.post(step=chunk(self._spec, handles, positions, *inputs))
 
     async def _reattach(self, client: StreamClient) -> None:
         """Takes every session over and sends again what was not answered: applied or not, it takes effect once."""
         for session in self.sessions:
             response = await client.send(attach=inference_pb2.AttachSession(session_id=session.session_id))
             old, session.handle = session.handle, response.attached.handle
-            detail = await client.refusal(
-                step=chunk(self._spec, [old], [session.answered], *[v[None, :1] for v in session.inputs])
-            )
+            detail = await client.refusal(step=chunk(self._spec, [old], [session.answered], *self._some_step(session)))
             assert Reason(detail.reason) in (Reason.FENCED, Reason.UNKNOWN_SESSION)
             assert session.answered <= response.attached.next_position <= session.sent
             for position, steps in sorted(session.unanswered.items()):
                 future = await self._post(client, [session], [position], steps)
-                self._collect([session], [position], await asyncio.wait_for(future, 30))
+                self._collect([session], [position], steps, await asyncio.wait_for(future, 30))
 
-    def _collect(self, group: list[Session], positions: list[int], response: inference_pb2.StreamResponse) -> None:
+    def _some_step(self, session: Session) -> list[np.ndarray]:
+        return [values[None, :1] for values in session.inputs[: len(self._spec.inputs)]]
+
+    def _collect(
+        self, group: list[Session], positions: list[int], steps: int, response: inference_pb2.StreamResponse
+    ) -> None:
         assert response.WhichOneof("event") == "step", response
         assert not response.step.errors, response.step.errors
         blocks = [array(output) for output in response.step.outputs]
+        emitted = np.frombuffer(response.step.emitted, "<i8") if self._spec.ends is not None else [steps] * len(group)
+        assert len(blocks[0][0]) == max(emitted), "a message has as many steps as its longest row"
         for row, (session, position) in enumerate(zip(group, positions, strict=True)):
-            session.take(position, [block[row] for block in blocks])
+            assert not any(block[row, emitted[row] :].any() for block in blocks), "values beyond what was emitted"
+            session.take(position, steps, [block[row, : emitted[row]] for block in blocks])
 
     def check(self) -> int:
         """What was answered is what the plain graph gives; returns the number of steps compared."""
         for session in self.sessions:
-            whole, _ = plain_graph(self._spec).whole(session.inputs)
+            whole, _ = plain_graph(self._spec).whole(session.inputs, session.start)
             answers = [outputs for _, outputs in sorted(session.outputs.items())]
             for port, expected in enumerate(whole):
                 got = np.concatenate([outputs[port] for outputs in answers])

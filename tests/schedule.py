@@ -25,15 +25,18 @@ _STEPS = st.tuples(st.just("step"), st.lists(_pick, min_size=1, max_size=5, uniq
 _OPEN = st.tuples(st.just("open"), st.integers(1, 3), st.integers(1, 3))
 _TICKS = st.sampled_from([("tick",), ("form",), ("form",), ("commit",)])
 _CONTROLS = st.tuples(st.sampled_from(["close", "reset", "attach"]), _pick)
+_ENDS = st.tuples(st.just("end"), _pick)
 _RETRIES = st.tuples(st.just("retry"), _pick, st.integers(0, 3))
 _ABUSE = st.tuples(st.sampled_from(["poison", "ahead", "overlap", "changed", "stale"]), _pick)
 _FAILURES = st.one_of(st.just(("fail",)), st.tuples(st.just("cancel"), _pick))
 
 # Everybody behaves, and nothing fails.
-CALM = st.lists(st.one_of(_STEPS, _STEPS, _OPEN, _TICKS, _CONTROLS), min_size=4, max_size=40)
+CALM = st.lists(st.one_of(_STEPS, _STEPS, _OPEN, _TICKS, _CONTROLS, _ENDS), min_size=4, max_size=40)
 # Retries, abuse and failures on top.
 STORMY = st.lists(
-    st.one_of(_STEPS, _STEPS, _STEPS, _OPEN, _TICKS, _CONTROLS, _RETRIES, _ABUSE, _FAILURES), min_size=12, max_size=60
+    st.one_of(_STEPS, _STEPS, _STEPS, _OPEN, _TICKS, _CONTROLS, _ENDS, _RETRIES, _ABUSE, _FAILURES),
+    min_size=12,
+    max_size=60,
 )
 
 
@@ -105,8 +108,11 @@ class Schedule:
     def _open(self, num_sessions: int, max_in_flight: int) -> None:
         if len(self.writers) + num_sessions > 12:
             return
-        rows = self.rig.open(num_sessions, max_in_flight=max_in_flight)
-        self.writers += [Writer(row, int(self.rig.table.handle[row]), max_in_flight) for row in rows.tolist()]
+        for row in self.rig.open(num_sessions, max_in_flight=max_in_flight).tolist():
+            start = self.rig.family.start(self._generator)
+            if start is not None:
+                self.rig.begin(row, start)
+            self.writers.append(Writer(row, int(self.rig.table.handle[row]), max_in_flight, start))
 
     def _step(self, picks: list[int], num_steps: int) -> None:
         chosen: list[Writer] = []
@@ -133,10 +139,25 @@ class Schedule:
             for port, array in zip(self.rig.family.inputs, values, strict=True):
                 if np.dtype(port.dtype).kind == "f":
                     array *= port.dtype(self._marker)
-        return values
+        return self.rig.family.feeds(values)
+
+    def _end(self, pick: int) -> None:
+        """The stream of a session ends, where its model has ends; what follows is a new one."""
+        writer = self._writer(pick)
+        if writer is None or self.rig.family.ends is None:
+            return
+        self._resync(writer)
+        if self._outstanding(writer) < writer.max_in_flight:
+            sent = Sent(writer.position, self.rig.family.end())
+            writer.sent.append(sent)
+            writer.position += 1
+            self._send([writer], [sent])
+
+    def _feeds(self, num_steps: int) -> list[np.ndarray]:
+        return self.rig.family.feeds(self.rig.family.example(self._generator, num_steps))
 
     def _send(self, writers: list[Writer], sents: list[Sent]) -> int:
-        inputs = [np.stack([sent.inputs[i] for sent in sents]) for i in range(len(self.rig.family.inputs))]
+        inputs = [np.stack(values) for values in zip(*[sent.inputs for sent in sents], strict=True)]
         handles = np.array([writer.handle for writer in writers], np.uint64)
         chunk = self.rig.chunk(handles, [sent.position for sent in sents], inputs)
         for index, sent in enumerate(sents):
@@ -170,7 +191,8 @@ class Schedule:
             self._finish(writer)
 
     def _reset(self, pick: int) -> None:
-        self._in_new_epoch(pick, self.rig.model.reset_sessions, restarts=True)
+        if self.rig.family.prime is None:  # Of others the server refuses it: what they began with is not kept.
+            self._in_new_epoch(pick, self.rig.model.reset_sessions, restarts=True)
 
     def _attach(self, pick: int) -> None:
         """The same stream takes the session over: only the epoch changes."""
@@ -192,7 +214,7 @@ class Schedule:
         if not handles:
             return
         if restarts:
-            past = Writer(writer.row, writer.handle, writer.max_in_flight)
+            past = Writer(writer.row, writer.handle, writer.max_in_flight, writer.start)
             past.sent, past.is_open = writer.sent, False
             self.finished.append(past)
             writer.restart(handles[0])
@@ -224,7 +246,7 @@ class Schedule:
         if writer is None:
             return
         self._resync(writer)
-        inputs = self.rig.family.example(self._generator, 2)
+        inputs = self._feeds(2)
         port = self.rig.family.inputs[0]
         if np.dtype(port.dtype).kind == "f":
             inputs[0].flat[-1] = np.nan
@@ -237,7 +259,7 @@ class Schedule:
     def _ahead(self, pick: int) -> None:
         writer = self._writer(pick)
         if writer is not None:
-            self._abuse(writer, writer.position + 1000, self.rig.family.example(self._generator, 1))
+            self._abuse(writer, writer.position + 1000, self._feeds(1))
 
     def _overlap(self, pick: int) -> None:
         """Begins inside of a chunk that was sent."""
@@ -253,7 +275,7 @@ class Schedule:
         if writer is None or not writer.sent or self._outstanding(writer) or not self._was_applied(writer.sent[-1]):
             return
         sent = writer.sent[-1]
-        inputs = self.rig.family.example(self._generator, sent.num_steps)
+        inputs = self._feeds(sent.num_steps)
         if any((ours != theirs).any() for ours, theirs in zip(inputs, sent.inputs, strict=True)):
             self._abuse(writer, sent.position, inputs)
 
@@ -269,7 +291,7 @@ class Schedule:
         writer = self._writer(pick)
         if writer is not None:
             self._resync(writer)
-            inputs = self.rig.family.example(self._generator, 1)
+            inputs = self._feeds(1)
             self._abuse(writer, writer.position, inputs, writer.handle - (1 << 32))
 
     # The engine
@@ -293,7 +315,7 @@ class Schedule:
         writer = self._writer(pick)
         if writer is None:
             return
-        inputs = [values[None] for values in self.rig.family.example(self._generator, 3)]
+        inputs = [values[None] for values in self._feeds(3)]
         self._gone.is_gone = True
         self.rig.scheduler.submit(self.rig.chunk([writer.handle], [writer.position], inputs, source=self._gone))
 

@@ -16,8 +16,9 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-from graphs import Family, PlainGraph
+from graphs import Family, PlainGraph, Start
 
+from eddy.service import start as service
 from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
 from eddy.service.config import ModelConfig
 from eddy.service.contract import read_contract
@@ -75,12 +76,13 @@ class Rig:
         generator = np.random.default_rng(5)
         self.table = SessionTable(10_000, self.clock, generator.bytes)
         model = family.model()
+        graphs = ModelGraphs(model, None if family.prime is None else family.prime.graph())
         config = ModelConfig(**({"max_slots": 48, "max_rows": max_rows} | settings))
         self.ended: list[tuple[int, list[int], EddyError]] = []
         self.model = ServedModel(
             ModelFile(family.name, "1", ""),
             0,
-            ModelGraphs(model),
+            graphs,
             read_contract(model),
             self.table,
             config,
@@ -97,6 +99,18 @@ class Rig:
     def open(self, num_sessions: int = 1, *, stream: int = STREAM, max_in_flight: int = 1) -> np.ndarray:
         """Opens sessions; returns their table rows, int64 [n]."""
         return self.model.open_sessions(num_sessions, stream, max_in_flight, 600.0)
+
+    def begin(self, row: int, start: Start) -> None:
+        """Has the session in `row` begin with `start`."""
+        rows = np.array([row])
+        prime = [values[None] for values in start.inputs]
+
+        def begun(outcome: list[bytes] | EddyError) -> None:
+            assert not isinstance(outcome, EddyError), outcome
+            self.table.begin_at(rows, self.table.slot[rows])
+
+        self.model.begin_sessions(rows, service.Start(prime, np.array([start.length])), begun)
+        self.run_all()
 
     def chunk(
         self,
@@ -123,7 +137,7 @@ class Rig:
         )
 
     def _with_ports(self, inputs: Sequence[np.ndarray]) -> list[tuple[np.ndarray, Any]]:
-        return list(zip(inputs, self.model.contract.inputs, strict=True))
+        return list(zip(inputs, self.model.contract.feeds, strict=True))
 
     def submit(self, rows: np.ndarray, positions: Sequence[int], inputs: Sequence[np.ndarray], **options: Any) -> int:
         """Submits a chunk of the sessions in `rows`; returns its tag."""
@@ -140,10 +154,10 @@ class Rig:
         return self.mailbox.results[tag]
 
     def outputs(self, result: ChunkResult, num_rows: int, num_steps: int) -> list[np.ndarray]:
-        """A result's outputs, [B, T, ...] each."""
+        """A result's outputs, [B, T, ...] each, and the steps emitted, [B], where the model says them."""
         return [
-            np.frombuffer(block, port.dtype).reshape(num_rows, num_steps, *port.shape)
-            for block, port in zip(result.outputs, self.model.contract.outputs, strict=True)
+            port.view(block, num_rows, num_steps)
+            for block, port in zip(result.outputs, self.model.contract.results, strict=True)
         ]
 
     def state(self, row: int) -> list[np.ndarray]:
@@ -224,7 +238,7 @@ def assert_same(got: np.ndarray, expected: np.ndarray, tolerance: float) -> None
 
 @dataclass
 class Sent:
-    """A chunk of one session: where it begins, its inputs [T, ...], and the tags under which it was sent."""
+    """A chunk of one session: where it begins, its feeds [T, ...], and the tags under which it was sent."""
 
     position: int
     inputs: list[np.ndarray]
@@ -239,13 +253,14 @@ class Sent:
 class Writer:
     """The client of one session: knows what it sent, and where it thinks the session is."""
 
-    def __init__(self, row: int, handle: int, max_in_flight: int) -> None:
+    def __init__(self, row: int, handle: int, max_in_flight: int, start: Start | None = None) -> None:
         self.row = row
         self.handle = handle
         self.max_in_flight = max_in_flight
         self.position = 0
         self.sent: list[Sent] = []
         self.is_open = True
+        self.start = start
 
     def restart(self, handle: int) -> None:
         """The session was reset."""
@@ -264,8 +279,13 @@ def check_writer(rig: Rig, plain: PlainGraph, writer: Writer) -> int:
         for tag, index in sent.tags:
             result = rig.mailbox.results[tag]
             if result.failure is None and index not in result.errors:
-                num_rows = len(result.outputs[0]) // (sent.num_steps * rig.model.contract.outputs[0].step_bytes)
-                answers.append([block[index] for block in rig.outputs(result, num_rows, sent.num_steps)])
+                num_rows = len(result.outputs[0]) // rig.model.contract.outputs[0].row_bytes(sent.num_steps)
+                answer = [block[index] for block in rig.outputs(result, num_rows, sent.num_steps)]
+                if rig.family.ends is not None:
+                    *outputs, emitted = answer
+                    assert not any(output[emitted:].any() for output in outputs), "values beyond what was emitted"
+                    answer = [output[:emitted] for output in outputs]
+                answers.append(answer)
         for answer in answers[1:]:
             for first, again in zip(answers[0], answer, strict=True):
                 np.testing.assert_array_equal(first, again)
@@ -278,8 +298,8 @@ def check_writer(rig: Rig, plain: PlainGraph, writer: Writer) -> int:
     for sent, _ in applied:
         assert sent.position == place, "applied chunks are not contiguous"
         place += sent.num_steps
-    inputs = [np.concatenate([sent.inputs[i] for sent, _ in applied]) for i in range(len(rig.family.inputs))]
-    outputs, states = plain.whole(inputs)
+    inputs = [np.concatenate(values) for values in zip(*[sent.inputs for sent, _ in applied], strict=True)]
+    outputs, states = plain.whole(inputs, writer.start)
     for i, expected in enumerate(outputs):
         assert_same(np.concatenate([answer[i] for _, answer in applied]), expected, rig.family.tolerance)
     if writer.is_open:
