@@ -7,7 +7,7 @@ L = 1, no shape arithmetic), the same bits, the same time or up to 7 % less (LST
 do not change with torch's exporter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,17 @@ class GraphBuilder:
         """An int64 constant [len(dims)], for Reshape, Squeeze, Split or Slice."""
         return self.constant("ints_" + "_".join(str(d).replace("-", "m") for d in dims), np.array(dims, np.int64))
 
+    def scalar(self, value: int) -> str:
+        """An int64 constant without axes, for arithmetic on counts."""
+        name = f"int_{value}".replace("-", "m")
+        self.initializers[name] = helper.make_tensor(name, TensorProto.INT64, [], [value])
+        return name
+
+    def zero(self) -> str:
+        """A float32 constant 0 without axes, for Where."""
+        self.initializers["zero"] = helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0])
+        return "zero"
+
     def body(self, name: str) -> "GraphBuilder":
         """A builder for the body of a Loop, Scan or If: its constants lie in this graph, where bodies can see them."""
         inner = GraphBuilder(name)
@@ -87,6 +98,11 @@ def integers(name: str, *axes: str | int) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.INT64, axes)
 
 
+def booleans(name: str, *axes: str | int) -> onnx.ValueInfoProto:
+    """A bool graph port."""
+    return helper.make_tensor_value_info(name, TensorProto.BOOL, axes)
+
+
 def check_structure(model: onnx.ModelProto) -> None:
     """Raise ExportError unless the graph keeps what serving relies on.
 
@@ -97,7 +113,7 @@ def check_structure(model: onnx.ModelProto) -> None:
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
             raise ExportError(f"initializer {tensor.name!r}: data lies outside the file, expected inside")
-    for node in model.graph.node:
+    for node in _all_nodes(model.graph):
         if node.op_type not in RECURRENT_OPERATORS:
             continue
         for label, name in zip("WRB", node.input[1:4], strict=False):
@@ -109,3 +125,12 @@ def check_structure(model: onnx.ModelProto) -> None:
     for port in [*model.graph.input, *model.graph.output]:
         if not port.type.tensor_type.shape.dim[0].dim_param:
             raise ExportError(f"{port.name!r}: the first axis is fixed, expected a symbolic batch axis")
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """A graph's nodes and those of its bodies."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _all_nodes(attribute.g)

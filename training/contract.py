@@ -123,6 +123,8 @@ def _check_ports(model: onnx.ModelProto, contract: pb.ModelContract, name: str) 
     outputs = {port.name for port in model.graph.output}
     states_in = [state.name for state in contract.states]
     states_out = [state.next_name for state in contract.states if not state.immutable]
+    states_in += [port for port in (contract.ports.length, contract.ports.flush) if port]
+    states_out += [port for port in (contract.ports.emitted,) if port]
     _require_ports(inputs, [port.name for port in contract.inputs] + states_in, f"{name}: graph input")
     _require_ports(outputs, [port.name for port in contract.outputs] + states_out, f"{name}: graph output")
 

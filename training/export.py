@@ -12,20 +12,17 @@ import torch
 from eddy.training.card import write_card
 from eddy.training.checkpoint import Checkpoint, load_checkpoint
 from eddy.training.contract import STEP_FILE, read_contract, sample_path
-from eddy.training.errors import CheckpointError, ExportError
+from eddy.training.errors import CheckpointError
 from eddy.training.families.family import Model, count_parameters
 from eddy.training.families.recurrent.spec import RecurrentSpec
 from eddy.training.families.registry import all_examples, build_contract, build_model, write_graphs
 from eddy.training.families.shapes import spec_from_dict
-from eddy.training.runtime import RUNTIME_ERRORS, Runtime
+from eddy.training.probe import probe
 from eddy.training.spec import FeatureInput, LinearHead, Spec
 from eddy.training.storage import make_folder
 from eddy.training.tasks.registry import find_task
-from eddy.training.verify import Report, draw_inputs, verify
+from eddy.training.verify import Report, verify
 from eddy.v1 import contract_pb2 as pb
-
-# Batch and steps of the two probes: different from each other and from 1, so that a baked-in size shows.
-PROBES = ((2, 3), (3, 5))
 
 
 def export_checkpoint(checkpoint: Path, directory: Path) -> Report:
@@ -64,25 +61,6 @@ def export_graphs(model: Model, directory: Path, contract: pb.ModelContract) -> 
     """
     write_graphs(model, directory, contract)
     probe(directory / STEP_FILE)
-
-
-def probe(path: Path) -> None:
-    """Run a model file at two batch sizes and lengths and compare every shape with its contract.
-
-    Declared shapes can be wrong, so they are not believed. Raises ExportError.
-    """
-    contract = read_contract(path)
-    runtime = Runtime(path, contract)
-    for batch, steps in PROBES:
-        try:
-            found = runtime.run(draw_inputs(contract, batch, steps), steps)
-        except (*RUNTIME_ERRORS, ValueError) as error:  # ValueError: pieces whose shapes do not join
-            raise ExportError(f"{path}: does not run at B={batch}, T={steps}: {error}") from error
-        wanted = {port.name: (batch, steps, *port.shape) for port in contract.outputs}
-        wanted |= {state.next_name: (batch, *state.shape) for state in contract.states if not state.immutable}
-        for name, shape in wanted.items():
-            if found[name].shape != shape:
-                raise ExportError(f"{name!r}: shape is {found[name].shape} at B={batch}, T={steps}, expected {shape}")
 
 
 def describe(source: Checkpoint) -> pb.ModelContract:

@@ -4,6 +4,7 @@ Owns: one run over whole inputs, for parity, and a stream of tokens. It is the b
 and `generation`, so that both need no torch where there is no checkpoint.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,9 @@ from eddy.training.data import Tokens, Vocabulary
 from eddy.training.errors import CheckpointError
 from eddy.training.families.family import StreamingModel, Tensors
 from eddy.training.families.registry import family_of
+from eddy.training.families.shapes import on_grid
 from eddy.training.generation import Logits
+from eddy.v1 import contract_pb2 as pb
 
 
 class TorchStream:
@@ -39,11 +42,17 @@ class TorchStream:
         return logits
 
 
-def run_reference(checkpoint: Path, inputs: Tensors) -> Tensors:
+def run_reference(checkpoint: Path, inputs: Tensors, streaming: pb.Streaming) -> tuple[Tensors, Tensors]:
     """Run a checkpoint's model over whole inputs [B, T, ...] from its initial state.
 
-    Returns the output and the final states under the names that the exported graph gives them. Raises
-    CheckpointError for an unusable file, ContractError where the inputs are not this model's.
+    streaming: the exported model's, for the grid that it was exported on.
+    Returns what the step graph should answer, outputs and final states, and what the whole graph should; both by the
+    names that the graphs give them, the second empty without such a graph. Raises CheckpointError for an unusable file,
+    ContractError where the inputs are not this model's.
     """
-    model = load_checkpoint(checkpoint).build()
-    return family_of(model.spec).reference(model, inputs)
+    source = load_checkpoint(checkpoint)
+    if streaming.block_steps:
+        source = replace(source, spec=on_grid(source.spec, streaming.block_steps, streaming.look_ahead_steps))
+    model = source.build()
+    family = family_of(model.spec)
+    return family.reference(model, inputs), family.exact(model, inputs)

@@ -4,20 +4,26 @@ Owns: the schedule of comparisons and its verdict, which goes into the contract 
 that carries a contract; torch is needed only to compare with a checkpoint. ONNX Runtime appears only in `runtime`.
 
 The reference is one call: every row, all steps. Against it stand runs over batches and chunk lengths, outputs and
-final states, bit for bit. Sources that a prime graph reads are of all lengths; each run cuts them to the longest of
-its rows and fills the others up with something else, so that padding shows. A single row travels with a neighbour row,
-because a service never runs fewer than two rows in a call: ONNX Runtime's plain RNN differs in the last bits at one row
-alone.
+final states, bit for bit. A single row travels with a neighbour row, because a service never runs fewer than two
+rows in a call: ONNX Runtime's plain RNN differs in the last bits at one row alone.
+
+Models that emit later than they read are ended at last, and must then have emitted one output per step; where rows may
+read different numbers of steps in one call, they do in one run of three. Sources that a prime graph reads are of all
+lengths; each run cuts them to the longest of its rows and fills the others up with something else, so that padding
+shows. A whole graph must agree with itself over batches, and with the step graph as far as the look-ahead of the first
+block reaches.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from eddy.training.contract import numpy_dtype, read_contract, write_contract
+from eddy.training.comparison import Comparison, check_finite, compare, same_bits
+from eddy.training.contract import read_contract, write_contract
+from eddy.training.drawing import draw_inputs, pad_again
 from eddy.training.errors import ContractError, VerificationError
 from eddy.training.runtime import Runtime, cpu_name, runtime_name
 from eddy.v1 import contract_pb2 as pb
@@ -38,40 +44,6 @@ MARGIN = 4.0
 
 Array = npt.NDArray[np.generic]
 Tensors = dict[str, Array]
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """The worst element of a comparison, by difference over max(1, |expected|, the tensor's root mean square).
-
-    schedule: which run. index: row, then step or layer, and so on. relative: the difference that counts.
-    """
-
-    schedule: str
-    tensor: str
-    index: tuple[int, ...]
-    got: float
-    expected: float
-    relative: float
-
-    def __str__(self) -> str:
-        place = ", ".join(map(str, self.index))
-        return f"{self.tensor}[{place}] is {self.got!r}, expected {self.expected!r} ({self.schedule})"
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One or more comparisons: the worst element, and the largest absolute difference of all elements."""
-
-    worst: Difference
-    largest: float
-
-    def merge(self, earlier: "Comparison | None") -> "Comparison":
-        """Both together; of two equally bad elements the earlier one stays."""
-        if earlier is None:
-            return self
-        worst = self.worst if self.worst.relative > earlier.worst.relative else earlier.worst
-        return Comparison(worst, max(self.largest, earlier.largest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,26 +73,38 @@ def verify(model_path: Path, checkpoint: Path | None = None, *, limit: float = L
     contract or the graph does not keep it, and VerificationError, naming the worst element, where a difference is
     above `limit`; the file stays as it was then.
     """
+    # 1. The reference, and what PyTorch says.
     contract = read_contract(model_path)
-    _refuse_unsupported(contract, model_path)
+    if not contract.streaming.streamable:
+        reason = contract.streaming.reason
+        raise ContractError(f"{model_path}: the contract says not streamable ({reason}), nothing to cut")
     runtimes = [Runtime(model_path, contract, threads) for threads in THREADS]
-    inputs = draw_inputs(contract, max(BATCHES), STEPS)
-    reference = runtimes[0].run(inputs, STEPS)
-    _check_finite(reference)
-    torch_says = _run_torch(checkpoint, inputs) if checkpoint is not None else None
+    inputs = draw_inputs(contract, max(BATCHES), count_steps(contract))
+    reference = runtimes[0].run(inputs, count_steps(contract))
+    whole = runtimes[0].run_whole(inputs) if contract.graphs.whole else {}
+    check_finite(reference)
+    check_finite(whole)
+    torch_says, torch_says_whole = _run_torch(checkpoint, contract, inputs) if checkpoint is not None else ({}, {})
+    # 2. Every schedule against both.
     own: Comparison | None = None
     parity: Comparison | None = None
     bitwise, runs = True, 0
-    for schedule, rows, found in _all_runs(runtimes, contract, inputs):
-        expected = {name: value[rows] for name, value in reference.items()}
+    streams = ((name, rows, found, reference, torch_says) for name, rows, found in _all_runs(runtimes, inputs))
+    alone = _all_wholes(runtimes, inputs) if whole else iter(())
+    wholes = ((name, rows, found, whole, torch_says_whole) for name, rows, found in alone)
+    for schedule, rows, found, same, torch_says_same in (*streams, *wholes):
+        expected = {name: value[rows] for name, value in same.items()}
         bitwise = bitwise and all(same_bits(found[name], expected[name]) for name in expected)
         own = compare(found, expected, schedule).merge(own)
-        if torch_says is not None:
-            wanted = {name: value[rows] for name, value in torch_says.items()}
+        if torch_says_same:
+            wanted = {name: value[rows] for name, value in torch_says_same.items()}
             parity = compare(found, wanted, f"PyTorch, {schedule}").merge(parity)
         runs += 1
     assert own is not None, "there is at least one schedule"
-    for comparison, against in ((parity, "PyTorch"), (own, "the same model run whole")):
+    # 3. The verdict.
+    covered = _compare_covered(contract, runtimes[0], inputs, whole) if whole else None
+    sides = (parity, "PyTorch"), (own, "the same model run whole"), (covered, "its whole graph")
+    for comparison, against in sides:
         if comparison is not None and comparison.worst.relative > limit:
             raise VerificationError(f"{model_path}: differs from {against} by more than {limit:g}: {comparison.worst}")
     report = Report(bitwise, 0.0 if bitwise else own.largest * MARGIN, own, parity, runs)
@@ -128,121 +112,57 @@ def verify(model_path: Path, checkpoint: Path | None = None, *, limit: float = L
     return report
 
 
-def draw_inputs(contract: pb.ModelContract, batch: int, steps: int) -> Tensors:
-    """Random input of the right kind for every declared input, [batch, steps, ...], the same every time.
-
-    Integers are drawn from the declared range; real values spread around the declared mean or within the range. A prime
-    graph's inputs are as long as they may be, [batch, max_prime_steps, ...], their lengths anything from 1 on.
-    """
-    rng = np.random.default_rng(20240229)
-    drawn = {port.name: _draw(rng, port, (batch, steps, *port.shape)) for port in contract.inputs}
-    most = contract.max_prime_steps
-    drawn |= {port.name: _draw(rng, port, (batch, most, *port.shape)) for port in contract.prime_inputs}
-    if contract.ports.prime_length:
-        drawn[contract.ports.prime_length] = rng.integers(1, most, batch, endpoint=True)
-    return drawn
+def count_steps(contract: pb.ModelContract) -> int:
+    """Steps of a run: STEPS, and where outputs come later than inputs so many more that several blocks are emitted."""
+    return STEPS + 2 * contract.streaming.block_steps + contract.streaming.look_ahead_steps
 
 
-def pad_again(contract: pb.ModelContract, inputs: Tensors) -> Tensors:
-    """The same inputs with a prime graph's cut to the longest row, and other values beyond each row's length."""
-    if not contract.ports.prime_length:
-        return inputs
-    lengths = inputs[contract.ports.prime_length]
-    longest = int(np.max(lengths))
-    beyond = np.arange(longest) >= lengths.astype(np.int64)[:, None]
-    padded = dict(inputs)
-    for port in contract.prime_inputs:
-        value = inputs[port.name][:, :longest].copy()
-        # The first step of a row is a value that the port accepts.
-        value[beyond] = np.repeat(value[:, :1], longest, axis=1)[beyond]
-        padded[port.name] = value
-    return padded
-
-
-def _draw(rng: np.random.Generator, port: pb.TensorSpec, shape: tuple[int, ...]) -> Array:
-    dtype = numpy_dtype(port.dtype, port.name)
-    low, high = (port.range.minimum, port.range.maximum) if port.HasField("range") else (0.0, 1.0)
-    if dtype.kind in "iub":
-        return rng.integers(int(low), int(high), shape, endpoint=True).astype(dtype)
-    if port.HasField("normalization") and port.normalization.inside_graph:
-        mean, scale = np.array(port.normalization.mean), np.array(port.normalization.scale)
-        return (mean + scale * rng.standard_normal(shape)).astype(dtype)
-    if port.HasField("range"):
-        return rng.uniform(low, high, shape).astype(dtype)
-    return rng.standard_normal(shape).astype(dtype)
-
-
-def _all_runs(
-    runtimes: Sequence[Runtime], contract: pb.ModelContract, inputs: Tensors
-) -> Iterator[tuple[str, list[int], Tensors]]:
+def _all_runs(runtimes: Sequence[Runtime], inputs: Tensors) -> Iterator[tuple[str, list[int], Tensors]]:
     """Every schedule's runs: its name, the rows that took part (in their order) and what came out."""
+    contract = runtimes[0].contract
+    steps = count_steps(contract)
     for runtime in runtimes:
         for batch in BATCHES:
             rng = np.random.default_rng(batch)
-            for chunk in (*CHUNK_STEPS, STEPS):
-                for _ in range(RUNS_PER_SCHEDULE):
+            for chunk in (*CHUNK_STEPS, steps):
+                for number in range(RUNS_PER_SCHEDULE):
                     rows = rng.permutation(max(BATCHES))[:batch].tolist()
                     padded = rows if batch > 1 else [*rows, int(rng.integers(max(BATCHES)))]
+                    is_ragged = number == 0 and bool(contract.ports.length)
                     given = pad_again(contract, {name: value[padded] for name, value in inputs.items()})
-                    found = runtime.run(given, chunk)
-                    name = f"batch {batch}, chunks of {chunk}, {runtime.threads} threads"
+                    found = runtime.run(given, chunk, rng=rng if is_ragged else None)
+                    cut = f"chunks of up to {chunk}" if is_ragged else f"chunks of {chunk}"
+                    name = f"batch {batch}, {cut}, {runtime.threads} threads"
                     yield name, rows, {key: value[:batch] for key, value in found.items()}
 
 
-def compare(found: Mapping[str, Array], expected: Mapping[str, Array], schedule: str) -> Comparison:
-    """Compare all expected tensors. Raises VerificationError on other shape or dtype.
+def _all_wholes(runtimes: Sequence[Runtime], inputs: Tensors) -> Iterator[tuple[str, list[int], Tensors]]:
+    """The same of the whole graph, which has nothing to cut."""
+    for runtime in runtimes:
+        for batch in BATCHES:
+            rows = np.random.default_rng(batch).permutation(max(BATCHES))[: max(batch, 2)].tolist()
+            found = runtime.run_whole({name: value[rows] for name, value in inputs.items()})
+            yield f"whole graph, batch {len(rows)}, {runtime.threads} threads", rows, found
 
-    A NaN or an infinity on either side counts as infinitely far.
+
+def _compare_covered(contract: pb.ModelContract, runtime: Runtime, inputs: Tensors, whole: Tensors) -> Comparison:
+    """Sequences that the first block and its look-ahead cover: there the step graph is exact as well.
+
+    Without ports for outputs that come later, it is exact everywhere.
     """
-    total: Comparison | None = None
-    for name, wanted in expected.items():
-        got = found[name]
-        if got.shape != wanted.shape or got.dtype != wanted.dtype:
-            came, hoped = f"{got.dtype} {list(got.shape)}", f"{wanted.dtype} {list(wanted.shape)}"
-            raise VerificationError(f"{name}: got {came}, expected {hoped} ({schedule})")
-        wide, wanted_wide = got.astype(np.float64), wanted.astype(np.float64)
-        known = np.isfinite(wide) & np.isfinite(wanted_wide)
-        absolute = np.full(wide.shape, np.inf)
-        np.subtract(wide, wanted_wide, out=absolute, where=known)
-        absolute = np.abs(absolute)
-        size = float(np.sqrt(np.mean(np.square(wanted_wide[known])))) if known.any() else 0.0
-        relative = np.full(wide.shape, np.inf)
-        np.divide(absolute, np.maximum(max(1.0, size), np.abs(wanted_wide)), out=relative, where=known)
-        index = tuple(map(int, np.unravel_index(np.argmax(relative), relative.shape)))
-        worst = Difference(schedule, name, index, float(wide[index]), float(wanted_wide[index]), float(relative[index]))
-        total = Comparison(worst, float(absolute.max())).merge(total)
-    assert total is not None, "a model has at least one output"
-    return total
+    steps = count_steps(contract)
+    if contract.ports.emitted:
+        steps = min(steps, contract.streaming.block_steps + contract.streaming.look_ahead_steps)
+    short = inputs | {port.name: inputs[port.name][:, :steps] for port in contract.inputs}
+    found = runtime.run(short, steps)
+    return compare({name: found[name] for name in whole}, runtime.run_whole(short), "whole sequences")
 
 
-def same_bits(one: Array, other: Array) -> bool:
-    """True when two arrays hold the same bytes (so 0.0 and -0.0 differ, and a NaN equals itself)."""
-    return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
-
-
-def _check_finite(tensors: Tensors) -> None:
-    """A reference with NaN or infinity in it proves nothing."""
-    for name, value in tensors.items():
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            index = tuple(map(int, np.argwhere(~np.isfinite(value))[0]))
-            raise VerificationError(f"{name}{list(index)} is {value[index]}, expected finite values")
-
-
-def _run_torch(checkpoint: Path, inputs: Tensors) -> Tensors:
-    """PyTorch's answer to the same input, whole: outputs and final states by the graph's names."""
+def _run_torch(checkpoint: Path, contract: pb.ModelContract, inputs: Tensors) -> tuple[Tensors, Tensors]:
+    """PyTorch's answers to the same input: the step graph's outputs and final states, and the whole graph's outputs."""
     from eddy.training.reference import run_reference
 
-    return run_reference(checkpoint, inputs)
-
-
-def _refuse_unsupported(contract: pb.ModelContract, path: Path) -> None:
-    """Say plainly which models this schedule cannot drive."""
-    if not contract.streaming.streamable:
-        raise ContractError(f"{path}: the contract says not streamable ({contract.streaming.reason}), nothing to cut")
-    if contract.ports.emitted:
-        raise ContractError(
-            f"{path}: ports.emitted is set; verification drives step graphs that emit one output per step"
-        )
+    return run_reference(checkpoint, inputs, contract.streaming)
 
 
 def _write_numerics(path: Path, contract: pb.ModelContract, report: Report) -> None:

@@ -11,12 +11,12 @@ from onnx import TensorProto, helper
 from eddy.training.builder import check_structure
 from eddy.training.checkpoint import load_checkpoint
 from eddy.training.contract import METADATA_KEY, read_contract, write_contract
+from eddy.training.drawing import draw_inputs
 from eddy.training.errors import ContractError, ExportError
 from eddy.training.export import (
     draw_model,
     export_checkpoint,
     export_graphs,
-    probe,
     write_benchmark_model,
     write_example,
 )
@@ -24,9 +24,9 @@ from eddy.training.families.recurrent.graph import build_step_graph
 from eddy.training.families.recurrent.model import RecurrentModel
 from eddy.training.families.recurrent.spec import RecurrentSpec
 from eddy.training.families.registry import build_contract
+from eddy.training.probe import probe
 from eddy.training.runtime import Runtime
 from eddy.training.spec import CELLS, FeatureInput, Head, Input, LinearHead, QuantileHead, TokenHead, TokenInput
-from eddy.training.verify import draw_inputs
 from eddy.v1 import contract_pb2 as pb
 
 # The parity law's bound; the values here are of size 1 to 30.

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from eddy.training.comparison import compare
+from eddy.training.drawing import draw_inputs
 from eddy.training.errors import RecipeError
 from eddy.training.export import draw_model, write_example
 from eddy.training.families.recurrent.spec import RecurrentArchitecture, RecurrentSpec
@@ -13,7 +15,6 @@ from eddy.training.families.registry import all_examples, family_of
 from eddy.training.families.shapes import parse_architecture, spec_from_dict
 from eddy.training.runtime import Runtime
 from eddy.training.spec import TokenHead, TokenInput
-from eddy.training.verify import compare, draw_inputs
 
 # The parity law's bound; untrained models answer with values of size 1.
 PARITY = 1e-5
@@ -62,9 +63,13 @@ def test_what_was_written_before_there_were_families_is_recurrent() -> None:
 
 def test_unknown_families_are_refused_by_name() -> None:
     """In a recipe and in a checkpoint."""
-    with pytest.raises(RecipeError, match=r"model.family: got 'transformer', expected one of recurrent, translation"):
+    with pytest.raises(
+        RecipeError, match=r"model.family: got 'transformer', expected one of recurrent, bidirectional, translation"
+    ):
         parse_architecture({"family": "transformer"})
-    with pytest.raises(RecipeError, match=r"family: got 'transformer', expected one of recurrent, translation"):
+    with pytest.raises(
+        RecipeError, match=r"family: got 'transformer', expected one of recurrent, bidirectional, translation"
+    ):
         spec_from_dict({"family": "transformer"})
 
 

@@ -11,10 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from eddy.training.__main__ import main
 from eddy.training.checkpoint import load_checkpoint
+from eddy.training.comparison import compare
 from eddy.training.contract import attach_contract, read_contract
 from eddy.training.errors import ContractError, VerificationError
 from eddy.training.export import describe, export_graphs, write_benchmark_model
-from eddy.training.verify import BATCHES, CHUNK_STEPS, compare, verify
+from eddy.training.verify import BATCHES, CHUNK_STEPS, verify
 from eddy.v1 import contract_pb2 as pb
 
 
@@ -202,13 +203,15 @@ def test_wrong_shapes_are_named() -> None:
 
 
 def test_models_that_cannot_be_driven_are_refused(tmp_path: Path) -> None:
-    """Not streamable, emitting ports and a missing prime graph are said plainly; so is a file that is no model."""
+    """Not streamable, a port or a file that is not there: all said plainly; so is a file that is no model."""
     path = tmp_path / "model.onnx"
     contract = write_benchmark_model(path, features=2, hidden=3, outputs=1)
     model = onnx.load(path)
     for change, message in (
-        (pb.ModelContract(ports=pb.Ports(emitted="count")), "ports.emitted is set"),
-        (pb.ModelContract(graphs=pb.Graphs(prime="prime.onnx")), r"prime.onnx: ONNX Runtime refuses it"),
+        (pb.ModelContract(ports=pb.Ports(emitted="count")), "graph output 'count' is in the contract but not"),
+        (pb.ModelContract(ports=pb.Ports(length="steps")), "graph input 'steps' is in the contract but not"),
+        (pb.ModelContract(graphs=pb.Graphs(prime="prime.onnx")), "prime.onnx: ONNX Runtime refuses it"),
+        (pb.ModelContract(graphs=pb.Graphs(whole="whole.onnx")), "whole.onnx: ONNX Runtime refuses it"),
     ):
         changed = pb.ModelContract()
         changed.CopyFrom(contract)

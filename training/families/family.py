@@ -82,6 +82,9 @@ class Family(Protocol[S_contra, M]):
         Every output and final state under the step graph's output names. Raises ContractError for other inputs.
         """
 
+    def exact(self, model: M, inputs: Tensors) -> Tensors:
+        """Torch's answer by the whole graph's output names, to inputs [B, T, ...]; empty without such a graph."""
+
     def examples(self) -> Mapping[str, Spec]:
         """Small specifications of every variant, by a name that no other family uses: all laws hold for them."""
 

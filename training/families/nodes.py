@@ -80,19 +80,24 @@ def write_linear(build: GraphBuilder, name: str, steps: str, weight: Array, bias
 
 def write_input(build: GraphBuilder, given: Input, weights: Weights) -> str:
     """Raw input -> features of the first layer, time first: [T, B, width]."""
-    if isinstance(given, TokenInput):
-        # Turning the ids before the look-up moves 8 bytes a step instead of a whole vector.
-        turned = build.node("Transpose", [given.name], "tokens_time_first", perm=[1, 0])
-        table = build.constant("embedding", weights["embedding.weight"])
-        return build.node("Gather", [table, turned], "embedded", axis=0)
-    values = given.name
+    raw = given.name
     if isinstance(given, FrameInput):
-        values = build.node("Reshape", [values, build.shape(0, 0, given.width)], "pixels")
-    elif not given.is_identity:
-        mean = build.constant("mean", np.array(given.mean, np.float32))
-        scale = build.constant("scale", np.array(given.scale, np.float32))
-        values = build.node("Div", [build.node("Sub", [values, mean], "centred"), scale], "standardised")
-    return build.node("Transpose", [values], "features_time_first", perm=[1, 0, 2])
+        raw = build.node("Reshape", [raw, build.shape(0, 0, given.width)], "pixels")
+    # Turning before the look-up moves 8 bytes a token instead of a whole vector.
+    axes = [1, 0] if isinstance(given, TokenInput) else [1, 0, 2]
+    turned = build.node("Transpose", [raw], f"{raw}_time_first", perm=axes)
+    return write_features(build, given, turned, weights)
+
+
+def write_features(build: GraphBuilder, given: Input, raw: str, weights: Weights) -> str:
+    """Raw values of an input, flat and whatever their leading axes, -> features of the first layer, [..., width]."""
+    if isinstance(given, TokenInput):
+        return build.node("Gather", [build.constant("embedding", weights["embedding.weight"]), raw], "embedded", axis=0)
+    if isinstance(given, FrameInput) or given.is_identity:
+        return raw
+    mean = build.constant("mean", np.array(given.mean, np.float32))
+    scale = build.constant("scale", np.array(given.scale, np.float32))
+    return build.node("Div", [build.node("Sub", [raw, mean], "centred"), scale], "standardised")
 
 
 def write_head(

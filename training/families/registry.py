@@ -8,13 +8,14 @@ from typing import Any
 
 from eddy.training.builder import check_structure
 from eddy.training.contract import STEP_FILE, attach_contract, save_model
+from eddy.training.families.bidirectional.family import BIDIRECTIONAL
 from eddy.training.families.family import Family, Model
 from eddy.training.families.recurrent.family import RECURRENT
 from eddy.training.families.translation.family import TRANSLATION
 from eddy.training.spec import Spec
 from eddy.v1 import contract_pb2 as pb
 
-_FAMILIES: dict[str, Family[Any, Any]] = {family.kind: family for family in (RECURRENT, TRANSLATION)}
+_FAMILIES: dict[str, Family[Any, Any]] = {family.kind: family for family in (RECURRENT, BIDIRECTIONAL, TRANSLATION)}
 
 
 def family_of(spec: Spec) -> Family[Any, Any]:

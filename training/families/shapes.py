@@ -6,7 +6,8 @@ Owns: the table from a family's tag to the dataclasses of its shape. Must not kn
 from collections.abc import Mapping
 from typing import Any
 
-from eddy.training.errors import RecipeError
+from eddy.training.errors import OptionError, RecipeError
+from eddy.training.families.bidirectional.spec import BidirectionalArchitecture, BidirectionalSpec
 from eddy.training.families.recurrent.spec import RecurrentArchitecture, RecurrentSpec
 from eddy.training.families.translation.spec import TranslationArchitecture, TranslationSpec
 from eddy.training.fields import build, require
@@ -17,9 +18,14 @@ DEFAULT = RecurrentSpec.kind
 
 _ARCHITECTURES: dict[str, type[Architecture]] = {
     RecurrentArchitecture.kind: RecurrentArchitecture,
+    BidirectionalArchitecture.kind: BidirectionalArchitecture,
     TranslationArchitecture.kind: TranslationArchitecture,
 }
-_SPECS: dict[str, type[Spec]] = {RecurrentSpec.kind: RecurrentSpec, TranslationSpec.kind: TranslationSpec}
+_SPECS: dict[str, type[Spec]] = {
+    RecurrentSpec.kind: RecurrentSpec,
+    BidirectionalSpec.kind: BidirectionalSpec,
+    TranslationSpec.kind: TranslationSpec,
+}
 
 
 def parse_architecture(table: Mapping[str, Any]) -> Architecture:
@@ -36,3 +42,16 @@ def spec_from_dict(values: Mapping[str, Any]) -> Spec:
     if family not in _SPECS:
         raise RecipeError(f"model specification: family: got {family!r}, expected one of {', '.join(_SPECS)}")
     return _SPECS[family].from_dict(values)
+
+
+def on_grid(spec: Spec, block_steps: int | None, look_ahead_steps: int | None) -> Spec:
+    """A bidirectional model's specification with another grid; None leaves that part as it is.
+
+    Raises OptionError for models of other families, which have none, RecipeError for an impossible grid.
+    """
+    if block_steps is None and look_ahead_steps is None:
+        return spec
+    if not isinstance(spec, BidirectionalSpec):
+        raise OptionError(f"block and look-ahead: got a {spec.kind} model, expected a bidirectional one")
+    block_steps = spec.block_steps if block_steps is None else block_steps
+    return spec.on_grid(block_steps, spec.look_ahead_steps if look_ahead_steps is None else look_ahead_steps)

@@ -60,6 +60,10 @@ class RecurrentFamily:
         finals = zip(model.spec.state_names, state, strict=True)
         return {key: value.numpy() for key, value in outputs.items()} | {f"{n}_next": v.numpy() for n, v in finals}
 
+    def exact(self, model: RecurrentModel, inputs: Tensors) -> Tensors:
+        """None: there is no whole graph."""
+        return {}
+
     def examples(self) -> dict[str, RecurrentSpec]:
         """Small models of every variant."""
         return recurrent_examples()

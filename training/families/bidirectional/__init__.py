@@ -1,0 +1,1 @@
+"""Bidirectional LSTM and GRU: exact over whole sequences, latency-controlled as streams."""
