@@ -113,6 +113,22 @@ def test_padding_never_changes_a_result(name: str) -> None:
             close(many[row], one[0])
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+@torch.no_grad()
+def test_a_padded_batch_is_read_as_each_sequence_alone(name: str) -> None:
+    """What the set trainer reads: from the initial state, padded with zeros, answers as one by one."""
+    model = draw(EXAMPLES[name])
+    x, lengths = inputs(model, 4, 9), torch.tensor([3, 9, 1, 6])
+    for row, length in enumerate(lengths.tolist()):
+        x[row, length:] = 0
+    port = model.spec.input.name
+    together = model.read({port: x}, {port: lengths})
+    for row, length in enumerate(lengths.tolist()):
+        alone = model.read({port: x[row : row + 1, :length]}, {port: lengths[row : row + 1]})
+        for key, value in alone.items():
+            close(together[key][row, :length], value[0])
+
+
 @torch.no_grad()
 def test_a_convolution_sees_zeros_before_the_first_step() -> None:
     """From the initial state it is torch's Conv1d with zeros on the left alone, dilation included."""
