@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import polib
-
 from eddy.training.errors import DataError
 from eddy.training.packages import is_packaged, list_packaged, read_packaged
 
@@ -81,7 +79,11 @@ def read_catalogue(content: str, name: str) -> list[Pair]:
     An entry with a plural gives two pairs: the singular, and the plural with the last of its forms.
     """
     try:
-        catalogue = polib.pofile(content)
+        from polib import pofile
+    except ImportError as error:  # Serving and verifying do without.
+        raise DataError(f"{name}: polib is not installed, expected the extra `train`") from error
+    try:
+        catalogue = pofile(content)
     except (OSError, UnicodeDecodeError) as error:  # polib raises OSError for a line that it cannot parse.
         raise DataError(f"{name}: not readable as a catalogue: {error}") from error
     found: list[Pair] = []

@@ -153,7 +153,11 @@ def describe_origin(source: str) -> str:
     if source == "pydoc_data.topics":
         return f"{source} of Python {platform.python_version()}"
     if is_packaged(source):
-        _, name, path = source.split(":", 2)
-        return f"{path.rpartition('/')[2]} of {find_package(name).requirement.replace('==', ' ')}"
+        parts = [one.split(":", 2) for one in source.split(", ")]
+        named = [
+            f"{path.rpartition('/')[2]} of {find_package(name).requirement.replace('==', ' ')}"
+            for _, name, path in parts
+        ]
+        return ", ".join(named)
     package, colon, name = source.partition(":")
     return f"{name} of {package} {importlib.metadata.version(package)}" if colon else source

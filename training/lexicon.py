@@ -1,20 +1,16 @@
 """Lexicon: a dictionary learned from sentence pairs, and translation word by word with it.
 
-Owns: IBM model 1 (Brown, Della Pietra, Della Pietra, Mercer 1993) and the baseline that is made of it. Must not know
-torch, models or files.
+Owns: the baseline that is made of word probabilities alone. Must not know torch, models or files.
 """
 
 import re
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from eddy.training.alignment import NOTHING, fit_chances
 from eddy.training.catalogues import Pair
 
 _WORD = re.compile(r"[^\W\d_]+")
-# Every source sentence also has this word, which target words come from that nothing else explains: articles, mostly.
-_NOTHING = ""
-ITERATIONS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +31,9 @@ class Lexicon:
 
 
 def fit_lexicon(pairs: Sequence[Pair]) -> Lexicon:
-    """Learn which word becomes which by expectation maximisation; equal probabilities go by the alphabet."""
-    sentences = [([_NOTHING, *_words(pair.source)], _words(pair.target)) for pair in pairs]
-    # t(f|e), one table a source word; all equal at first, so the first pass counts how often words meet.
-    chances: dict[str, dict[str, float]] = {}
-    for _ in range(ITERATIONS):
-        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for sources, targets in sentences:
-            for f in targets:
-                shares = [chances[e].get(f, 0.0) if chances else 1.0 for e in sources]
-                total = sum(shares)
-                for e, share in zip(sources, shares, strict=True):
-                    counts[e][f] += share / total  # type: ignore[assignment]  # Counter adds any numbers
-        chances = {e: {f: n / table.total() for f, n in table.items() if n > 1e-9} for e, table in counts.items()}
-    best = {e: min(table, key=lambda f: (-table[f], f)) for e, table in chances.items() if e != _NOTHING and table}
+    """Learn which word becomes which; of equally probable ones the first in code point order wins."""
+    chances = fit_chances([(_words(pair.source), _words(pair.target)) for pair in pairs])
+    best = {e: min(table, key=lambda f: (-table[f], f)) for e, table in chances.items() if e != NOTHING and table}
     return Lexicon(best)
 
 

@@ -16,21 +16,24 @@ from eddy.training.spec import ClassHead, FeatureInput, Head, QuantileHead, Spec
 from eddy.training.windows import EVALUATION_STEPS, Windows
 
 
-def loss_sum(spec: Spec, outputs: Outputs, targets: Mapping[str, Tensor]) -> tuple[Tensor, int]:
+def loss_sum(spec: Spec, outputs: Outputs, targets: Mapping[str, Tensor], smoothing: float = 0.0) -> tuple[Tensor, int]:
     """Summed loss over all heads, and the number of targets in it; both by the heads' names.
 
     Tokens and classes: cross-entropy in nats, output [B, T, V], targets int64 [B, T], NO_TOKEN left out. Quantiles:
     pinball loss in units of the training part's deviation, output [B, T, K, Q], targets float32 [B, T, K], NaN left
-    out. Raises TrainingError for a head that has no loss.
+    out. smoothing: this share of a token's probability is asked for evenly from all (Szegedy and others 2016). Raises
+    TrainingError for a head that has no loss.
     """
-    losses = [_head_loss(spec, head, outputs[head.name], targets[head.name]) for head in spec.heads]
+    losses = [_head_loss(spec, head, outputs[head.name], targets[head.name], smoothing) for head in spec.heads]
     return torch.stack([loss for loss, _ in losses]).sum(), sum(number for _, number in losses)
 
 
-def _head_loss(spec: Spec, head: Head, output: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+def _head_loss(spec: Spec, head: Head, output: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, int]:
     if isinstance(head, TokenHead | ClassHead):
         flat, wanted = output.flatten(0, -2), targets.flatten()
-        total = nn.functional.cross_entropy(flat, wanted, ignore_index=NO_TOKEN, reduction="sum")
+        total = nn.functional.cross_entropy(
+            flat, wanted, ignore_index=NO_TOKEN, reduction="sum", label_smoothing=smoothing
+        )
         return total, int((wanted != NO_TOKEN).sum())
     if not isinstance(head, QuantileHead):
         raise TrainingError(f"head {head.name!r}: got {type(head).__name__}, expected tokens, classes or quantiles")
@@ -55,13 +58,13 @@ def evaluate(model: StreamingModel, part: Part, streams: int) -> float:
     return total / count
 
 
-def batch_loss(model: Model, batch: Batch, device: torch.device) -> tuple[Tensor, int]:
+def batch_loss(model: Model, batch: Batch, device: torch.device, smoothing: float = 0.0) -> tuple[Tensor, int]:
     """As `loss_sum`, of a padded batch; what was padded has no target and changes nothing."""
     inputs, lengths, targets = (
         {name: torch.from_numpy(value).to(device) for name, value in tensors.items()}
         for tensors in (batch.inputs, batch.lengths, batch.targets)
     )
-    return loss_sum(model.spec, model.read(inputs, lengths), targets)
+    return loss_sum(model.spec, model.read(inputs, lengths), targets, smoothing)
 
 
 @torch.no_grad()

@@ -39,6 +39,9 @@ class Schedule:
     weight_decay: float = 0.01
     # Largest norm of the whole gradient; recurrent gradients explode now and then.
     clip_norm: float = 1.0
+    # Share of a token's probability that is asked for evenly from all symbols, of separate sequences: with few of them
+    # a model is too sure of itself otherwise.
+    label_smoothing: float = 0.0
     # Share of rows whose state is zeroed before a window: a session starts from zeros, so training must see them.
     reset_share: float = 0.02
     # Epochs without a better validation loss before training stops.
@@ -51,6 +54,7 @@ class Schedule:
         for name in ("learning_rate", "clip_norm"):
             require(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "above 0")
         require(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "0 or more")
+        require(0 <= self.label_smoothing < 1, "training.label_smoothing", self.label_smoothing, "a share in [0, 1)")
         require(0 <= self.reset_share <= 1, "training.reset_share", self.reset_share, "a share in [0, 1]")
         require(self.seed >= 0, "training.seed", self.seed, "0 or more")
 

@@ -31,12 +31,12 @@ class SetReading:
     def begin(self, epoch: int, rng: np.random.Generator) -> "SetPass":
         """From the first batch of a drawn order."""
         examples = self._data.train.epoch(epoch)
-        return SetPass(self._model, examples, draw_order(examples, self._plan.batch, rng), self._plan.batch)
+        return SetPass(self._model, examples, draw_order(examples, self._plan.batch, rng), self._plan)
 
     def resume(self, epoch: int, values: dict[str, Any]) -> "SetPass":
         """The same order, at the batch where it stood."""
         order = values["order"].numpy()
-        found = SetPass(self._model, self._data.train.epoch(epoch), order, self._plan.batch)
+        found = SetPass(self._model, self._data.train.epoch(epoch), order, self._plan)
         found.next_batch = values["next_batch"]
         return found
 
@@ -53,8 +53,9 @@ class SetReading:
 class SetPass:
     """One way through the examples; see `Pass`."""
 
-    def __init__(self, model: Model, examples: Sequence[Example], order: npt.NDArray[np.int64], rows: int) -> None:
-        self._model, self._examples, self._order, self._rows = model, examples, order, rows
+    def __init__(self, model: Model, examples: Sequence[Example], order: npt.NDArray[np.int64], plan: Schedule) -> None:
+        self._model, self._examples, self._order = model, examples, order
+        self._rows, self._smoothing = plan.batch, plan.label_smoothing
         # Changes in `run` and where a pass is resumed.
         self.next_batch = 0
 
@@ -68,7 +69,7 @@ class SetPass:
         rows = self._order[self.next_batch * self._rows : (self.next_batch + 1) * self._rows]
         self.next_batch += 1
         batch = join_examples([self._examples[row] for row in rows])
-        return batch_loss(self._model, batch, next(self._model.parameters()).device)
+        return batch_loss(self._model, batch, next(self._model.parameters()).device, self._smoothing)
 
     def snapshot(self) -> dict[str, Any]:
         """Order and place."""

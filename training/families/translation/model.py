@@ -18,14 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from eddy.training.families.family import Model, Outputs
+from eddy.training.families.family import Model, Outputs, State
 from eddy.training.families.translation.spec import TranslationSpec
 
 # Added to the score of a place that holds nothing; exp of it is exactly 0.
 NOTHING = -1e9
 _LAYERS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
-
-State = tuple[Tensor, ...]
 
 
 class Source(NamedTuple):

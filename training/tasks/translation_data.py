@@ -1,0 +1,135 @@
+"""Translation data: sentence pairs as symbols, and what training reads of them in each epoch.
+
+Owns: the [data] table of translations, the vocabulary, and the examples that training draws. Must not know torch or
+models.
+
+Vocabulary, alignments and phrases come from the training part only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from eddy.training.alignment import Aligner, extract_phrases
+from eddy.training.catalogues import Pair, Parts, load_pairs
+from eddy.training.data import Example, SetData
+from eddy.training.errors import DataError
+from eddy.training.fields import require
+from eddy.training.pieces import END_ID, START_ID, UNKNOWN_ID, Pieces, Tokens, fit_pieces
+
+SOURCE, TOKENS, LOGITS = "source", "tokens", "logits"
+
+
+@dataclass(frozen=True, slots=True)
+class TranslationSource:
+    """Message catalogues, and how they are cut.
+
+    catalogues: paths of .po files, or wheel:NAME:PATTERN. licence: of all of them.
+    """
+
+    kind: ClassVar[str] = "translation"
+
+    catalogues: tuple[str, ...]
+    licence: str
+    # Symbols of the vocabulary that both languages share; with few sentences, larger ones are seen too rarely.
+    vocabulary_size: int = 800
+    # Characters rarer than this in the training part become the unknown symbol.
+    min_count: int = 4
+    # Longer sentences are left out, in all parts; so are those of more symbols than `max_symbols`, source or target.
+    max_characters: int = 160
+    max_symbols: int = 64
+    # Parts of training sentences that translate each other, up to so many words, are read too; 0: none.
+    phrase_words: int = 0
+    # So many phrases for each sentence of an epoch, drawn anew.
+    phrase_share: float = 1.0
+    # Share of symbols that training reads as unknown, on both sides: what is left must do.
+    forget_share: float = 0.1
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        require(len(self.catalogues) >= 1, "data.catalogues", self.catalogues, "at least one")
+        for name in ("vocabulary_size", "min_count", "max_characters", "max_symbols"):
+            require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+        require(self.phrase_words >= 0, "data.phrase_words", self.phrase_words, "0 or more")
+        require(self.phrase_share >= 0, "data.phrase_share", self.phrase_share, "0 or more")
+        require(0 <= self.forget_share < 1, "data.forget_share", self.forget_share, "a share in [0, 1)")
+        require(self.seed >= 0, "data.seed", self.seed, "0 or more")
+
+    @property
+    def source(self) -> str:
+        """All catalogues in one line."""
+        return ", ".join(self.catalogues)
+
+
+@dataclass(frozen=True, slots=True)
+class TranslationExamples:
+    """Training sentences, and as many phrases as the table says, drawn anew for every epoch from its number."""
+
+    table: TranslationSource
+    pairs: tuple[Example, ...]
+    phrases: tuple[Example, ...]
+
+    def epoch(self, number: int) -> Sequence[Example]:
+        """The examples of an epoch."""
+        rng = np.random.default_rng((self.table.seed, number))
+        count = min(len(self.phrases), round(self.table.phrase_share * len(self.pairs)))
+        drawn = [self.phrases[i] for i in rng.permutation(len(self.phrases))[:count]]
+        return [self._forget(example, rng) for example in (*self.pairs, *drawn)]
+
+    def _forget(self, example: Example, rng: np.random.Generator) -> Example:
+        """The same with some of what is read put out; the start stays, and what is to be written."""
+        inputs = {}
+        for name, tokens in example.inputs.items():
+            is_lost = (rng.random(len(tokens)) < self.table.forget_share) & (tokens != START_ID)
+            inputs[name] = np.where(is_lost, UNKNOWN_ID, tokens)
+        return Example(inputs, example.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class TranslationData(SetData):
+    """Sentence pairs as examples, and as they were. The vocabulary serves both languages."""
+
+    pairs: Parts[Pair] = field(kw_only=True)
+
+    @property
+    def pieces(self) -> Pieces:
+        """The vocabulary."""
+        return Pieces(self.symbols)
+
+
+def load_translation(table: TranslationSource) -> TranslationData:
+    """Read, split and encode. Raises DataError."""
+    found = load_pairs(table.catalogues, max_characters=table.max_characters)
+    texts = [text for pair in found.train for text in (pair.source, pair.target)]
+    pieces = fit_pieces(texts, table.vocabulary_size, table.min_count)
+    pairs = Parts(*(_short(part, pieces, table) for part in (found.train, found.validation, found.test)))
+    phrases: list[Pair] = []
+    if table.phrase_words:
+        phrases = extract_phrases(pairs.train, Aligner.fit(pairs.train), table.phrase_words)
+    train, validation, test, drawn = (
+        tuple(encode_pair(pair, pieces) for pair in part)
+        for part in (pairs.train, pairs.validation, pairs.test, _short(phrases, pieces, table))
+    )
+    return TranslationData(
+        TranslationExamples(table, train, drawn), validation, test, pieces.symbols, pieces.symbols, pairs=pairs
+    )
+
+
+def encode_pair(pair: Pair, pieces: Pieces) -> Example:
+    """A pair as a model reads it: the source, and before each symbol of the target the one before that."""
+    target: Tokens = pieces.encode(pair.target)
+    return Example(
+        {SOURCE: pieces.encode(pair.source), TOKENS: np.concatenate([[START_ID], target])},
+        {LOGITS: np.concatenate([target, [END_ID]])},
+    )
+
+
+def _short(pairs: Sequence[Pair], pieces: Pieces, table: TranslationSource) -> tuple[Pair, ...]:
+    """Those whose sides have no more symbols than the table says. Raises DataError where none is left of some."""
+    most = table.max_symbols
+    kept = tuple(p for p in pairs if max(len(pieces.encode(p.source)), len(pieces.encode(p.target))) <= most)
+    if pairs and not kept:
+        raise DataError(f"{table.source}: no sentence of {len(pairs)} has at most {most} symbols")
+    return kept
