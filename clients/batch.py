@@ -5,7 +5,7 @@ Owns their positions on the client's side. Must not know messages but for what a
 Ordering rules: steps and resets take effect in the order they were asked for, without waiting for each other; a row
 whose step fails is set back, and the steps of that row asked for meanwhile fail likewise.
 
-Dimension key: B sessions, T steps.
+Dimension key: B sessions, T steps, E outputs emitted.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eddy.clients.connection import Connection, Group, Rows
+from eddy.clients.connection import END, Connection, Group, Rows
 from eddy.clients.errors import BatchError, EddyError, from_detail, invalid
-from eddy.clients.tensors import Inputs, Outputs
+from eddy.clients.results import Results, no_results, read_results
+from eddy.clients.tensors import Inputs, Outputs, RaggedOutputs
 from eddy.v1 import inference_pb2
 
 
@@ -55,6 +56,7 @@ class SessionBatch:
             [B, ...] for one step, [B, T, ...] for T.
 
         Raises:
+            InvalidInput: also where the model looks ahead, whose rows have different numbers of outputs: `step_ragged`.
             BatchError: some rows failed; it carries their errors and everybody's outputs.
             EddyError: the whole call failed; nothing was applied.
         """
@@ -64,6 +66,63 @@ class SessionBatch:
 
     async def step_outputs(self, inputs: Inputs, rows: ArrayLike | None = None) -> Outputs:
         """As `step`, for models with any number of outputs: each by its name."""
+        signature = self._group.signature
+        signature.check_every_step("step")
+        arrays, chosen, num_steps, is_single = self._read(inputs, rows)
+        parts, errors = await self._send(arrays, chosen, num_steps)
+        outputs = [np.concatenate(arrays) for arrays in zip(*[part.arrays for part in parts], strict=True)]
+        if is_single:
+            outputs = [output[:, 0] for output in outputs]
+        by_name = signature.by_name(outputs)
+        if errors:
+            raise BatchError(errors, by_name)
+        return by_name
+
+    async def step_ragged(self, inputs: Inputs, rows: ArrayLike | None = None) -> list[np.ndarray]:
+        """As `step`, for every model: each row's outputs by themselves.
+
+        Returns:
+            An array a row: of a model that looks ahead what the row has emitted by now, [E, ...], where E may be 0;
+            of any other [T, ...], where T is 1 for one step.
+
+        Raises:
+            BatchError: some rows failed; `ragged` has everybody's outputs.
+            EddyError: the whole call failed; nothing was applied.
+        """
+        self._group.signature.check_single_output("step_ragged")
+        (output,) = (await self.step_ragged_outputs(inputs, rows)).values()
+        return output
+
+    async def step_ragged_outputs(self, inputs: Inputs, rows: ArrayLike | None = None) -> RaggedOutputs:
+        """As `step_ragged`, for models with any number of outputs: each one's arrays by its name."""
+        arrays, chosen, num_steps, _ = self._read(inputs, rows)
+        return await self._send_ragged(arrays, chosen, num_steps)
+
+    async def flush(self, rows: ArrayLike | None = None) -> list[np.ndarray]:
+        """Ends the streams of every session, or of those in `rows`; see `Session.flush`.
+
+        Returns:
+            What each row held back, [E, ...] each, where E may be 0.
+
+        Raises:
+            InvalidInput: the model holds nothing back.
+            BatchError: some rows failed; `ragged` has everybody's outputs.
+            EddyError: the whole call failed; nothing was applied.
+        """
+        self._group.signature.check_single_output("flush")
+        (output,) = (await self.flush_outputs(rows)).values()
+        return output
+
+    async def flush_outputs(self, rows: ArrayLike | None = None) -> RaggedOutputs:
+        """As `flush`, for models with any number of outputs: each one's arrays by its name."""
+        self._group.signature.check_flush()
+        chosen = self._chosen(rows)
+        if not len(chosen):
+            raise invalid("EMPTY_BATCH", "rows", "no rows", "at least one")
+        return await self._send_ragged([], chosen, END)
+
+    def _read(self, inputs: Inputs, rows: ArrayLike | None) -> tuple[list[np.ndarray], np.ndarray, int, bool]:
+        """The checked inputs, whose rows they are, T, and whether it was left out."""
         arrays, is_single = self._group.signature.arrays(inputs, 1)
         chosen = self._chosen(rows)
         if len(arrays[0]) != len(chosen):
@@ -73,48 +132,64 @@ class SessionBatch:
             reason = "ZERO_STEPS" if len(chosen) else "EMPTY_BATCH"
             raise invalid(reason, "inputs", f"{len(chosen)} rows of {num_steps} steps", "at least one of each")
         self._group.check_size(num_steps)
+        return arrays, chosen, num_steps, is_single
+
+    async def _send_ragged(self, arrays: list[np.ndarray], chosen: np.ndarray, num_steps: int) -> RaggedOutputs:
+        parts, errors = await self._send(arrays, chosen, num_steps)
+        rows = [part.row(row) for part in parts for row in range(len(part))]
+        names = [spec.name for spec in self._group.signature.outputs]
+        by_name = {
+            name: [row[place][:0] if number in errors else row[place] for number, row in enumerate(rows)]
+            for place, name in enumerate(names)
+        }
+        if errors:
+            raise BatchError(errors, {}, by_name)
+        return by_name
+
+    async def _send(
+        self, arrays: list[np.ndarray], chosen: np.ndarray, num_steps: int
+    ) -> tuple[list[Results], dict[int, EddyError]]:
+        """What became of `chosen`: in as many messages as hold them, and the rows that failed.
+
+        Raises:
+            EddyError: every message failed.
+        """
         size = self._group.rows_of_message(num_steps)
         spans = [slice(start, start + size) for start in range(0, len(chosen), size)]
         messages = [self._step_rows(arrays, chosen[span], span, num_steps) for span in spans]
-        results = await asyncio.gather(*messages, return_exceptions=True)
-        parts: list[list[np.ndarray]] = []
+        answers = await asyncio.gather(*messages, return_exceptions=True)
+        signature = self._group.signature
+        parts: list[Results] = []
         errors: dict[int, EddyError] = {}
         refused: list[EddyError] = []
-        for span, result in zip(spans, results, strict=True):
-            if isinstance(result, EddyError):  # The whole message.
-                count = len(chosen[span])
-                refused.append(result)
-                parts.append(self._zeros(count, num_steps))
-                errors |= {span.start + row: result for row in range(count)}
-            elif isinstance(result, BaseException):
-                raise result
+        for span, answer in zip(spans, answers, strict=True):
+            count = len(chosen[span])
+            if isinstance(answer, EddyError):  # The whole message.
+                refused.append(answer)
+                parts.append(no_results(signature, count, num_steps))
+                errors |= {span.start + row: answer for row in range(count)}
+            elif isinstance(answer, BaseException):
+                raise answer
             else:
-                step = result.step
+                step = answer.step
                 errors |= {span.start + error.row: from_detail(error.error) for error in step.errors}
-                # No outputs: every row was refused before the model was known.
-                signature = self._group.signature
-                parts.append(
-                    signature.read(step.outputs) if step.outputs else self._zeros(len(chosen[span]), num_steps)
-                )
+                if step.outputs:
+                    parts.append(read_results(signature, step, is_end=num_steps == END))
+                else:  # Every row was refused before the model was known.
+                    parts.append(no_results(signature, count, num_steps))
         if len(refused) == len(spans):
             raise refused[0]
-        outputs = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-        if is_single:
-            outputs = [output[:, 0] for output in outputs]
-        by_name = self._group.signature.by_name(outputs)
-        if errors:
-            raise BatchError(errors, by_name)
-        return by_name
+        return parts, errors
 
     def _step_rows(
         self, arrays: Sequence[np.ndarray], rows: np.ndarray, span: slice, num_steps: int
     ) -> asyncio.Future[inference_pb2.StreamResponse]:
-        """Queues one message for `rows`, whose inputs are those in `span`."""
+        """Queues one message for `rows`, whose inputs are those in `span`, or for the end of their streams."""
         raw = [array[span].tobytes() for array in arrays]
         positions, rewinds = self.positions[rows], self._num_rewinds[rows]
         message = Rows(self.handles[rows].tobytes(), positions.tobytes(), num_steps, raw)
         # The next step may be asked for before this one is answered; rows that fail are set back then.
-        self.positions[rows] += np.uint64(num_steps)
+        self.positions[rows] += np.uint64(num_steps or 1)
 
         def answered(response: inference_pb2.StreamResponse | None) -> None:
             failed = dict(enumerate(positions.tolist())) if response is None else {}
@@ -144,10 +219,6 @@ class SessionBatch:
         if len(np.unique(chosen)) != len(chosen):
             raise invalid("DUPLICATE_HANDLE", "rows", "a row twice", "each session at most once in a call")
         return chosen
-
-    def _zeros(self, num_rows: int, num_steps: int) -> list[np.ndarray]:
-        """Outputs of rows that have none, [B, T, ...] each."""
-        return [np.zeros((num_rows, num_steps, *spec.shape), spec.dtype) for spec in self._group.signature.outputs]
 
     async def reset(self) -> None:
         """Every session back to position 0 and the initial state, after the steps before it.

@@ -1,7 +1,8 @@
 """One stream to the server, shared by all sessions of a client.
 
 Owns the call, the tags, and the packing: steps that wait are put into one message, by model and number of steps,
-whenever the wire is free. Must not know arrays beyond their bytes, nor what callers do with results.
+whenever the wire is free. Ends of streams share messages with each other. Must not know arrays beyond their bytes, nor
+what callers do with results.
 
 Ordering rules: steps of one session are sent in the order they were asked for; at most `max_messages` messages are
 unanswered, and while they are, what comes gathers for the next one. What an answer changes takes effect when it
@@ -21,6 +22,7 @@ import grpc
 import numpy as np
 
 from eddy.clients.errors import Disconnected, EddyError, from_detail, from_rpc, invalid
+from eddy.clients.results import read_results
 from eddy.clients.tensors import MESSAGE_OVERHEAD_BYTES, Signature
 from eddy.v1 import errors_pb2, inference_pb2
 
@@ -31,6 +33,9 @@ OnAnswer = Callable[[inference_pb2.StreamResponse | None], None]
 
 # Two: one is under way while the server answers the other.
 MAX_MESSAGES = 2
+
+# The number of steps of a stream's end, which takes one position all the same.
+END = 0
 
 # Somebody cancelled every task of the event loop; nothing may wait for a reply that nobody reads.
 _CANCELLED = Disconnected("the client's tasks were cancelled", "CANCELLED")
@@ -54,11 +59,12 @@ class Steppable(Protocol):
 
 @dataclass(slots=True)
 class PendingStep:
-    """A step of one session that waits to be sent or answered.
+    """A step of one session, or the end of its stream, that waits to be sent or answered.
 
     Attributes:
-        inputs: one contiguous array an input, [T, ...] or without T.
-        done: resolves to one array an output, [T, ...].
+        inputs: one contiguous array an input, [T, ...] or without T; none for the end.
+        num_steps: T; END for the end.
+        done: resolves to one array an output: [T, ...], or [E, ...] of those that a model emitted that looks ahead.
         num_rewinds: the session's when this was asked for; if it has grown since, an earlier step has failed.
         position: where it was sent to; None until then.
     """
@@ -69,6 +75,11 @@ class PendingStep:
     done: asyncio.Future[list[np.ndarray]]
     num_rewinds: int
     position: int | None = None
+
+    @property
+    def num_positions(self) -> int:
+        """How far it moves its session."""
+        return self.num_steps or 1
 
 
 @dataclass(slots=True)
@@ -85,7 +96,7 @@ class Rows:
     """A message of many rows at once, for the array interface.
 
     Attributes:
-        handles, positions: uint64 [B] raw; inputs: [B, T, ...] raw, an input each.
+        handles, positions: uint64 [B] raw; inputs: [B, T, ...] raw, an input each; num_steps: T, or END.
     """
 
     handles: bytes
@@ -119,6 +130,17 @@ class Group:
     def rows_of_message(self, num_steps: int) -> int:
         """Most rows of a message, at least one."""
         return max(1, min(self.max_rows, self.max_bytes // self.signature.row_bytes(num_steps)))
+
+    def write(
+        self, chunk: inference_pb2.StepChunk, num_rows: int, num_steps: int, raw: Sequence[bytes]
+    ) -> inference_pb2.StepChunk:
+        """Puts B rows of T steps, `raw` [B, T, ...] an input, or the end of B streams, into a message."""
+        chunk.num_steps = num_steps
+        if num_steps == END:
+            chunk.flush = True
+        else:
+            self.signature.write(chunk, raw, num_rows, num_steps)
+        return chunk
 
 
 class Connection:
@@ -157,7 +179,7 @@ class Connection:
     # Asking
 
     def step(self, group: Group, step: PendingStep) -> None:
-        """Queues one session's step."""
+        """Queues one session's step, or the end of its stream."""
         if self._failure is not None:
             raise self._failure
         if not group.pending:
@@ -169,8 +191,8 @@ class Connection:
         """Queues a message of many rows; its result has the errors of rows."""
         request = inference_pb2.StreamRequest()
         step = request.step
-        step.handles, step.positions, step.num_steps = rows.handles, rows.positions, rows.num_steps
-        group.signature.write(step, rows.inputs, len(rows.handles) // 8, rows.num_steps)
+        step.handles, step.positions = rows.handles, rows.positions
+        group.write(step, len(rows.handles) // 8, rows.num_steps, rows.inputs)
         return self.post(request, on_answer)
 
     async def request(
@@ -247,7 +269,7 @@ class Connection:
         return tag
 
     def _pack(self) -> bytes | None:
-        """One message of the group whose turn it is: its oldest step and all others of the same T that fit.
+        """One message of the group whose turn it is: its oldest step and all others of the same T that fit, or ends.
 
         A session's later step never overtakes an earlier one: once a session is left out, it stays out.
         """
@@ -280,12 +302,11 @@ class Connection:
         chunk = request.step
         chunk.handles = b"".join([step.session.handle for step in steps])
         chunk.positions = np.array([step.session.sent_position for step in steps], "<u8").tobytes()
-        chunk.num_steps = num_steps
         raw = [b"".join(arrays) for arrays in zip(*[step.inputs for step in steps], strict=True)]
-        group.signature.write(chunk, raw, len(steps), num_steps)
+        group.write(chunk, len(steps), num_steps, raw)
         for step in steps:
             step.position = step.session.sent_position
-            step.session.sent_position += num_steps
+            step.session.sent_position += step.num_positions
         self._waiting[request.tag] = (group, steps)
         return request.SerializeToString()
 
@@ -323,13 +344,14 @@ class Connection:
                 _fail_step(step, from_detail(response.error))
             return
         errors = {error.row: error.error for error in response.step.errors}
-        arrays = [] if len(errors) == len(steps) else group.signature.read(response.step.outputs)
-        single = arrays[0] if len(arrays) == 1 else None
+        results = None
+        if len(errors) < len(steps):
+            results = read_results(group.signature, response.step, is_end=steps[0].num_steps == END)
         for row, step in enumerate(steps):
-            if row in errors:
+            if results is None or row in errors:
                 _fail_step(step, from_detail(errors[row]))
             elif not step.done.done():
-                step.done.set_result([single[row]] if single is not None else [array[row] for array in arrays])
+                step.done.set_result(results.row(row))
                 step.session.release()
             else:  # Cancelled after it was sent.
                 step.session.release()

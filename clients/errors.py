@@ -70,14 +70,21 @@ class BatchError(EddyError):
 
     Attributes:
         errors: row -> its error.
-        outputs: every output by its name, rows in `errors` zero.
+        outputs: every output by its name, rows in `errors` zero; of a ragged call none.
+        ragged: every output by its name, of a ragged call: an array a row, of rows in `errors` empty.
     """
 
-    def __init__(self, errors: dict[int, EddyError], outputs: dict[str, np.ndarray]) -> None:
+    def __init__(
+        self,
+        errors: dict[int, EddyError],
+        outputs: dict[str, np.ndarray],
+        ragged: dict[str, list[np.ndarray]] | None = None,
+    ) -> None:
         first = min(errors)
         super().__init__(f"{len(errors)} rows failed, row {first}: {errors[first]}", errors[first].reason)
         self.errors = errors
         self.outputs = outputs
+        self.ragged = ragged or {}
 
 
 def invalid(reason: str, field: str, received: object, expected: object) -> InvalidInput:
@@ -108,6 +115,7 @@ _KINDS: dict[str, type[EddyError]] = {
             "INVALID_TEXT",
             "UNKNOWN_SYMBOL",
             "WRONG_TASK",
+            "OWN_START",
             "MESSAGE_TOO_LARGE",
         ),
         InvalidInput,

@@ -1,19 +1,18 @@
 """A session as a caller sees it.
 
-Owns positions on the client's side and the limit of steps in flight. Must not know messages.
+Owns positions on the client's side. Must not know messages.
 
-Ordering rules: whoever asks first goes first; a step is in flight until it is answered, also when nobody waits for it
-any more; when a pipelined step fails, those asked for before its failure was known fail likewise; a reset has the
-session to itself.
+Ordering rules: whoever asks first goes first; a step, or the end of a stream, is in flight until it is answered, also
+when nobody waits for it any more; when a pipelined step fails, those asked for before its failure was known fail
+likewise; a reset has the session to itself.
 
-Dimension key: T steps.
+Dimension key: T steps, E outputs emitted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from eddy.clients.connection import Connection, Group, PendingStep
+from eddy.clients.connection import END, Connection, Group, PendingStep
 from eddy.clients.errors import (
     Disconnected,
     EddyError,
@@ -32,6 +31,7 @@ from eddy.clients.errors import (
     invalid,
 )
 from eddy.clients.tensors import Inputs, Outputs
+from eddy.clients.turns import Turns
 from eddy.v1 import inference_pb2
 
 
@@ -62,9 +62,7 @@ class Session:
         self._connection = connection
         self._group = group
         self._forget = forget
-        self._num_in_flight = 0
-        # Who waits for room in flight, and for how much of it, in the order of asking.
-        self._turns: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._turns = Turns(grant.max_in_flight)
         self._end: EddyError | None = None
         self._is_lent = False
 
@@ -91,7 +89,8 @@ class Session:
                 contract's shape is empty. Otherwise a mapping by input name.
 
         Returns:
-            [...] for one step, [T, ...] for T.
+            [...] for one step, [T, ...] for T. Of a model that looks ahead what it has emitted by now, [E, ...], where
+            E may be 0, also for one step.
 
         Raises:
             InvalidInput: refused here or by the server; nothing was applied and the session goes on.
@@ -111,8 +110,39 @@ class Session:
         if not num_steps:
             raise invalid("ZERO_STEPS", "inputs", "T = 0 steps", "at least 1")
         self._group.check_size(num_steps)
+        outputs = await self._send(arrays, num_steps)
+        is_row = is_single and not self._group.signature.is_ahead
+        return [output[0] for output in outputs] if is_row else outputs
+
+    async def flush(self) -> np.ndarray:
+        """Ends the stream: a model that looks ahead emits what it holds back, and what follows is a new stream.
+
+        It takes one position, as a step does, and takes effect exactly once, in the order asked for. Closing the
+        session does not do it.
+
+        Returns:
+            What was held back, [E, ...], where E may be 0.
+
+        Raises:
+            InvalidInput: the model holds nothing back.
+            SessionEnded, Fenced, OutOfOrder, ServerBusy, ModelUnavailable, Disconnected: see `eddy.errors`.
+        """
+        self._group.signature.check_single_output("flush")
+        return (await self._flush())[0]
+
+    async def flush_outputs(self) -> Outputs:
+        """As `flush`, for models with any number of outputs: each by its name."""
+        return self._group.signature.by_name(await self._flush())
+
+    async def _flush(self) -> Sequence[np.ndarray]:
+        self._check()
+        self._group.signature.check_flush()
+        return await self._send([], END)
+
+    async def _send(self, arrays: Sequence[np.ndarray], num_steps: int) -> list[np.ndarray]:
+        """One array an output, of T steps or of the end."""
         num_rewinds = self.num_rewinds
-        await self._take(1)
+        await self._turns.take()
         if self.max_in_flight == 1:
             num_rewinds = self.num_rewinds  # Without pipelining whoever waited does not build on the step before.
         done: asyncio.Future[list[np.ndarray]] = asyncio.get_running_loop().create_future()
@@ -123,39 +153,16 @@ class Session:
         except EddyError:
             self.release()
             raise
-        outputs = await done
-        return [output[0] for output in outputs] if is_single else outputs
+        return await done
 
-    async def _take(self, room: int) -> None:
-        """Takes room in flight, in the order of asking; `release` hands it on."""
-        if not self._turns and self._num_in_flight + room <= self.max_in_flight:
-            self._num_in_flight += room
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._turns.append((turn, room))
-        try:
-            await turn
-        except asyncio.CancelledError:
-            # It may have been this one's turn already; if not, others may have waited behind it only.
-            self.release(0 if turn.cancelled() else room)
-            raise
-
-    def release(self, room: int = 1) -> None:
-        """Gives room back (called by the connection for each step): whoever has waited longest gets it."""
-        self._num_in_flight -= room
-        while self._turns:
-            turn, wanted = self._turns[0]
-            if not turn.cancelled():
-                if self._num_in_flight + wanted > self.max_in_flight:
-                    return
-                self._num_in_flight += wanted
-                turn.set_result(None)
-            self._turns.popleft()
+    def release(self) -> None:
+        """A step is no longer under way (called by the connection for each step)."""
+        self._turns.release()
 
     async def reset(self) -> None:
         """Back to position 0 and the model's initial state, after the steps before it."""
         self._check()
-        await self._take(self.max_in_flight)
+        await self._turns.take(self.max_in_flight)
         request = inference_pb2.StreamRequest(reset=inference_pb2.ResetSessions(handles=self.handle))
         response = await self._connection.request(request, self._reset_done)
         for error in response.reset.errors:
@@ -168,7 +175,7 @@ class Session:
             self.sent_position = 0
             if self._end is None:
                 self._forget(self, renewed=True)
-        self.release(self.max_in_flight)
+        self._turns.release(self.max_in_flight)
 
     def _check(self) -> None:
         """Refuses what would be wrong to send: it would wait for ever where a generation's own block asks for it."""
@@ -185,13 +192,13 @@ class Session:
             SessionEnded, Disconnected: it is no longer of use.
         """
         self._check()
-        await self._take(self.max_in_flight)
+        await self._turns.take(self.max_in_flight)
         try:
             self._check()
             if self._connection.failure is not None:
                 raise self._connection.failure
         except EddyError:
-            self.release(self.max_in_flight)
+            self._turns.release(self.max_in_flight)
             raise
         self._is_lent = True
 
@@ -199,7 +206,7 @@ class Session:
         """The generation has ended, and the session stands at `position`."""
         self._is_lent = False
         self.sent_position = position
-        self.release(self.max_in_flight)
+        self._turns.release(self.max_in_flight)
 
     async def recover(self) -> None:
         """The generation has ended nobody knows where.
@@ -209,7 +216,7 @@ class Session:
         """
         self._is_lent = False
         if self._end is not None or self._connection.failure is not None:
-            self.release(self.max_in_flight)
+            self._turns.release(self.max_in_flight)
             return
         request = inference_pb2.StreamRequest(attach=inference_pb2.AttachSession(session_id=self.id))
         attaching = self._connection.post(request, self._recovered)
@@ -231,7 +238,7 @@ class Session:
                 self._forget(self, renewed=True)
             else:  # Closed meanwhile by the handle of before, which is fenced.
                 self._connection.discard(self.handle)
-        self.release(self.max_in_flight)
+        self._turns.release(self.max_in_flight)
 
     async def close(self) -> None:
         """Ends the session; ending it twice is fine."""

@@ -24,6 +24,8 @@ Inputs = ArrayLike | Mapping[str, ArrayLike]
 Sequences = Sequence[ArrayLike] | np.ndarray | Mapping[str, Sequence[ArrayLike]]
 # What `step_outputs` gives: every output by name.
 Outputs = dict[str, np.ndarray]
+# What `step_ragged_outputs` gives: every output by name, an array a row.
+RaggedOutputs = dict[str, list[np.ndarray]]
 
 _DTYPES: dict[int, np.dtype] = {
     contract_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
@@ -60,6 +62,10 @@ class Signature:
         self.contract = contract
         self.inputs = tuple(_spec(spec) for spec in contract.inputs)
         self.outputs = tuple(_spec(spec) for spec in contract.outputs)
+        # The model emits outputs when it has seen enough of what follows, not one a step, and says how many.
+        self.is_ahead = bool(contract.ports.emitted)
+        streaming = contract.streaming
+        self._extra_steps = max(0, streaming.block_steps - 1) + streaming.look_ahead_steps if self.is_ahead else 0
 
     def arrays(self, values: Inputs, leading: int) -> tuple[list[np.ndarray], bool]:
         """Checked, contiguous arrays in the contract's order, and whether T was left out (one step).
@@ -157,13 +163,26 @@ class Signature:
                 "UNKNOWN_OUTPUT", call, f"a model with the outputs {names}", f"one output (use {call}_outputs)"
             )
 
+    def check_every_step(self, call: str) -> None:
+        """Raises InvalidInput when the model looks ahead; `call` cannot give its outputs, `call`_ragged can."""
+        if self.is_ahead:
+            expected = f"one that answers every step (use {call}_ragged)"
+            raise invalid("WRONG_TASK", call, "a model that looks ahead", expected)
+
+    def check_flush(self) -> None:
+        """Raises InvalidInput when streams of the model know no end."""
+        if not self.contract.ports.flush:
+            raise invalid("WRONG_TASK", "flush", "a model that holds nothing back", "one that looks ahead")
+
     def row_bytes(self, num_steps: int) -> int:
-        """Bytes that one row of T steps counts against a message's limit.
+        """Bytes that one row of T steps, or the end of a stream, counts against a message's limit.
 
         Its inputs and columns; or its outputs, of which the service answers four times the limit.
         """
+        num_steps = max(1, num_steps)
         given = sum(spec.dtype.itemsize * prod(spec.shape) for spec in self.inputs) * num_steps + _COLUMN_BYTES
-        wanted = sum(spec.dtype.itemsize * prod(spec.shape) for spec in self.outputs) * num_steps
+        num_outputs = num_steps + self._extra_steps
+        wanted = sum(spec.dtype.itemsize * prod(spec.shape) for spec in self.outputs) * num_outputs
         return max(given, -(-wanted // 4))
 
 

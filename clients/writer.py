@@ -12,11 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from eddy.clients.blocking import SyncGeneration
 from eddy.clients.display import write_json
 from eddy.clients.pieces import Finished, Piece
 from eddy.clients.sampling import GenerateOptions
 from eddy.clients.source import STANDARD_INPUT, SourceError, opened
-from eddy.clients.sync import SyncClient, SyncGeneration
+from eddy.clients.sync import SyncClient
 
 _ID_BYTES = 16
 

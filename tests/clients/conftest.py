@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from graphs import PortSpec, family
 from loopback import write_model
+from toys import write_ahead, write_primed
 
 
 @pytest.fixture(scope="session")
@@ -17,4 +18,24 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_model(root, name)
     digits = replace(family("history"), name="digits", inputs=(PortSpec("x", np.int64, (), (0, 9)),))
     write_model(root, "digits", model=digits.model())
+    return root
+
+
+@pytest.fixture(scope="session")
+def ahead(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`ahead`, which looks ahead, the same for digits 0 to 9 only (`ahead-digits`), and `history`, which does not."""
+    root = tmp_path_factory.mktemp("ahead")
+    write_model(root, "history")
+    write_ahead(root)
+    write_ahead(root, "ahead-digits", (0, 9))
+    return root
+
+
+@pytest.fixture(scope="session")
+def primed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`primed`, which reads pieces first, `primed-characters`, whose source is characters, and `history`."""
+    root = tmp_path_factory.mktemp("primed")
+    write_model(root, "history")
+    write_primed(root)
+    write_primed(root, "primed-characters", "character", has_unknown=False)
     return root
