@@ -6,13 +6,24 @@ Owns: which tasks there are. A new one is added here and nowhere else.
 from typing import Any
 
 from eddy.training.errors import RecipeError
+from eddy.training.tasks.activity import ActivityTask
+from eddy.training.tasks.clips import ClipsTask
 from eddy.training.tasks.recall import RecallTask
 from eddy.training.tasks.series import SeriesTask
+from eddy.training.tasks.speech import SpeechTask
 from eddy.training.tasks.task import Source, Task
 from eddy.training.tasks.text import TextTask
 from eddy.training.tasks.translation import TranslationTask
 
-_TASKS: tuple[Task, ...] = (TextTask(), SeriesTask(), RecallTask(), TranslationTask())
+_TASKS: tuple[Task, ...] = (
+    TextTask(),
+    SeriesTask(),
+    RecallTask(),
+    ActivityTask(),
+    SpeechTask(),
+    ClipsTask(),
+    TranslationTask(),
+)
 TASKS: dict[str, Task] = {task.table.kind: task for task in _TASKS}
 # All baselines of all tasks: the end of their figures' names, and what a person calls them.
 BASELINES: dict[str, str] = {name: label for task in _TASKS for name, label in task.baselines.items()}
