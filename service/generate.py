@@ -12,22 +12,28 @@ from typing import Any
 
 import numpy as np
 
+from eddy.service.beams import BeamSearch
 from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
 from eddy.service.generation import FinishReason, Generation, Plan, Token, check_task
-from eddy.service.host import Host
+from eddy.service.host import Host, Opened
 from eddy.service.model import ServedModel
 from eddy.service.sampling import Sampling
 from eddy.service.sessions import NO_STREAM
+from eddy.service.start import Start, read_start
 from eddy.service.stops import StopMatcher
 from eddy.service.vocabulary import Vocabulary
 from eddy.v1 import generation_pb2 as wire
+from eddy.v1 import inference_pb2
 
 _MAX_STOPS = 16
 _MAX_STOP_CHARACTERS = 256
 _MAX_ALTERNATIVES = 20
+_MAX_BEAMS = 16
+_MAX_PENALTY = 10
 # Tokens, or bytes of text: turning a prompt into a chunk holds up everybody else, 0.2 s for a million.
 _MAX_PROMPT = 1 << 20
 _FINISH = {
+    FinishReason.END: wire.GenerationFinished.REASON_END,
     FinishReason.MAX_TOKENS: wire.GenerationFinished.REASON_MAX_TOKENS,
     FinishReason.STOP: wire.GenerationFinished.REASON_STOP,
     FinishReason.DRAINING: wire.GenerationFinished.REASON_DRAINING,
@@ -55,14 +61,17 @@ class GenerateCall:
         check_task(self._model)
         self._vocabulary = Vocabulary(self._model.contract.message.vocabulary)
         plan = self._read_plan(request)
+        self._num_beams = self._read_beams(request)
+        self._length_penalty = request.length_penalty if request.HasField("length_penalty") else 1.0
         self._wants_logs = plan.wants_log_probabilities
         self._stops = StopMatcher(request.stop)
+        self._opened: Opened | None = None
         if row is None:
+            start = self._read_start(request.open)
             host.refuse_if_draining()
-            opened = host.open(
-                self._model.file.name, self._model.file.version, 1, 1, request.open.idle_timeout_seconds, NO_STREAM
-            )
-            row = int(opened.rows[0])
+            file, idle = self._model.file, request.open.idle_timeout_seconds
+            self._opened = host.open(file.name, file.version, 1, 1, idle, NO_STREAM, start)
+            row = int(self._opened.rows[0])
         self._row = row
         self._plan = plan
         self._asked_position = request.existing.position if request.existing.HasField("position") else None
@@ -79,9 +88,11 @@ class GenerateCall:
         """
         if not self._is_new:
             await self._settle()
-        generation = Generation(self._host, self._model, self._row, self._plan, self._take_token, self._changed.set)
+        generation = self._generation()
         is_told = False
         try:
+            if self._opened is not None:
+                await self._opened.begun()
             generation.start()
             await self._write(started=self._started())
             is_told = True
@@ -91,6 +102,8 @@ class GenerateCall:
                 tokens = generation.take()
                 # Read together with the tokens: more may come while this writes.
                 failure, finish = generation.failure, generation.finish
+                if isinstance(generation, BeamSearch):
+                    self._text.extend(self._vocabulary.decode((token.id,)) for token in tokens)
                 if failure is not None or finish is not None:
                     self._text.append(self._stops.flush())
                 text = "".join(self._text)
@@ -109,6 +122,12 @@ class GenerateCall:
             # Nobody could go on with a new session whose id was not told.
             if not self._keeps_session or (self._is_new and not is_told):
                 self._close()
+
+    def _generation(self) -> Generation | BeamSearch:
+        host, model, row, plan = self._host, self._model, self._row, self._plan
+        if self._num_beams > 1:
+            return BeamSearch(host, model, row, plan, self._num_beams, self._length_penalty, self._changed.set)
+        return Generation(host, model, row, plan, self._take_token, self._changed.set)
 
     async def _settle(self) -> None:
         """Waits for what was sent for the session before, and looks where it stands then.
@@ -152,6 +171,9 @@ class GenerateCall:
             )
         self._check_stops(request.stop)
         prompt = self._prompt(request)
+        start_id = self._vocabulary.start_id
+        if not prompt and self._is_new and start_id is not None:
+            prompt = [start_id]
         if not prompt and self._is_new:
             raise invalid(Reason.MISSING_FIELD, "prompt", "none", "at least one token for a new session")
         asked = request.sampling
@@ -164,10 +186,64 @@ class GenerateCall:
                 asked.top_p if asked.HasField("top_p") else 1.0,
             ),
             request.max_tokens or limit,
-            self._vocabulary.unknown_id,
+            tuple(each for each in (self._vocabulary.unknown_id, start_id) if each is not None),
+            self._vocabulary.end_id,
             request.log_probabilities,
             request.num_alternatives,
+            self._read_outputs(request.outputs),
         )
+
+    def _read_outputs(self, names: Sequence[str]) -> tuple[int, ...]:
+        """The numbers of further outputs to send."""
+        known = [port.name for port in self._model.contract.outputs]
+        for name in names:
+            if name not in known:
+                raise invalid(Reason.OUT_OF_RANGE, "outputs", repr(name), f"some of {', '.join(known)}")
+        return tuple(known.index(name) for name in dict.fromkeys(names))
+
+    def _read_beams(self, request: wire.GenerateRequest) -> int:
+        """K; what does not go with several beams is refused."""
+        num_beams, most = request.num_beams, min(_MAX_BEAMS, self._model.config.max_rows)
+        if num_beams > most:
+            raise invalid(Reason.OUT_OF_RANGE, "num_beams", num_beams, f"at most {most}")
+        if request.HasField("length_penalty") and not -_MAX_PENALTY <= request.length_penalty <= _MAX_PENALTY:
+            expected = f"a number from {-_MAX_PENALTY} to {_MAX_PENALTY}"
+            raise invalid(Reason.OUT_OF_RANGE, "length_penalty", request.length_penalty, expected)
+        if num_beams > 1:
+            for field, is_given in (
+                ("keep_session", self._keeps_session),
+                ("sampling", request.HasField("sampling")),
+                ("stop", bool(request.stop)),
+                ("num_alternatives", bool(request.num_alternatives)),
+            ):
+                if is_given:
+                    raise invalid(Reason.OUT_OF_RANGE, field, "it with num_beams", "a new session and nothing of it")
+        return num_beams
+
+    def _read_start(self, request: wire.NewSession) -> Start | None:
+        """What a new session begins with."""
+        contract = self._model.contract
+        prime = request.prime
+        if request.WhichOneof("source") == "source_text":
+            if not contract.is_primed:
+                raise invalid(Reason.UNKNOWN_INPUT, "open.source_text", "one", "none: the model has no prime graph")
+            vocabulary = Vocabulary(contract.message.source_vocabulary)
+            if len(request.source_text) > _MAX_PROMPT:
+                raise invalid(
+                    Reason.OUT_OF_RANGE,
+                    "open.source_text",
+                    f"{len(request.source_text)} bytes",
+                    f"at most {_MAX_PROMPT}",
+                )
+            ids = vocabulary.encode(request.source_text, "open.source_text")
+            if not 1 <= len(ids) <= contract.max_prime_steps:
+                expected = f"1 to {contract.max_prime_steps}"
+                raise invalid(Reason.OUT_OF_RANGE, "open.source_text", f"{len(ids)} tokens", expected)
+            port = contract.prime_inputs[0]
+            tensor = inference_pb2.Tensor(name=port.name, shape=[1, len(ids)])
+            tensor.dtype, tensor.data = port.wire_dtype, np.array(ids, port.dtype).tobytes()  # type: ignore[assignment]
+            prime = inference_pb2.Prime(inputs=[tensor])
+        return read_start(contract, prime, request.initial_states, 1, "open.")
 
     def _check_stops(self, stops: Sequence[str]) -> None:
         if not stops:
@@ -206,7 +282,15 @@ class GenerateCall:
             id=token.id,
             log_probability=token.log_probability if self._wants_logs else None,
             alternatives=[wire.Alternative(id=each, log_probability=log) for each, log in token.alternatives],
+            outputs=[self._output(number, raw) for number, raw in zip(self._plan.outputs, token.outputs, strict=True)],
         )
+
+    def _output(self, number: int, raw: bytes) -> inference_pb2.Tensor:
+        """One step of one session of a further output."""
+        port = self._model.contract.outputs[number]
+        tensor = inference_pb2.Tensor(name=port.name, shape=[1, 1, *port.shape], data=raw)
+        tensor.dtype = port.wire_dtype  # type: ignore[assignment]  # the stub wants its own enum type
+        return tensor
 
     def _started(self) -> wire.GenerationStarted:
         return wire.GenerationStarted(
@@ -219,8 +303,17 @@ class GenerateCall:
             position=self._info.next_position,
         )
 
-    def _finished(self, reason: FinishReason, generation: Generation) -> wire.GenerationFinished:
+    def _finished(self, reason: FinishReason, generation: Generation | BeamSearch) -> wire.GenerationFinished:
+        found = generation.hypotheses if isinstance(generation, BeamSearch) else []
         return wire.GenerationFinished(
+            hypotheses=[
+                wire.Hypothesis(
+                    ids=[token.id for token in each.tokens],
+                    text=self._vocabulary.decode(token.id for token in each.tokens),
+                    log_probability=each.total,
+                )
+                for each in found
+            ],
             reason=_FINISH[reason],
             stop=self._stops.found,
             num_tokens=generation.num_tokens,

@@ -38,6 +38,7 @@ _MAX_WAITING_TOKENS = 64
 class FinishReason(Enum):
     """Why a generation ended by itself."""
 
+    END = "end"
     MAX_TOKENS = "max_tokens"
     STOP = "stop"
     DRAINING = "draining"
@@ -50,11 +51,13 @@ class Token:
     Attributes:
         log_probability: in the model's own distribution, natural logarithm; None unless asked for.
         alternatives: the most likely tokens with theirs, best first.
+        outputs: raw bytes of further outputs of the step that it was drawn from, those that the plan names.
     """
 
     id: int
     log_probability: float | None = None
     alternatives: tuple[tuple[int, float], ...] = ()
+    outputs: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,28 +67,31 @@ class Plan:
     Attributes:
         prompt: token ids, may be empty for a session that has taken a step.
         max_tokens: at least 1.
-        banned: a token that is never drawn.
-        wants_log_probabilities, num_alternatives: what to tell beside each token.
+        banned: tokens that are never drawn; end: the one that ends the text and is no part of it.
+        wants_log_probabilities, num_alternatives, outputs: what to tell beside each token; outputs by their number.
     """
 
     prompt: Sequence[int]
     sampling: Sampling
     max_tokens: int
-    banned: int | None = None
+    banned: tuple[int, ...] = ()
+    end: int | None = None
     wants_log_probabilities: bool = False
     num_alternatives: int = 0
+    outputs: tuple[int, ...] = ()
 
 
 def check_task(model: ServedModel) -> None:
-    """The model can generate: its task is next-token, with one integer in and one row of scores out.
+    """The model can generate: its task is next-token or translation, one integer goes in, scores come out first.
 
     Raises:
         ClientError: WRONG_TASK.
     """
     contract = model.contract
     fits = (
-        contract.message.task == contract_pb2.TASK_NEXT_TOKEN
-        and len(contract.inputs) == len(contract.outputs) == 1
+        contract.message.task in (contract_pb2.TASK_NEXT_TOKEN, contract_pb2.TASK_TRANSLATION)
+        and len(contract.inputs) == 1
+        and not contract.emits
         and contract.inputs[0].dtype.kind in "iu"
         and contract.inputs[0].shape == ()
         and len(contract.outputs[0].shape) == 1
@@ -95,8 +101,9 @@ def check_task(model: ServedModel) -> None:
         task = contract_pb2.Task.Name(contract.message.task).removeprefix("TASK_")
         raise ClientError(
             Reason.WRONG_TASK,
-            f"model: {model.file.name!r} has the task {task}, expected NEXT_TOKEN with token ids in and scores out",
-            Detail("model", task, "NEXT_TOKEN"),
+            f"model: {model.file.name!r} has the task {task}, expected NEXT_TOKEN or TRANSLATION with token ids in "
+            "and scores out",
+            Detail("model", task, "NEXT_TOKEN or TRANSLATION"),
         )
 
 
@@ -142,8 +149,8 @@ class Generation:
         self._tokens: list[Token] = []
         # The end that follows once the last token is fed.
         self._ending: FinishReason | None = None
-        # Scores that wait for the reader to catch up.
-        self._paused_scores: np.ndarray | None = None
+        # Outputs that wait for the reader to catch up.
+        self._paused: Sequence[bytes] | None = None
 
     def start(self) -> None:
         """Queues the prompt, or goes on from the session's last scores.
@@ -163,14 +170,14 @@ class Generation:
                 "prompt: none, and the scores of the session's last step are no longer kept; send at least one token",
                 Detail("prompt", "none", "at least one token", next_position=self.position),
             )
-        self._go_on(self._last_scores(kept))
+        self._go_on(kept)
 
     def take(self) -> list[Token]:
         """The tokens drawn since the last time; a generation that waited for this goes on."""
         tokens, self._tokens = self._tokens, []
-        if self._paused_scores is not None and not self.is_gone:
-            scores, self._paused_scores = self._paused_scores, None
-            self._guarded(lambda: self._go_on(scores))
+        if self._paused is not None and not self.is_gone:
+            paused, self._paused = self._paused, None
+            self._guarded(lambda: self._go_on(paused))
         return tokens
 
     def cancel(self) -> None:
@@ -185,11 +192,10 @@ class Generation:
             self._fail(result.failure or result.errors[0])
             return
         self.position += chunk.num_steps
-        scores = self._last_scores(result.outputs)
         if self._num_prompt_fed < len(self._plan.prompt):
             self._guarded(self._feed_prompt)
         else:
-            self._guarded(lambda: self._go_on(scores))
+            self._guarded(lambda: self._go_on(result.outputs))
 
     # Inner
 
@@ -202,28 +208,33 @@ class Generation:
             _LOG.exception("model %s: a generation failed after position %d", self._model.file.name, self.position)
             self._fail(ServerBug(Reason.INTERNAL, "the server failed to carry out this generation"))
 
-    def _go_on(self, scores: np.ndarray) -> None:
-        """Ends, waits for the reader, or draws the next token and feeds it."""
+    def _go_on(self, outputs: Sequence[bytes]) -> None:
+        """Ends, waits for the reader, or draws the next token and feeds it; `outputs`: of the last chunk, raw."""
         if self._ending is not None:
             self._end(self._ending)
         elif self._host.is_draining:
             self._end(FinishReason.DRAINING)
         elif len(self._tokens) >= _MAX_WAITING_TOKENS:
-            self._paused_scores = scores
+            self._paused = outputs
         else:
-            self._draw(scores)
+            self._draw(outputs)
 
-    def _draw(self, scores: np.ndarray) -> None:
+    def _draw(self, outputs: Sequence[bytes]) -> None:
+        scores = np.frombuffer(self._last_step(outputs, 0), self._model.contract.outputs[0].dtype)
         token = draw(scores, self._plan.sampling, self.position, self._plan.banned)
         if token is None:
             raise ModelError(
                 Reason.MODEL_FAILED, f"the model's scores after position {self.position} are not finite numbers"
             )
+        if token == self._plan.end:
+            self._end(FinishReason.END)
+            return
         if not self.num_tokens:
             self._model.stats.time_to_first_token.observe(self._host.clock() - self._arrival)
         self._model.stats.num_generated_tokens += 1
         self.num_tokens += 1
-        self._tokens.append(self._describe(token, scores))
+        extras = tuple([self._last_step(outputs, number) for number in self._plan.outputs])
+        self._tokens.append(self._describe(token, scores, extras))
         if self._is_last(token):
             self._ending = FinishReason.STOP
         elif self.num_tokens >= self._plan.max_tokens:
@@ -231,13 +242,13 @@ class Generation:
         self._notify()
         self._submit(np.array([token], self._dtype))
 
-    def _describe(self, token: int, scores: np.ndarray) -> Token:
+    def _describe(self, token: int, scores: np.ndarray, extras: tuple[bytes, ...]) -> Token:
         plan = self._plan
         if not (plan.wants_log_probabilities or plan.num_alternatives):
-            return Token(token)
+            return Token(token, outputs=extras)
         logs = log_probabilities(scores)
         best = np.argsort(-logs, kind="stable")[: plan.num_alternatives]
-        return Token(token, float(logs[token]), tuple((int(each), float(logs[each])) for each in best))
+        return Token(token, float(logs[token]), tuple((int(each), float(logs[each])) for each in best), extras)
 
     def _feed_prompt(self) -> None:
         begin = self._num_prompt_fed
@@ -259,10 +270,9 @@ class Generation:
         )
         self._host.submit(self._model, chunk)
 
-    def _last_scores(self, outputs: Sequence[bytes]) -> np.ndarray:
-        """Scores of the last step, [V]."""
-        port = self._model.contract.outputs[0]
-        return np.frombuffer(outputs[0][-port.step_bytes :], port.dtype)
+    def _last_step(self, outputs: Sequence[bytes], number: int) -> bytes:
+        """One output's last step, raw."""
+        return outputs[number][-self._model.contract.outputs[number].step_bytes :]
 
     def _end(self, reason: FinishReason) -> None:
         self.finish = reason

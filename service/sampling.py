@@ -8,6 +8,7 @@ Dimension key: V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 
@@ -61,18 +62,18 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def draw(logits: np.ndarray, sampling: Sampling, position: int, banned: int | None = None) -> int | None:
+def draw(logits: np.ndarray, sampling: Sampling, position: int, banned: Sequence[int] = ()) -> int | None:
     """The token after `position`; None when the scores are not numbers.
 
     Args:
         logits: float [V], unnormalised log-probabilities; position: steps that the session has taken.
-        banned: a token that is never drawn.
+        banned: tokens that are never drawn.
 
     Equal scores are ordered by token id, so the result is the same on every machine that gives the same scores.
     """
     scores = logits.astype(np.float64)
-    if banned is not None:
-        scores[banned] = -inf
+    for token in banned:
+        scores[token] = -inf
     highest = float(scores.max())
     if not isfinite(highest):
         return None

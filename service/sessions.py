@@ -332,6 +332,15 @@ class SessionTable:
         self.home_slot[rows] = slots
         self.has_own_start[rows] = True
 
+    def fork(self, rows: np.ndarray, parents: np.ndarray) -> None:
+        """Sessions in `rows` go on from where those in `parents` int64 [B] stand; a session may be its own parent.
+
+        Their next chunk must be one and the same: it reads all states before it writes any.
+        """
+        self.read_slot[rows] = self.read_slot[parents]
+        self.home_slot[rows] = self.home_slot[parents]
+        self.next_position[rows] = self.next_position[parents]
+
     def reset(self, rows: np.ndarray, initial_slot: int) -> None:
         """Back to position 0 and the initial state, in a new epoch; not for sessions that `begin` elsewhere."""
         self._apply(rows, Event.RESET)

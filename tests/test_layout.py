@@ -37,7 +37,8 @@ RANKS = {
             ("calls", "catalog", "dispatcher", "codec", "layout"),
             ("host",),
             ("coalescer", "generation", "model_calls", "session_calls", "unary"),
-            ("generate", "infer", "stream"),
+            ("beams", "infer", "stream"),
+            ("generate",),
             ("server",),
             ("main",),
         )

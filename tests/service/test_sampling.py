@@ -49,7 +49,7 @@ def test_a_banned_token_is_never_drawn(logits: np.ndarray, seed: int, position: 
     """Not even as the most likely; with nothing else left there is no token."""
     banned = data.draw(st.integers(0, len(logits) - 1))
     for temperature in (0.0, 1.0, 1e-6):
-        token = draw(logits, Sampling(seed, temperature), position, banned)
+        token = draw(logits, Sampling(seed, temperature), position, (banned,))
         assert token != banned
         assert (token is None) == (len(logits) == 1)
 
