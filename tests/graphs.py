@@ -208,7 +208,8 @@ class Family:
 def _example(port: PortSpec, generator: np.random.Generator, num_steps: int) -> np.ndarray:
     shape = (num_steps, *port.shape)
     if np.dtype(port.dtype).kind == "f":
-        return generator.normal(size=shape).astype(port.dtype)
+        values = generator.normal(size=shape) if port.values is None else generator.uniform(*port.values, shape)
+        return values.astype(port.dtype)
     if np.dtype(port.dtype).kind == "b":
         return generator.random(shape) < 0.2
     low, high = port.values or (0, 9)
@@ -228,8 +229,16 @@ class PlainGraph:
 
     def __init__(self, family: Family) -> None:
         self._family = family
-        self._session = _load(family.graph())
-        self._prime = None if family.prime is None else _load(family.prime.graph())
+        self._session = self.load(family.graph())
+        self._prime = None if family.prime is None else self.load(family.prime.graph())
+
+    @staticmethod
+    def load(model: onnx.ModelProto) -> Any:
+        """An ONNX Runtime session of one thread."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def whole(
         self, feeds: Sequence[np.ndarray], start: Start | None = None
@@ -289,13 +298,6 @@ def _segments(family: Family, feeds: Sequence[np.ndarray]) -> list[tuple[list[np
     if cuts[-1] < len(marks):
         found.append(([values[cuts[-1] :] for values in inputs], False))
     return found
-
-
-def _load(model: onnx.ModelProto) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 # Recurrent layers

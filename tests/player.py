@@ -78,7 +78,7 @@ class Player:
         client = StreamClient(self._loopback.channel)
         starts = [self._spec.start(self._generator) for _ in range(num_sessions)]
         opened = await client.open(
-            self._spec.name, num_sessions, max_in_flight=self._max_in_flight, prime=self._prime(starts)
+            self._spec.name, num_sessions, max_in_flight=self._max_in_flight, prime=self.prime(starts)
         )
         handles = np.frombuffer(opened.handles, "<u8").tolist()
         for session_id, handle, start in zip(opened.session_ids, handles, starts, strict=True):
@@ -108,7 +108,7 @@ class Player:
         whole = [np.insert(values, places, end[0], axis=0) for values, end in zip(inputs, blank, strict=True)]
         return [*whole, np.insert(marks, places, mark[0])]
 
-    def _prime(self, starts: list[Start | None]) -> inference_pb2.Prime | None:
+    def prime(self, starts: list[Start | None]) -> inference_pb2.Prime | None:
         """The starts of several sessions, padded to the longest."""
         prime, given = self._spec.prime, [start for start in starts if start is not None]
         if prime is None:

@@ -138,7 +138,7 @@ class Reference:
             position += 1
         ids, seen = [], []
         for _ in range(count):
-            token = draw(scores, sampling, position, self.vocabulary.unknown_id)
+            token = draw(scores, sampling, position, (self.vocabulary.unknown_id,))
             assert token is not None
             ids.append(token)
             seen.append(scores)
