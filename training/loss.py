@@ -59,12 +59,14 @@ def evaluate(model: StreamingModel, part: Part, streams: int) -> float:
 
 
 def batch_loss(model: Model, batch: Batch, device: torch.device, smoothing: float = 0.0) -> tuple[Tensor, int]:
-    """As `loss_sum`, of a padded batch; what was padded has no target and changes nothing."""
+    """As `loss_sum` and `hint_loss`, of a padded batch; what was padded has no target and changes nothing."""
     inputs, lengths, targets = (
         {name: torch.from_numpy(value).to(device) for name, value in tensors.items()}
         for tensors in (batch.inputs, batch.lengths, batch.targets)
     )
-    return loss_sum(model.spec, model.read(inputs, lengths), targets, smoothing)
+    outputs = model.read(inputs, lengths)
+    loss, number = loss_sum(model.spec, outputs, targets, smoothing)
+    return loss + model.hint_loss(outputs, targets).to(device), number
 
 
 @torch.no_grad()

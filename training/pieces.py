@@ -26,8 +26,8 @@ UNKNOWN, START, END = "\ufffd", "\u2402", "\u2403"
 SPECIAL = (UNKNOWN, START, END)
 UNKNOWN_ID, START_ID, END_ID = 0, 1, 2
 
-# A word, one digit or one mark, each with the space before it; a placeholder's parts come apart as these.
-_WORD = re.compile(f"{SPACE}?[^\\W\\d_]+|{SPACE}?.", re.DOTALL)
+# A word, a numbered placeholder, one digit or one mark, each with the space before it.
+_WORD = re.compile(f"{SPACE}?(?:[^\\W\\d_]+|{{\\d}}|.)", re.DOTALL)
 
 Tokens = npt.NDArray[np.int64]
 

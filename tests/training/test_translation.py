@@ -1,5 +1,6 @@
 """The task of translation, end to end: from hand-made catalogues to figures, contract, card and sample."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from eddy.training.errors import DataError, RecipeError
 from eddy.training.evaluation import evaluate_model
 from eddy.training.export import export_checkpoint
 from eddy.training.families.recurrent.spec import RecurrentSpec
+from eddy.training.families.registry import all_examples, build_model
 from eddy.training.figures import compare_figures
 from eddy.training.loss import loss_sum
 from eddy.training.pieces import END_ID, START_ID, UNKNOWN_ID
@@ -121,6 +123,41 @@ def test_epochs_draw_phrases_and_forget(catalogue: str) -> None:
         assert {word.text for word in split_words(data.pieces.decode(phrase.targets["logits"].tolist()))} <= words
 
 
+def test_hints_say_which_words_belong_together(catalogue: str) -> None:
+    """Every symbol of a linked word, and no other; only training has hints, the end has none."""
+    data = load_translation(recipe_of(catalogue, {"guided": True}).data)  # type: ignore[arg-type]  # of translation
+    assert all(set(example.targets) == {"logits"} for example in (*data.validation, *data.test))
+    for example, pair in zip(data.train.epoch(1), data.pairs.train, strict=True):
+        meant = example.targets["attention"]
+        assert meant.shape == (len(example.targets["logits"]), 24)
+        assert not meant[-1].any()
+        assert not meant[:, len(example.inputs["source"]) :].any()
+        thing = next(thing for thing in THINGS if thing in pair.source)
+        start = pair.target.index(THINGS[thing])
+        step = len(data.pieces.encode(pair.target[: start - 1]))
+        source = pair.source.index(thing)
+        places = np.flatnonzero(meant[step])
+        pieces = data.pieces.encode(pair.source)
+        spans = np.cumsum([0, *(len(data.symbols[token]) for token in pieces.tolist())])
+        assert places.size
+        for place in places:
+            assert spans[place] < source + len(thing)
+            assert spans[place + 1] >= source
+
+
+def test_the_hint_is_the_surprise_of_looking_where_it_is_meant() -> None:
+    """By hand: half of the logarithm of the share that the meant places have; steps without any do not count."""
+    model = build_model(all_examples()["translation-gru"])
+    weights = torch.tensor([[[0.1, 0.2, 0.7], [0.6, 0.3, 0.1]]])
+    meant = torch.tensor([[[0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]], dtype=torch.int8)
+    loss = model.hint_loss({"attention": weights}, {"attention": meant})
+    assert float(loss) == pytest.approx(-0.5 * math.log(0.9), abs=1e-5)
+    padded = torch.full((1, 2, 5), NO_TOKEN, dtype=torch.int8)
+    assert float(model.hint_loss({"attention": weights}, {"attention": padded})) == 0
+    assert float(model.hint_loss({"attention": weights}, {})) == 0
+    assert float(model.hint_loss({}, {"attention": meant})) == 0
+
+
 def test_long_sentences_are_left_out(catalogue: str) -> None:
     """In every part; where none is left, it is said."""
     full = load_translation(recipe_of(catalogue).data)  # type: ignore[arg-type]  # a recipe of translation
@@ -177,7 +214,7 @@ def test_figures_stand_beside_their_baselines(run: tuple[Recipe, Path]) -> None:
 
 def test_a_run_without_attention_trains_too(catalogue: str, tmp_path: Path) -> None:
     """The same task with the encoder's last state alone."""
-    recipe = recipe_of(catalogue, model={"attention": False, "cell": "lstm"})
+    recipe = recipe_of(catalogue, {"guided": True}, {"attention": False, "cell": "lstm"})
     checkpoint = train(recipe, tmp_path / "run", device="cpu", show_progress=False)
     assert export_checkpoint(checkpoint, tmp_path / "model").bitwise
     contract = read_contract(tmp_path / "model" / "model.onnx")

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 from torch import Tensor, nn
 
 from eddy.training.spec import Spec
@@ -32,6 +33,10 @@ class Model(nn.Module):
         inputs: [B, T, ...] by the graph's input names; a prime graph's have their own T. lengths: int64 [B] for each,
         the valid steps of a row; what lies behind them is padding and changes nothing before it.
         """
+
+    def hint_loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> Tensor:
+        """What is added to the summed loss for targets that are no head's but hint at how to get there; 0 if none."""
+        return torch.zeros(())
 
 
 class StreamingModel(Model):

@@ -12,14 +12,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from eddy.training.alignment import Aligner, extract_phrases
+from eddy.training.alignment import Aligner, Word, extract_phrases, split_words
 from eddy.training.catalogues import Pair, Parts, load_pairs
-from eddy.training.data import Example, SetData
+from eddy.training.data import Array, Example, SetData
 from eddy.training.errors import DataError
 from eddy.training.fields import require
 from eddy.training.pieces import END_ID, START_ID, UNKNOWN_ID, Pieces, Tokens, fit_pieces
 
-SOURCE, TOKENS, LOGITS = "source", "tokens", "logits"
+SOURCE, TOKENS, LOGITS, ATTENTION = "source", "tokens", "logits", "attention"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class TranslationSource:
     phrase_words: int = 0
     # So many phrases for each sentence of an epoch, drawn anew.
     phrase_share: float = 1.0
+    # Attention is told in training which source words a word comes from, by their alignment.
+    guided: bool = False
     # Share of symbols that training reads as unknown, on both sides: what is left must do.
     forget_share: float = 0.1
     seed: int = 1
@@ -105,12 +107,14 @@ def load_translation(table: TranslationSource) -> TranslationData:
     texts = [text for pair in found.train for text in (pair.source, pair.target)]
     pieces = fit_pieces(texts, table.vocabulary_size, table.min_count)
     pairs = Parts(*(_short(part, pieces, table) for part in (found.train, found.validation, found.test)))
+    aligner = Aligner.fit(pairs.train) if table.phrase_words or table.guided else None
     phrases: list[Pair] = []
-    if table.phrase_words:
-        phrases = extract_phrases(pairs.train, Aligner.fit(pairs.train), table.phrase_words)
-    train, validation, test, drawn = (
-        tuple(encode_pair(pair, pieces) for pair in part)
-        for part in (pairs.train, pairs.validation, pairs.test, _short(phrases, pieces, table))
+    if aligner and table.phrase_words:
+        phrases = extract_phrases(pairs.train, aligner, table.phrase_words)
+    validation, test = (tuple(encode_pair(pair, pieces) for pair in part) for part in (pairs.validation, pairs.test))
+    train, drawn = (
+        tuple(_hint(pair, encode_pair(pair, pieces), pieces, table, aligner) for pair in part)
+        for part in (pairs.train, _short(phrases, pieces, table))
     )
     return TranslationData(
         TranslationExamples(table, train, drawn), validation, test, pieces.symbols, pieces.symbols, pairs=pairs
@@ -124,6 +128,36 @@ def encode_pair(pair: Pair, pieces: Pieces) -> Example:
         {SOURCE: pieces.encode(pair.source), TOKENS: np.concatenate([[START_ID], target])},
         {LOGITS: np.concatenate([target, [END_ID]])},
     )
+
+
+def _hint(pair: Pair, example: Example, pieces: Pieces, table: TranslationSource, aligner: Aligner | None) -> Example:
+    """The example with another target, where attention should look: int8 [T, max_symbols], 1 where words are linked.
+
+    The end has no place.
+    """
+    if aligner is None or not table.guided:
+        return example
+    sources, targets = split_words(pair.source), split_words(pair.target)
+    links = aligner.align([word.text for word in sources], [word.text for word in targets])
+    one = _owners(pair.source, sources, example.inputs[SOURCE], pieces)
+    other = _owners(pair.target, targets, example.targets[LOGITS][:-1], pieces)
+    linked = np.zeros((len(sources), len(targets)), np.int64)
+    for i, j in links:
+        linked[i, j] = 1
+    meant = np.zeros((len(other) + 1, table.max_symbols), np.int8)
+    meant[:-1, : len(one)] = (other @ linked.T @ one.T) > 0
+    return Example(example.inputs, {**example.targets, ATTENTION: meant})
+
+
+def _owners(text: str, words: Sequence[Word], tokens: Array, pieces: Pieces) -> Tokens:
+    """int64 [symbols, words]: 1 where a symbol has characters of a word or the space before it."""
+    ends = np.cumsum([len(pieces.symbols[token]) for token in tokens.tolist()])
+    starts = np.concatenate([[0], ends[:-1]])
+    owned = np.zeros((len(ends), len(words)), np.int64)
+    for i, word in enumerate(words):
+        first = word.start - text[: word.start].endswith(" ")
+        owned[:, i] = (starts < word.end) & (ends > first)
+    return owned
 
 
 def _short(pairs: Sequence[Pair], pieces: Pieces, table: TranslationSource) -> tuple[Pair, ...]:

@@ -23,6 +23,9 @@ from eddy.training.families.translation.spec import TranslationSpec
 
 # Added to the score of a place that holds nothing; exp of it is exactly 0.
 NOTHING = -1e9
+# How much a look counts beside a symbol in the loss, and the share that keeps its logarithm finite.
+GUIDANCE = 0.5
+LEAST_SHARE = 1e-6
 _LAYERS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
@@ -105,8 +108,20 @@ class TranslationModel(Model):
 
     def read(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> Outputs:
         """Teacher forcing, see `Model`: `source`, and in `tokens` the target's symbols so far."""
-        logits, _ = self(inputs["source"], lengths["source"], inputs["tokens"])
-        return {"logits": logits}
+        logits, weights = self(inputs["source"], lengths["source"], inputs["tokens"])
+        return {"logits": logits} | ({} if weights is None else {"attention": weights})
+
+    def hint_loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> Tensor:
+        """Where to look (Chen and others 2016): the surprise, in nats, of a look at any of the places that are meant.
+
+        targets: `attention` [B, T, at least S], 1 where a place is meant; steps without one do not count.
+        """
+        if "attention" not in targets or "attention" not in outputs:
+            return super().hint_loss(outputs, targets)
+        weights = outputs["attention"]
+        meant = targets["attention"][..., : weights.shape[2]] == 1
+        shares = (weights * meant).sum(-1)[meant.any(-1)]
+        return -GUIDANCE * torch.log(shares + LEAST_SHARE).sum()
 
 
 class Attention(nn.Module):
