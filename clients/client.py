@@ -6,8 +6,9 @@ Owns the channel, the stream shared by all sessions, and what is known of the se
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -16,13 +17,15 @@ import numpy as np
 from google.protobuf.message import Message
 
 from eddy.clients.batch import SessionBatch
+from eddy.clients.catalog import Catalog
 from eddy.clients.connection import Connection, Group
 from eddy.clients.errors import Disconnected, EddyError, from_rpc, invalid
 from eddy.clients.generation import Calls, Completion, Continued, Generation
 from eddy.clients.sampling import GenerateOptions, Prompt, generate_request
 from eddy.clients.sequences import SequenceBatch
 from eddy.clients.session import Session, SessionGrant
-from eddy.clients.tensors import Sequences, Signature
+from eddy.clients.start import Prime, Primes, Start, States, start_of_many, start_of_one
+from eddy.clients.tensors import MESSAGE_OVERHEAD_BYTES, Sequences, Signature
 from eddy.clients.tls import Tls, open_channel
 from eddy.v1 import contract_pb2, inference_pb2, models_pb2, sessions_pb2
 
@@ -53,9 +56,8 @@ class Client:
         # Changed only by the methods below, on one event loop.
         self._channel = channel
         self._connection: Connection | None = None
-        self._groups: dict[tuple[str, str], Group] = {}
         self._sessions: dict[int, Session] = {}
-        self._served: dict[tuple[str, str], models_pb2.GetModelResponse] = {}
+        self._catalog = Catalog(self._get_model)
 
     async def __aenter__(self) -> Self:
         if self._channel is None:
@@ -101,24 +103,51 @@ class Client:
 
     @asynccontextmanager
     async def session(
-        self, model: str, version: str = "", *, max_in_flight: int = 1, idle_timeout_seconds: float = 0.0
+        self,
+        model: str,
+        version: str = "",
+        *,
+        max_in_flight: int = 1,
+        idle_timeout_seconds: float = 0.0,
+        prime: Prime | None = None,
+        initial_states: States | None = None,
     ) -> AsyncIterator[Session]:
         """A session for the length of a `with` block; closed at its end. Arguments as for `open`."""
         session = await self.open(
-            model, version, max_in_flight=max_in_flight, idle_timeout_seconds=idle_timeout_seconds
+            model,
+            version,
+            max_in_flight=max_in_flight,
+            idle_timeout_seconds=idle_timeout_seconds,
+            prime=prime,
+            initial_states=initial_states,
         )
         async with session:
             yield session
 
     @asynccontextmanager
-    async def batch(self, model: str, count: int, version: str = "") -> AsyncIterator[SessionBatch]:
-        """`count` sessions for the length of a `with` block; closed at its end."""
-        batch = await self.open_batch(model, count, version)
+    async def batch(
+        self,
+        model: str,
+        count: int,
+        version: str = "",
+        *,
+        prime: Primes | None = None,
+        initial_states: States | None = None,
+    ) -> AsyncIterator[SessionBatch]:
+        """`count` sessions for the length of a `with` block; closed at its end. Arguments as for `open_batch`."""
+        batch = await self.open_batch(model, count, version, prime=prime, initial_states=initial_states)
         async with batch:
             yield batch
 
     async def open(
-        self, model: str, version: str = "", *, max_in_flight: int = 1, idle_timeout_seconds: float = 0.0
+        self,
+        model: str,
+        version: str = "",
+        *,
+        max_in_flight: int = 1,
+        idle_timeout_seconds: float = 0.0,
+        prime: Prime | None = None,
+        initial_states: States | None = None,
     ) -> Session:
         """Opens a session.
 
@@ -126,11 +155,17 @@ class Client:
             version: the latest that is ready by default.
             max_in_flight: steps that may be under way at once (pipelining); further ones wait.
             idle_timeout_seconds: how long the server keeps it without a step, the server's default for 0.
+            prime: what a model with a prime graph reads first: text, an array [S, ...], or arrays by name.
+            initial_states: states to begin with instead of the model's, by name, each of the state's shape.
 
         Raises:
+            InvalidInput: `prime` or `initial_states` do not fit the model's contract.
             NotFound, ServerBusy, ModelUnavailable, Disconnected: see `eddy.errors`.
         """
-        opened, stream, group = await self._open(model, version, 1, max_in_flight, idle_timeout_seconds)
+        begin = None
+        if prime is not None or initial_states is not None:
+            begin = partial(start_of_one, prime=prime, states=initial_states)
+        opened, stream, group = await self._open(model, version, 1, max_in_flight, idle_timeout_seconds, begin)
         grant = SessionGrant(
             opened.session_ids[0],
             int.from_bytes(opened.handles, "little"),
@@ -141,9 +176,25 @@ class Client:
         )
         return self._add(stream, group, grant)
 
-    async def open_batch(self, model: str, count: int, version: str = "") -> SessionBatch:
-        """Opens `count` sessions of one model, to be stepped together."""
-        opened, stream, group = await self._open(model, version, count, 1, 0.0)
+    async def open_batch(
+        self,
+        model: str,
+        count: int,
+        version: str = "",
+        *,
+        prime: Primes | None = None,
+        initial_states: States | None = None,
+    ) -> SessionBatch:
+        """Opens `count` sessions of one model, to be stepped together.
+
+        Args:
+            prime: as for `open`, a list of one each, of any lengths; or by name of the prime input a list of arrays.
+            initial_states: as for `open`, [count, ...] each.
+        """
+        begin = None
+        if prime is not None or initial_states is not None:
+            begin = partial(start_of_many, primes=prime, states=initial_states, count=count)
+        opened, stream, group = await self._open(model, version, count, 1, 0.0, begin)
         return SessionBatch(stream, group, opened)
 
     async def attach(self, session_id: bytes) -> Session:
@@ -155,7 +206,7 @@ class Client:
         request = inference_pb2.StreamRequest(attach=inference_pb2.AttachSession(session_id=session_id))
         stream = self._stream()
         attached = (await stream.request(request)).attached
-        group = await self._group(attached.model, attached.version, attached.limits)
+        group = await self._catalog.group(attached.model, attached.version, attached.limits)
         grant = SessionGrant(
             session_id,
             attached.handle,
@@ -199,7 +250,14 @@ class Client:
     # Whole sequences and texts
 
     async def infer(
-        self, model: str, sequences: Sequences, version: str = "", *, timeout_seconds: float | None = None
+        self,
+        model: str,
+        sequences: Sequences,
+        version: str = "",
+        *,
+        timeout_seconds: float | None = None,
+        prime: Primes | None = None,
+        initial_states: States | None = None,
     ) -> list[np.ndarray]:
         """The outputs of whole sequences, each from the model's initial state; no session stays.
 
@@ -207,6 +265,7 @@ class Client:
             sequences: one array [T, ...] each, of any lengths; a mapping by name of such lists for several inputs.
             version: the latest that is ready by default; naming it saves a call.
             timeout_seconds: how long the server may take, no limit by default.
+            prime: as for `open_batch`, a list of one a sequence; initial_states: likewise.
 
         Returns:
             One array [T, ...] a sequence.
@@ -214,15 +273,22 @@ class Client:
         Raises:
             InvalidInput, NotFound, ServerBusy, ModelUnavailable, Disconnected: see `eddy.errors`.
         """
-        outputs = await self._infer(model, sequences, version, timeout_seconds, is_single=True)
+        outputs = await self._infer(model, sequences, version, timeout_seconds, prime, initial_states, is_single=True)
         (output,) = outputs.values()
         return output
 
     async def infer_outputs(
-        self, model: str, sequences: Sequences, version: str = "", *, timeout_seconds: float | None = None
+        self,
+        model: str,
+        sequences: Sequences,
+        version: str = "",
+        *,
+        timeout_seconds: float | None = None,
+        prime: Primes | None = None,
+        initial_states: States | None = None,
     ) -> dict[str, list[np.ndarray]]:
         """As `infer`, for models with any number of outputs: each one's arrays by its name."""
-        return await self._infer(model, sequences, version, timeout_seconds, is_single=False)
+        return await self._infer(model, sequences, version, timeout_seconds, prime, initial_states, is_single=False)
 
     def generate(
         self,
@@ -280,17 +346,21 @@ class Client:
     # Inner
 
     async def _infer(
-        self, model: str, sequences: Sequences, version: str, timeout_seconds: float | None, *, is_single: bool
+        self,
+        model: str,
+        sequences: Sequences,
+        version: str,
+        timeout_seconds: float | None,
+        prime: Primes | None,
+        initial_states: States | None,
+        *,
+        is_single: bool,
     ) -> dict[str, list[np.ndarray]]:
-        served = self._served.get((model, version))
-        if served is None:
-            served = await self._get_model(model, version)
-            # Under its own version only: which one is the latest may change.
-            self._served[model, served.status.version] = served
+        served = await self._catalog.served(model, version)
         signature = Signature(served.contract)
         if is_single:
             signature.check_single_output("infer")
-        batch = SequenceBatch(signature, sequences, served.limits)
+        batch = SequenceBatch(signature, sequences, served.limits, prime, initial_states)
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         responses = []
         for request in batch.requests(model, served.status.version):
@@ -301,7 +371,13 @@ class Client:
         return batch.outputs(responses)
 
     async def _open(
-        self, model: str, version: str, count: int, max_in_flight: int, idle_timeout_seconds: float
+        self,
+        model: str,
+        version: str,
+        count: int,
+        max_in_flight: int,
+        idle_timeout_seconds: float,
+        begin: Callable[[Signature], Start] | None,
     ) -> tuple[inference_pb2.SessionsOpened, Connection, Group]:
         request = inference_pb2.StreamRequest(
             open=inference_pb2.OpenSessions(
@@ -312,25 +388,27 @@ class Client:
                 idle_timeout_seconds=idle_timeout_seconds,
             )
         )
+        if begin is not None:
+            await self._write_start(request.open, begin)
         stream = self._stream()
         opening = stream.post(request)
         try:
             opened = (await opening).opened
-            return opened, stream, await self._group(opened.model, opened.version, opened.limits)
+            return opened, stream, await self._catalog.group(opened.model, opened.version, opened.limits)
         except BaseException:  # Also a cancelled task: nobody has these sessions.
             if opening.done() and not opening.cancelled() and opening.exception() is None:
                 stream.discard(opening.result().opened.handles)
             raise
 
-    async def _group(self, model: str, version: str, limits: inference_pb2.Limits) -> Group:
-        group = self._groups.get((model, version))
-        if group is None:
-            signature = Signature((await self._get_model(model, version)).contract)
-            # Another task may have been quicker while this one waited: all sessions must share one group.
-            group = self._groups.setdefault(
-                (model, version), Group(signature, limits.max_rows, limits.max_message_bytes)
-            )
-        return group
+    async def _write_start(self, request: inference_pb2.OpenSessions, begin: Callable[[Signature], Start]) -> None:
+        """What the sessions begin with, by the contract of the version that is opened then."""
+        served = await self._catalog.served(request.model, request.version)
+        request.version = served.status.version
+        begin(Signature(served.contract)).write(request)
+        size, most = request.ByteSize() + MESSAGE_OVERHEAD_BYTES, served.limits.max_message_bytes
+        if size > most:  # The server would end the stream, and with it everybody's.
+            received = f"{request.count} sessions, {size} bytes"
+            raise invalid("MESSAGE_TOO_LARGE", "prime, initial_states", received, f"at most {most} bytes a call")
 
     def _add(self, stream: Connection, group: Group, grant: SessionGrant) -> Session:
         session = Session(stream, group, grant, self._track)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from eddy.clients.errors import invalid
+from eddy.clients.start import Primes, States, start_of_many
 from eddy.clients.tensors import MESSAGE_OVERHEAD_BYTES, Sequences, Signature
 from eddy.v1 import inference_pb2
 
@@ -21,19 +22,27 @@ class SequenceBatch:
 
     Args:
         signature: the model's; values: as `Client.infer` takes them.
-        limits: the server's, of one message.
+        limits: the server's, of one message; prime: what each reads first, states: what each begins with.
 
     Raises:
         InvalidInput: names, dtype or shape are wrong, or a sequence is too long for a message of its own.
     """
 
-    def __init__(self, signature: Signature, values: Sequences, limits: inference_pb2.Limits) -> None:
+    def __init__(
+        self,
+        signature: Signature,
+        values: Sequences,
+        limits: inference_pb2.Limits,
+        prime: Primes | None = None,
+        states: States | None = None,
+    ) -> None:
         self._signature = signature
         self._sequences = signature.sequences(values)
+        self._start = start_of_many(signature, prime, states, len(self._sequences))
         self._max_bytes = max(1, limits.max_message_bytes - MESSAGE_OVERHEAD_BYTES)
         self._max_rows = limits.max_rows
         for number, sequence in enumerate(self._sequences):
-            size = signature.row_bytes(len(sequence[0]))
+            size = self._size(sequence)
             if size > self._max_bytes:
                 received = f"{len(sequence[0])} steps, {size} bytes"
                 expected = f"at most {self._max_bytes} bytes a sequence"
@@ -41,18 +50,24 @@ class SequenceBatch:
 
     def requests(self, model: str, version: str) -> Iterator[inference_pb2.InferRequest]:
         """The messages, sequences in their order."""
+        begin = 0
         for part in self._parts():
             lengths = np.array([len(sequence[0]) for sequence in part], "<u4")
             request = inference_pb2.InferRequest(model=model, version=version, lengths=lengths.tobytes())
             raw = [b"".join([array.tobytes() for array in arrays]) for arrays in zip(*part, strict=True)]
             self._signature.write(request, raw, int(lengths.sum()))
+            self._start.write(request, slice(begin, begin + len(part)))
+            begin += len(part)
             yield request
+
+    def _size(self, sequence: list[np.ndarray]) -> int:
+        return self._signature.row_bytes(len(sequence[0])) + self._start.row_bytes
 
     def _parts(self) -> Iterator[list[list[np.ndarray]]]:
         part: list[list[np.ndarray]] = []
         room = self._max_bytes
         for sequence in self._sequences:
-            size = self._signature.row_bytes(len(sequence[0]))
+            size = self._size(sequence)
             if part and (size > room or len(part) == self._max_rows):
                 yield part
                 part, room = [], self._max_bytes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -17,6 +18,7 @@ from eddy.clients.client import Client
 from eddy.clients.generation import Completion, Continued
 from eddy.clients.loop import LoopThread
 from eddy.clients.sampling import GenerateOptions, Prompt
+from eddy.clients.start import Prime, Primes, States
 from eddy.clients.tensors import Sequences
 from eddy.clients.tls import Tls
 from eddy.v1 import contract_pb2, models_pb2, sessions_pb2
@@ -68,26 +70,44 @@ class SyncClient:
 
     @contextmanager
     def session(
-        self, model: str, version: str = "", *, max_in_flight: int = 1, idle_timeout_seconds: float = 0.0
+        self,
+        model: str,
+        version: str = "",
+        *,
+        max_in_flight: int = 1,
+        idle_timeout_seconds: float = 0.0,
+        prime: Prime | None = None,
+        initial_states: States | None = None,
     ) -> Iterator[SyncSession]:
         """As `Client.session`."""
-        session = SyncSession(
-            self._loop,
-            self.call(
-                lambda: self._client.open(
-                    model, version, max_in_flight=max_in_flight, idle_timeout_seconds=idle_timeout_seconds
-                )
-            ),
+        begin = partial(
+            self._client.open,
+            model,
+            version,
+            max_in_flight=max_in_flight,
+            idle_timeout_seconds=idle_timeout_seconds,
+            prime=prime,
+            initial_states=initial_states,
         )
+        session = SyncSession(self._loop, self.call(begin))
         try:
             yield session
         finally:
             session.close()
 
     @contextmanager
-    def batch(self, model: str, count: int, version: str = "") -> Iterator[SyncBatch]:
+    def batch(
+        self,
+        model: str,
+        count: int,
+        version: str = "",
+        *,
+        prime: Primes | None = None,
+        initial_states: States | None = None,
+    ) -> Iterator[SyncBatch]:
         """As `Client.batch`."""
-        batch = SyncBatch(self._loop, self.call(lambda: self._client.open_batch(model, count, version)))
+        begin = partial(self._client.open_batch, model, count, version, prime=prime, initial_states=initial_states)
+        batch = SyncBatch(self._loop, self.call(begin))
         try:
             yield batch
         finally:
@@ -114,16 +134,50 @@ class SyncClient:
         self.call(lambda: self._client.close_session(session_id))
 
     def infer(
-        self, model: str, sequences: Sequences, version: str = "", *, timeout_seconds: float | None = None
+        self,
+        model: str,
+        sequences: Sequences,
+        version: str = "",
+        *,
+        timeout_seconds: float | None = None,
+        prime: Primes | None = None,
+        initial_states: States | None = None,
     ) -> list[np.ndarray]:
         """As `Client.infer`."""
-        return self.call(lambda: self._client.infer(model, sequences, version, timeout_seconds=timeout_seconds))
+        return self.call(
+            partial(
+                self._client.infer,
+                model,
+                sequences,
+                version,
+                timeout_seconds=timeout_seconds,
+                prime=prime,
+                initial_states=initial_states,
+            )
+        )
 
     def infer_outputs(
-        self, model: str, sequences: Sequences, version: str = "", *, timeout_seconds: float | None = None
+        self,
+        model: str,
+        sequences: Sequences,
+        version: str = "",
+        *,
+        timeout_seconds: float | None = None,
+        prime: Primes | None = None,
+        initial_states: States | None = None,
     ) -> dict[str, list[np.ndarray]]:
         """As `Client.infer_outputs`."""
-        return self.call(lambda: self._client.infer_outputs(model, sequences, version, timeout_seconds=timeout_seconds))
+        return self.call(
+            partial(
+                self._client.infer_outputs,
+                model,
+                sequences,
+                version,
+                timeout_seconds=timeout_seconds,
+                prime=prime,
+                initial_states=initial_states,
+            )
+        )
 
     def generate(
         self,

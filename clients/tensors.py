@@ -44,7 +44,9 @@ _COLUMN_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class _Spec:
+class TensorSpec:
+    """One tensor of a contract; `shape` is what follows the axes of rows and steps."""
+
     name: str
     dtype: np.dtype
     wire_dtype: int
@@ -62,6 +64,8 @@ class Signature:
         self.contract = contract
         self.inputs = tuple(_spec(spec) for spec in contract.inputs)
         self.outputs = tuple(_spec(spec) for spec in contract.outputs)
+        self.prime_inputs = tuple(_spec(spec) for spec in contract.prime_inputs)
+        self.states = tuple(_spec(spec) for spec in contract.states)
         # The model emits outputs when it has seen enough of what follows, not one a step, and says how many.
         self.is_ahead = bool(contract.ports.emitted)
         streaming = contract.streaming
@@ -78,7 +82,7 @@ class Signature:
             InvalidInput: names, dtype or shape are wrong.
         """
         given = self._by_input(values, "array")
-        arrays = [_convert(spec, value) for spec, value in zip(self.inputs, given, strict=True)]
+        arrays = [convert(spec, value) for spec, value in zip(self.inputs, given, strict=True)]
         is_single = arrays[0].ndim == leading + len(self.inputs[0].shape)
         lead = arrays[0].shape[: leading if is_single else leading + 1]
         for spec, array in zip(self.inputs, arrays, strict=True):
@@ -105,7 +109,7 @@ class Signature:
         return [self._sequence(number, arrays) for number, arrays in enumerate(zip(*columns, strict=True))]
 
     def _sequence(self, number: int, values: Sequence[ArrayLike]) -> list[np.ndarray]:
-        arrays = [_convert(spec, value) for spec, value in zip(self.inputs, values, strict=True)]
+        arrays = [convert(spec, value) for spec, value in zip(self.inputs, values, strict=True)]
         for spec, array in zip(self.inputs, arrays, strict=True):
             name = f"{spec.name}[{number}]"
             if array.ndim != 1 + len(spec.shape) or array.shape[1:] != spec.shape or len(array) != len(arrays[0]):
@@ -128,7 +132,7 @@ class Signature:
         return [values]
 
     @staticmethod
-    def _shape_text(spec: _Spec, leading: int) -> str:
+    def _shape_text(spec: TensorSpec, leading: int) -> str:
         rows = ["B"] * leading
         one, many = [*rows, *map(str, spec.shape)], [*rows, "T", *map(str, spec.shape)]
         return f"[{', '.join(one)}] for one step or [{', '.join(many)}]"
@@ -138,11 +142,7 @@ class Signature:
     ) -> None:
         """Adds the inputs to a message; `raw` is [*leading, ...] an input, in the contract's order."""
         for spec, data in zip(self.inputs, raw, strict=True):
-            tensor = message.inputs.add()
-            tensor.name = spec.name
-            tensor.dtype = spec.wire_dtype  # type: ignore[assignment]  # the stub wants its own enum type
-            tensor.shape.extend((*leading, *spec.shape))
-            tensor.data = data
+            _fill(message.inputs.add(), spec, (*leading, *spec.shape), data)
 
     def read(self, tensors: Sequence[inference_pb2.Tensor]) -> list[np.ndarray]:
         """Writable arrays of a response's outputs, [B, T, ...] or [T, ...], in the contract's order."""
@@ -186,27 +186,45 @@ class Signature:
         return max(given, -(-wanted // 4))
 
 
-def _spec(spec: contract_pb2.TensorSpec) -> _Spec:
-    return _Spec(spec.name, _DTYPES[spec.dtype], spec.dtype, tuple(spec.shape))
+def write_tensor(message: inference_pb2.Tensor, spec: TensorSpec, array: np.ndarray) -> None:
+    """Puts an array, of the spec's dtype, into a message."""
+    _fill(message, spec, array.shape, array.tobytes())
 
 
-def _convert(spec: _Spec, value: ArrayLike) -> np.ndarray:
+def _fill(message: inference_pb2.Tensor, spec: TensorSpec, shape: Sequence[int], data: bytes) -> None:
+    message.name = spec.name
+    message.dtype = spec.wire_dtype  # type: ignore[assignment]  # the stub wants its own enum type
+    message.shape.extend(shape)
+    message.data = data
+
+
+def _spec(spec: contract_pb2.TensorSpec | contract_pb2.StateSpec) -> TensorSpec:
+    return TensorSpec(spec.name, _DTYPES[spec.dtype], spec.dtype, tuple(spec.shape))
+
+
+def convert(spec: TensorSpec, value: ArrayLike, field: str = "") -> np.ndarray:
+    """`value` as a contiguous array of the spec's dtype; `field` is what it is, for errors, the spec's name by default.
+
+    Raises:
+        InvalidInput: it is ragged, or the dtype cannot hold it.
+    """
+    field = field or spec.name
     try:
         array = np.asarray(value)
     except ValueError as error:  # Lists of different lengths.
-        raise invalid("INVALID_SHAPE", spec.name, f"ragged values ({error})", "an array") from error
+        raise invalid("INVALID_SHAPE", field, f"ragged values ({error})", "an array") from error
     if array.dtype != spec.dtype:
-        array = _narrow(spec, array)
+        array = _narrow(spec.dtype, array, field)
     return np.ascontiguousarray(array) if array.ndim else array
 
 
-def _narrow(spec: _Spec, array: np.ndarray) -> np.ndarray:
+def _narrow(dtype: np.dtype, array: np.ndarray, field: str) -> np.ndarray:
     """Narrowing within a kind is what callers mean by plain Python numbers; float to int, or overflow, is a mistake."""
-    if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
-        raise invalid("INVALID_DTYPE", spec.name, f"dtype {array.dtype}", spec.dtype)
+    if not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise invalid("INVALID_DTYPE", field, f"dtype {array.dtype}", dtype)
     with np.errstate(over="ignore"):
-        narrowed = array.astype(spec.dtype)
-    is_lost = np.isinf(narrowed) & np.isfinite(array) if spec.dtype.kind == "f" else narrowed != array
+        narrowed = array.astype(dtype)
+    is_lost = np.isinf(narrowed) & np.isfinite(array) if dtype.kind == "f" else narrowed != array
     if is_lost.any():
-        raise invalid("OUT_OF_RANGE", spec.name, array[is_lost].flat[0], f"values that {spec.dtype} can hold")
+        raise invalid("OUT_OF_RANGE", field, array[is_lost].flat[0], f"values that {dtype} can hold")
     return narrowed
