@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from architectures import EXAMPLES, example, example_folder
 from graphs import Family, PlainGraph
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,6 @@ from schedule import CALM, STORMY, Action, Schedule, plain_graph
 from simulation import Rig
 
 from eddy.v1 import inference_pb2, sessions_pb2
-from examples import EXAMPLES, example, example_folder
 
 BUDGETS = st.sampled_from([1 << 20, 16, 1])
 WHOLE = [name for name in EXAMPLES if (example_folder(name) / "whole.onnx").exists()]
