@@ -136,13 +136,15 @@ def export(arguments: argparse.Namespace) -> None:
     from eddy.training.checkpoint import load_checkpoint
 
     recipe = load_checkpoint(arguments.checkpoint).recipe
-    _export_into(arguments.checkpoint, arguments.output or MODELS / recipe.name / str(recipe.version))
+    directory = arguments.output or MODELS / recipe.name / str(recipe.version)
+    _export_into(arguments.checkpoint, directory, arguments.block, arguments.look_ahead)
 
 
-def _export_into(checkpoint: Path, directory: Path) -> None:
+def _export_into(checkpoint: Path, directory: Path, block: int | None = None, look_ahead: int | None = None) -> None:
     from eddy.training.export import export_checkpoint
 
-    print(directory / "model.onnx", export_checkpoint(checkpoint, directory), sep=": ")
+    report = export_checkpoint(checkpoint, directory, block_steps=block, look_ahead_steps=look_ahead)
+    print(directory / "model.onnx", report, sep=": ")
 
 
 def verify(arguments: argparse.Namespace) -> None:

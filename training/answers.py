@@ -4,7 +4,7 @@ Owns: how sequences of different lengths are run together without one changing t
 the answers are for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,17 @@ CHUNK_STEPS = 1024
 
 
 class Answers:
-    """A model's answers: by the whole graph where it has one, which is exact, else by the step graph."""
+    """A model's answers: by the whole graph where it has one, which is exact, else by the step graph.
 
-    def __init__(self, path: Path, contract: pb.ModelContract) -> None:
+    grid: writes the same weights on another grid of blocks and returns the answers there; only training, which has the
+    weights themselves, can.
+    """
+
+    def __init__(
+        self, path: Path, contract: pb.ModelContract, grid: Callable[[int, int], "Answers"] | None = None
+    ) -> None:
         self.path, self.contract = path, contract
+        self.grid = grid
         self._is_whole = bool(contract.graphs.whole)
         self._runtime: Runtime | None = None  # Loaded by the first call.
 
@@ -33,43 +40,63 @@ class Answers:
 
         Raises ContractError where the file cannot be run, or only together with a prime graph.
         """
-        self._runtime = self._runtime or self._load()
-        lengths = [len(next(iter(sequence.values()))) for sequence in sequences]
+        runtime = self._load()
+        lengths = _lengths(sequences)
         found: list[dict[str, Array]] = [{} for _ in sequences]
-        for rows in self._groups(lengths):
-            steps = max(lengths[row] for row in rows)
-            inputs = {
-                name: np.stack([_pad(sequences[row][name], steps) for row in rows]) for name in sequences[rows[0]]
-            }
-            outputs = self._runtime.run(inputs, steps if self._is_whole else CHUNK_STEPS)
+        for rows in self._groups(lengths, is_equal=self._is_whole):
+            inputs = _stack([sequences[row] for row in rows])
+            outputs = runtime.run_whole(inputs) if self._is_whole else runtime.run(inputs, CHUNK_STEPS)
+            for i, row in enumerate(rows):
+                found[row] = {port.name: outputs[port.name][i, : lengths[row]] for port in self.contract.outputs}
+        return found
+
+    def stream(self, sequences: Sequence[Tensors]) -> list[dict[str, Array]]:
+        """The same by the step graph, as streams that end after the sequence. Raises ContractError."""
+        runtime = self._load()
+        if not (self.contract.ports.length and self.contract.ports.flush):
+            return self(sequences)
+        lengths = _lengths(sequences)
+        found: list[dict[str, Array]] = [{} for _ in sequences]
+        for rows in self._groups(lengths, is_equal=False):
+            counts, ends = np.array([lengths[row] for row in rows], np.int64), np.ones(len(rows), np.bool_)
+            inputs = _stack([sequences[row] for row in rows])
+            outputs, _ = runtime.advance(inputs, runtime.start(len(rows)), lengths=counts, ends=ends)
             for i, row in enumerate(rows):
                 found[row] = {port.name: outputs[port.name][i, : lengths[row]] for port in self.contract.outputs}
         return found
 
     def _load(self) -> Runtime:
-        """The graph that answers."""
-        contract = self.contract
-        if self._is_whole:
-            alone = pb.ModelContract()
-            alone.CopyFrom(contract)
-            del alone.states[:]
-            alone.ClearField("ports")
-            return Runtime(self.path.with_name(contract.graphs.whole), alone)
-        if contract.graphs.prime:
-            raise ContractError(f"{self.path}: graphs.prime is set, expected a model that answers to one input alone")
-        if contract.ports.emitted:
-            raise ContractError(f"{self.path}: graphs.whole: got none, expected one where outputs come late")
-        return Runtime(self.path, contract)
+        """The model, loaded once."""
+        if self._runtime is None:
+            if self.contract.graphs.prime:
+                raise ContractError(
+                    f"{self.path}: graphs.prime is set, expected a model that answers to one input alone"
+                )
+            if self.contract.ports.emitted and not self._is_whole:
+                raise ContractError(f"{self.path}: graphs.whole: got none, expected one where outputs come late")
+            self._runtime = Runtime(self.path, self.contract)
+        return self._runtime
 
-    def _groups(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Rows that run together: of equal length in the whole graph, which reads to the end; else of similar ones."""
+    @staticmethod
+    def _groups(lengths: Sequence[int], *, is_equal: bool) -> list[list[int]]:
+        """Rows that run together: of equal length in a whole graph, which reads to the end; else of similar ones."""
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
         groups: list[list[int]] = []
         for row in order:
-            if not groups or len(groups[-1]) == MAX_ROWS or (self._is_whole and lengths[groups[-1][0]] != lengths[row]):
+            if not groups or len(groups[-1]) == MAX_ROWS or (is_equal and lengths[groups[-1][0]] != lengths[row]):
                 groups.append([])
             groups[-1].append(row)
         return groups
+
+
+def _lengths(sequences: Sequence[Tensors]) -> list[int]:
+    return [len(next(iter(sequence.values()))) for sequence in sequences]
+
+
+def _stack(sequences: Sequence[Tensors]) -> dict[str, Array]:
+    """[T, ...] each -> [B, T, ...] by name, T the longest."""
+    steps = max(_lengths(sequences))
+    return {name: np.stack([_pad(sequence[name], steps) for sequence in sequences]) for name in sequences[0]}
 
 
 def _pad(values: Array, steps: int) -> Array:

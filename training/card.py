@@ -26,7 +26,7 @@ def write_card(path: Path, recipe: Recipe, contract: pb.ModelContract) -> None:
         "## Verification\n\n" + _numerics(contract),
         f"## Data\n\n{contract.training.data}, licence {recipe.data.licence}, "
         + task.show_data(recipe.data, sample.name),
-        "## Make it again\n\n" + _commands(recipe),
+        "## Make it again\n\n" + _commands(recipe, contract),
     ]
     if sample.exists():
         title, text = task.show_answers(Answers(path, contract), sample.read_text(encoding="utf-8"))
@@ -46,7 +46,20 @@ def _ports(contract: pb.ModelContract) -> str:
     for state in contract.states:
         shape = ", ".join(["B", *map(str, state.shape)])
         rows.append(f"| state `{state.name}` -> `{state.next_name}` | [{shape}] | {state.meaning} |")
+    if contract.streaming.block_steps:
+        rows += ["", _grid(contract)]
     return "\n".join(rows)
+
+
+def _grid(contract: pb.ModelContract) -> str:
+    """What a model that looks ahead emits when."""
+    ports, block, ahead = contract.ports, contract.streaming.block_steps, contract.streaming.look_ahead_steps
+    return (
+        f"Outputs come in blocks of {block} steps, each once the {ahead} steps behind it have been read, so {ahead} to "
+        f"{ahead + block - 1} steps late.\n`{ports.length}` says how many steps of each row a call holds, "
+        f"`{ports.emitted}` how many outputs it gave;\n`{ports.flush}` ends a stream: what is left comes at once. "
+        f"`{contract.graphs.whole}` reads whole sequences and is exact."
+    )
 
 
 def _numerics(contract: pb.ModelContract) -> str:
@@ -66,10 +79,14 @@ def _numerics(contract: pb.ModelContract) -> str:
     )
 
 
-def _commands(recipe: Recipe) -> str:
+def _commands(recipe: Recipe, contract: pb.ModelContract) -> str:
     """The two commands that lead here."""
     name, version = recipe.name, recipe.version
+    streaming = contract.streaming
+    grid = (
+        f" --block {streaming.block_steps} --look-ahead {streaming.look_ahead_steps}" if streaming.block_steps else ""
+    )
     return (
         f"```sh\neddy train {name} --output runs/{name}\n"
-        f"eddy export runs/{name}/checkpoint.pt --output models/{name}/{version}\n```"
+        f"eddy export runs/{name}/checkpoint.pt --output models/{name}/{version}{grid}\n```"
     )

@@ -114,6 +114,12 @@ def _add_export(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
     )
     export.add_argument("checkpoint", type=Path)
     export.add_argument("--output", type=Path, metavar="DIR", help="folder of the model (default: models/NAME/VERSION)")
+    export.add_argument(
+        "--block", type=int, metavar="N", help="bidirectional models: steps answered together (default: the recipe's)"
+    )
+    export.add_argument(
+        "--look-ahead", type=int, metavar="R", help="and steps read beyond them first (default: the recipe's)"
+    )
 
 
 def _add_verify(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

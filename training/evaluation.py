@@ -18,6 +18,8 @@ from eddy.v1 import contract_pb2 as pb
 
 # Figures of training itself, which no measurement of the model file replaces.
 KEPT = ("parameters", "best_epoch", "validation_loss")
+# In the names of figures on other grids than the file's, which only training can measure.
+OTHER_GRID = "_look_ahead_"
 
 
 def evaluate_model(path: Path, recipe: Recipe | None = None) -> list[Figure]:
@@ -31,7 +33,12 @@ def evaluate_model(path: Path, recipe: Recipe | None = None) -> list[Figure]:
     if recipe.name != contract.name:
         raise ContractError(f"{path}: name: got recipe {recipe.name!r}, expected the one of {contract.name!r}")
     found = measure_model(path, contract, recipe)
-    kept = [Figure(f.name, f.value, f.unit) for f in contract.training.figures if f.name in KEPT]
+    measured = {figure.name for figure in found}
+    kept = [
+        Figure(f.name, f.value, f.unit)
+        for f in contract.training.figures
+        if f.name in KEPT or (OTHER_GRID in f.name and f.name not in measured)
+    ]
     del contract.training.figures[:]
     contract.training.figures.extend(pb.Figure(name=f.name, value=f.value, unit=f.unit) for f in [*kept, *found])
     graph = load_model(path).graph.SerializeToString(deterministic=True)

@@ -4,6 +4,7 @@ Owns: what the files of `models/<name>/<version>/` are and that none appears the
 fill the contract, write a draft, probe it, verify it against the checkpoint, then give it its name.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +17,7 @@ from eddy.training.errors import CheckpointError
 from eddy.training.families.family import Model, count_parameters
 from eddy.training.families.recurrent.spec import RecurrentSpec
 from eddy.training.families.registry import all_examples, build_contract, build_model, write_graphs
-from eddy.training.families.shapes import spec_from_dict
+from eddy.training.families.shapes import on_grid, spec_from_dict
 from eddy.training.probe import probe
 from eddy.training.spec import FeatureInput, LinearHead, Spec
 from eddy.training.storage import make_folder
@@ -25,10 +26,13 @@ from eddy.training.verify import Report, verify
 from eddy.v1 import contract_pb2 as pb
 
 
-def export_checkpoint(checkpoint: Path, directory: Path) -> Report:
-    """Write `model.onnx`, its card `README.md` and a sample of unseen input into `directory`.
+def export_checkpoint(
+    checkpoint: Path, directory: Path, *, block_steps: int | None = None, look_ahead_steps: int | None = None
+) -> Report:
+    """Write `model.onnx`, other graphs of the model, its card `README.md` and a sample of unseen input.
 
-    Raises CheckpointError, ExportError or VerificationError; `model.onnx` appears only when everything holds.
+    block_steps, look_ahead_steps: another grid than the recipe's, for a bidirectional model; raises OptionError for
+    others. Raises CheckpointError, ExportError or VerificationError; `model.onnx` appears only when everything holds.
     """
     source = load_checkpoint(checkpoint)
     if source.progress is not None:
@@ -36,6 +40,7 @@ def export_checkpoint(checkpoint: Path, directory: Path) -> Report:
             f"{checkpoint}: got a run that stands at {len(source.epochs)} of {source.recipe.training.epochs} epochs, "
             "expected one that has ended: go on with `eddy train --resume`"
         )
+    source = replace(source, spec=on_grid(source.spec, block_steps, look_ahead_steps))
     make_folder(directory)
     with TemporaryDirectory(prefix=".unproven-", dir=directory) as draft:
         export_graphs(source.build(), Path(draft), describe(source))

@@ -22,10 +22,12 @@ from eddy.training.data import describe_origin
 from eddy.training.errors import CheckpointError, Stopped
 from eddy.training.families.family import count_parameters
 from eddy.training.families.registry import build_contract, write_graphs
+from eddy.training.families.shapes import on_grid
 from eddy.training.figures import Figure, write_figures
 from eddy.training.location import CHECKPOINT_FILE
 from eddy.training.recipe import Recipe
 from eddy.training.stop import Stop
+from eddy.training.storage import make_folder
 from eddy.training.tasks.registry import find_task
 from eddy.training.tasks.task import TaskData
 from eddy.training.trainer import Trainer
@@ -134,11 +136,22 @@ class Run:
 
     def _measure_test(self) -> list[Figure]:
         """The figures on the test part, which nothing before has looked at, by the graphs that would be served."""
-        model = self._checkpoint().build()
-        contract = build_contract(model, self._recipe.name, self._recipe.description)
         with TemporaryDirectory(prefix="eddy-") as folder:
-            write_graphs(model, Path(folder), contract)
-            return self._task.measure(Answers(Path(folder) / STEP_FILE, contract), self._data, self._recipe.data)
+            return self._task.measure(write_answers(self._checkpoint(), Path(folder)), self._data, self._recipe.data)
+
+
+def write_answers(source: Checkpoint, folder: Path) -> Answers:
+    """A checkpoint's model as files in a folder, ready to answer; on other grids too where it has one."""
+    model = source.build()
+    contract = build_contract(model, source.recipe.name, source.recipe.description)
+    make_folder(folder)
+    write_graphs(model, folder, contract)
+
+    def on_another(block_steps: int, look_ahead_steps: int) -> Answers:
+        other = replace(source, spec=on_grid(source.spec, block_steps, look_ahead_steps))
+        return write_answers(other, folder / f"{block_steps}-{look_ahead_steps}")
+
+    return Answers(folder / STEP_FILE, contract, on_another if contract.streaming.block_steps else None)
 
 
 def progress_bar(*, disable: bool) -> Bar:

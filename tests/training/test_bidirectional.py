@@ -178,10 +178,10 @@ def test_one_layer_by_its_definition(cell: str) -> None:
     with torch.no_grad():
         features = model.features(torch.from_numpy(x))
         expected = torch.zeros(1, steps, 18)
-        expected[:, :, :9] = model.recurrent(features)[0][:, :, :9]
+        expected[:, :, :9] = model.forwards[0](features)[0]
         for first in range(0, steps, 4):
-            window = model.recurrent(features[:, first : first + 7])[0]
-            expected[:, first : first + 4, 9:] = window[:, :4, 9:]
+            window = model.backwards[0](features[:, first : first + 7].flip(1))[0].flip(1)
+            expected[:, first : first + 4, 9:] = window[:, :4]
         wanted = model.project(expected)["y"].numpy()
     assert np.abs(controlled(model, x, np.array([steps])) - wanted).max() <= PARITY
 

@@ -24,10 +24,11 @@ RANKS = (
     {"families.registry"},
     {"runtime", "drawing", "comparison", "location", "packages", "pieces", "figures"},
     {"data", "catalogues", "decoding", "scores", "arrays", "video"},
-    {"answers", "batches", "alignment", "generation", "windows", "tasks.series_data", "tasks.text_baselines"},
+    {"answers", "batches", "alignment", "generation", "windows", "tasks.series_data", "tasks.text_baselines"}
+    | {"tasks.accents_data"},
     {"lexicon", "tasks.translation_data"},
     {"loss", "tasks.classes", "tasks.digits", "tasks.series_baselines", "tasks.task"},
-    {"tasks.recall", "tasks.series", "tasks.text", "tasks.translation"},
+    {"tasks.recall", "tasks.series", "tasks.text", "tasks.translation", "tasks.accents"},
     {"tasks.activity", "tasks.clips", "tasks.speech"},
     {"tasks.registry"},
     {"recipe"},

@@ -6,6 +6,7 @@ Owns: which tasks there are. A new one is added here and nowhere else.
 from typing import Any
 
 from eddy.training.errors import RecipeError
+from eddy.training.tasks.accents import AccentsTask
 from eddy.training.tasks.activity import ActivityTask
 from eddy.training.tasks.clips import ClipsTask
 from eddy.training.tasks.recall import RecallTask
@@ -19,6 +20,7 @@ _TASKS: tuple[Task, ...] = (
     TextTask(),
     SeriesTask(),
     RecallTask(),
+    AccentsTask(),
     ActivityTask(),
     SpeechTask(),
     ClipsTask(),

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from eddy.training.families.bidirectional.model import CELL_MODULES, BidirectionalModel
+from eddy.training.families.bidirectional.model import BidirectionalModel, turn
 from eddy.training.families.family import Outputs, State
 
 
@@ -37,11 +37,11 @@ def run_latency_controlled(
     Returns the outputs by name, [B, T, ...], zero where nothing was emitted; the number emitted, int64 [B]; and the
     forward states at each row's last emitted block's end, [B, L, H] each.
     """
-    spec, layers = model.spec, _Layers(model)
+    spec = model.spec
     block, ahead = spec.block_steps, spec.look_ahead_steps
     blocks = -(-lengths // block) if is_end else ((lengths - ahead) // block).clamp(min=0)
     emitted = torch.minimum(blocks * block, lengths)
-    carried = [layers.start(len(x)) for _ in range(spec.layers)]
+    carried = [_zeros(model, len(x)) for _ in range(spec.layers)]
     hidden = torch.zeros(*x.shape[:2], 2 * spec.hidden)
     steps = model.features(x)
     for first in range(0, int(emitted.max()) if len(x) else 0, block):
@@ -50,7 +50,7 @@ def run_latency_controlled(
         y = steps[rows, first : first + block + ahead]
         for layer in range(spec.layers):
             before = tuple(s[rows] for s in carried[layer])
-            y, after = layers.run(layer, y, window, before)
+            y, after = _run_layer(model, layer, y, window, before)
             for s, new in zip(carried[layer], after, strict=True):
                 s[rows] = new
         hidden[rows, first : first + block] = y[:, :block]
@@ -59,53 +59,30 @@ def run_latency_controlled(
     return outputs, emitted, tuple(torch.stack(parts, 1) for parts in zip(*carried, strict=True))
 
 
-class _Layers:
-    """The model's stacked layers taken apart: one unidirectional module per layer and direction."""
-
-    def __init__(self, model: BidirectionalModel) -> None:
-        self.spec = model.spec
-        kind = CELL_MODULES[self.spec.cell]
-        self._parts: list[tuple[nn.RNNBase, nn.RNNBase]] = []
-        for layer in range(self.spec.layers):
-            width = self.spec.input.width if layer == 0 else 2 * self.spec.hidden
-            pair = kind(width, self.spec.hidden, batch_first=True), kind(width, self.spec.hidden, batch_first=True)
-            for module, suffix in zip(pair, ("", "_reverse"), strict=True):
-                names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-                module.load_state_dict({f"{n}_l0": getattr(model.recurrent, f"{n}_l{layer}{suffix}") for n in names})
-            self._parts.append(pair)
-
-    def start(self, batch: int) -> State:
-        """Zeros, [B, H] each."""
-        return tuple(torch.zeros(batch, self.spec.hidden) for _ in self.spec.hidden_names)
-
-    def run(self, layer: int, x: Tensor, window: Tensor, before: State) -> tuple[Tensor, State]:
-        """One layer over windows: x [B, W, width], window int64 [B], 1 to W. Returns [B, W, 2H] and the block's end."""
-        forward, backward = self._parts[layer]
-        block = self.spec.block_steps
-        own = window.clamp(max=block)
-        y_own, after = _read(forward, x[:, :block], own, before)
-        y = torch.zeros(*x.shape[:2], self.spec.hidden)
-        y[:, : y_own.shape[1]] = y_own
-        # Rows whose window ends with the block have no look-ahead.
-        further = torch.nonzero(window > block)[:, 0]
-        if len(further):
-            kept = tuple(s[further] for s in after)
-            y[further, block:], _ = _read(forward, x[further, block:], window[further] - block, kept)
-        z, _ = _read(backward, _turn(x, window), window, self.start(len(x)))
-        return torch.cat([y, _turn(z, window)], dim=-1), after
+def _run_layer(model: BidirectionalModel, layer: int, x: Tensor, window: Tensor, before: State) -> tuple[Tensor, State]:
+    """One layer over windows: x [B, W, width], window int64 [B], 1 to W. Returns [B, W, 2H] and the block's end."""
+    ahead, back, block = model.forwards[layer], model.backwards[layer], model.spec.block_steps
+    own = window.clamp(max=block)
+    y_own, after = _read(ahead, x[:, :block], own, before)
+    y = torch.zeros(*x.shape[:2], model.spec.hidden)
+    y[:, : y_own.shape[1]] = y_own
+    # Rows whose window ends with the block have no look-ahead.
+    further = torch.nonzero(window > block)[:, 0]
+    if len(further):
+        kept = tuple(s[further] for s in after)
+        y[further, block:], _ = _read(ahead, x[further, block:], window[further] - block, kept)
+    z, _ = _read(back, turn(x, window), window, _zeros(model, len(x)))
+    return torch.cat([y, turn(z, window)], dim=-1), after
 
 
-def _read(layer: nn.RNNBase, x: Tensor, lengths: Tensor, before: State) -> tuple[Tensor, State]:
+def _zeros(model: BidirectionalModel, batch: int) -> State:
+    return tuple(torch.zeros(batch, model.spec.hidden) for _ in model.spec.hidden_names)
+
+
+def _read(layer: nn.Module, x: Tensor, lengths: Tensor, before: State) -> tuple[Tensor, State]:
     """Run [B, T, width] rows of 1 to T steps from states [B, H]; outputs [B, T, H] and each row's end state."""
     packed: PackedSequence = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     states = tuple(s[None] for s in before)
     y, after = layer(packed, states if len(states) > 1 else states[0])
     after = after if isinstance(after, tuple) else (after,)
     return pad_packed_sequence(y, batch_first=True, total_length=x.shape[1])[0], tuple(s[0] for s in after)
-
-
-def _turn(x: Tensor, lengths: Tensor) -> Tensor:
-    """Each row's first `length` steps in reverse order; the others stay."""
-    steps = torch.arange(x.shape[1])[None]
-    index = torch.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps)
-    return torch.take_along_dim(x, index[:, :, None], dim=1)

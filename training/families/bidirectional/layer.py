@@ -11,7 +11,7 @@ from eddy.training.builder import GraphBuilder
 from eddy.training.families.bidirectional.spec import BidirectionalSpec
 from eddy.training.families.nodes import OPERATORS, Weights, cell_attributes, reorder
 
-_SUFFIXES = {"forward": ("",), "reverse": ("_reverse",), "bidirectional": ("", "_reverse")}
+_MODULES = {"forward": ("forwards",), "reverse": ("backwards",), "bidirectional": ("forwards", "backwards")}
 
 
 def write_whole_layer(build: GraphBuilder, spec: BidirectionalSpec, weights: Weights, layer: int, x: str) -> str:
@@ -77,10 +77,10 @@ def _write_cells(
 
     ends: names for the end states. Returns all steps' outputs, [T, D, B, H].
     """
-    suffixes = _SUFFIXES[direction]
+    modules = _MODULES[direction]
 
     def stack(part: str) -> list[np.ndarray]:
-        return [reorder(spec.cell, weights[f"recurrent.{part}_l{layer}{suffix}"]) for suffix in suffixes]
+        return [reorder(spec.cell, weights[f"{module}.{layer}.{part}_l0"]) for module in modules]
 
     biases = [np.concatenate(pair) for pair in zip(stack("bias_ih"), stack("bias_hh"), strict=True)]
     parts = {"W": stack("weight_ih"), "R": stack("weight_hh"), "B": biases}
