@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from eddy.training.curve import chart_curve, read_curve
@@ -114,9 +114,8 @@ def show_figures(title: str, figures: tuple[Figure, ...] | list[Figure]) -> None
     console = Console()
     compared = compare_figures(figures, BASELINES)
     names = [name for name in BASELINES if any(name in comparison.baselines for comparison in compared)]
-    beside = Table(
-        "test part, ↑ higher or ↓ lower is better", "unit", "this model", *(BASELINES[n] for n in names), title=title
-    )
+    title = f"{title}, test part: more (↑) or less (↓) is better"
+    beside = Table(Column("figure", no_wrap=True), "unit", "this model", *(BASELINES[n] for n in names), title=title)
     for comparison in compared:
         figure = comparison.figure
         better = "↑" if figure.name.startswith(HIGHER) else "↓"

@@ -28,9 +28,10 @@ def read_video(source: str, rows: int, columns: int, max_frames: int | None = No
     file = io.BytesIO(read_packaged(source)) if is_packaged(source) else Path(source)
     frames = []
     try:
-        with av.open(file) as container:
+        with av.open(file, "r") as container:
             for frame in container.decode(video=0):
-                frames.append(shrink(frame.to_ndarray(format="gray").astype(np.float32) / 255, rows, columns))
+                picture = (frame.to_ndarray(format="gray") / 255).astype(np.float32)
+                frames.append(shrink(picture, rows, columns))
                 if len(frames) == max_frames:
                     break
     except (FFmpegError, IndexError, OSError) as error:

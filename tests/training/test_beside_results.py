@@ -14,8 +14,10 @@ from eddy.training.__main__ import main
 from eddy.training.checkpoint import load_checkpoint
 from eddy.training.contract import read_contract
 from eddy.training.errors import Stopped
+from eddy.training.figures import Figure, compare_figures
 from eddy.training.recipe import RECIPES, Recipe
 from eddy.training.stop import Stop
+from eddy.training.tasks.registry import BASELINES
 from eddy.training.train import train
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -31,24 +33,17 @@ def figures(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_shipped_figure_stands_beside_its_baselines(name: str) -> None:
-    """In the contract and on the card: bits per character, or mean absolute error and pinball loss at each horizon."""
+    """In the contract and on the card, under the baseline's name; a forecaster's at each horizon."""
     folder = MODELS / name / "1"
-    found = figures(folder / "model.onnx")
+    found = [Figure(key, value, "") for key, value in figures(folder / "model.onnx").items()]
     card = (folder / "README.md").read_text(encoding="utf-8")
-    if "bits_per_character" in found:
-        measures, baselines, words = ["bits_per_character"], TEXT, ("4-grams", "pairs", "single characters")
-    else:
-        horizons = {key.rpartition("_")[2] for key in found if key.startswith("mae_") and key[-1].isdigit()}
-        assert len(horizons) >= 5
-        measures = [
-            f"{measure}{end}" for measure in ("mae", "pinball_loss") for end in ("", *(f"_{h}" for h in horizons))
-        ]
-        baselines, words = SERIES, ("linear", "last value", "seasonal last value")
-    for measure in measures:
-        for value in (found[measure], *(found[f"{measure}{baseline}"] for baseline in baselines)):
-            assert f" {value:.3f} |" in card, measure
-    for word in words:
-        assert f"| {word} |" in card
+    compared = compare_figures(found, BASELINES)
+    assert len(compared) >= (12 if name.startswith("forecast") else 1)
+    for comparison in compared:
+        for value in (comparison.figure.value, *comparison.baselines.values()):
+            assert f" {value:.3f} |" in card or f" {value:.1%} |" in card, comparison
+        for baseline in comparison.baselines:
+            assert f"| {BASELINES[baseline]} |" in card
 
 
 def test_shipped_figures_can_be_measured_again(
