@@ -4,7 +4,8 @@ Owns: greedy and beam search over a model file. Must not know corpora, figures o
 
 Rows are independent: sources of all lengths are read and written side by side, and none changes another's translation.
 Beam search keeps the best unfinished targets of every source by the sum of their log-probabilities; finished ones are
-compared by that sum divided by their number of symbols, the end included.
+compared by that sum divided by their number of symbols, the end included, to the power of the length penalty: above 1
+longer ones gain.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eddy.training.errors import ContractError, DataError
-from eddy.training.pieces import END_ID, START_ID, Pieces, Tokens
+from eddy.training.pieces import END_ID, START_ID, UNKNOWN_ID, Pieces, Tokens
 from eddy.training.runtime import Runtime, Tensors
 from eddy.v1 import contract_pb2 as pb
 
@@ -29,9 +30,11 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """A target. tokens: its symbols' ids, without start and end. score: mean log-probability of its symbols and end.
+    """A target.
 
-    attention: float32 [symbols, source symbols], where the model has it and the search was greedy.
+    tokens: its symbols' ids, without start and end. score: what beams are compared by; without a length penalty the
+    mean log-probability of symbols and end. attention: float32 [symbols, source symbols], where the model has it and
+    the search was greedy.
     """
 
     text: str
@@ -50,7 +53,9 @@ class Translator:
         self._contract, self._source, self._target = contract, source, target
         self._runtime = Runtime(path, contract)
 
-    def translate(self, texts: Sequence[str], *, beams: int = 1, max_steps: int = 96) -> list[Translation]:
+    def translate(
+        self, texts: Sequence[str], *, beams: int = 1, length_penalty: float = 1.0, max_steps: int = 96
+    ) -> list[Translation]:
         """The translations of texts, in order; one that does not end after `max_steps` symbols is cut there.
 
         beams: 1 is greedy. Raises DataError for an empty text or one that is longer than the model reads.
@@ -61,8 +66,11 @@ class Translator:
         for start in range(0, len(order), MAX_ROWS):
             rows = order[start : start + MAX_ROWS]
             batch = [sources[row] for row in rows]
-            search = self._search_greedily if beams == 1 else self._search_beams
-            found |= dict(zip(rows, search(batch, beams, max_steps), strict=True))
+            if beams == 1:
+                written = self._search_greedily(batch, max_steps)
+            else:
+                written = self._search_beams(batch, beams, length_penalty, max_steps)
+            found |= dict(zip(rows, written, strict=True))
         return [found[row] for row in range(len(texts))]
 
     def _encode(self, text: str) -> Tokens:
@@ -82,13 +90,18 @@ class Translator:
         return self._runtime.start(len(rows)) | self._runtime.prime(primed)
 
     def _advance(self, tokens: Tokens, states: Tensors) -> tuple[Logits, Tensors, Tensors]:
-        """One symbol for each row: int64 [B]. Returns log-probabilities [B, V], all outputs and the states after."""
+        """One symbol for each row: int64 [B]. Returns log-probabilities [B, V], all outputs and the states after.
+
+        What stands for no text, the unknown symbol and the start, has none.
+        """
         outputs, states = self._runtime.advance({self._contract.inputs[0].name: tokens[:, None]}, states)
         logits = outputs[self._contract.outputs[0].name][:, 0].astype(np.float64)
         top = logits.max(axis=1, keepdims=True)
-        return logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True)), outputs, states
+        chances = logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
+        chances[:, [UNKNOWN_ID, START_ID]] = -np.inf
+        return chances, outputs, states
 
-    def _search_greedily(self, sources: Sequence[Tokens], _: int, max_steps: int) -> list[Translation]:
+    def _search_greedily(self, sources: Sequence[Tokens], max_steps: int) -> list[Translation]:
         states = self._begin(sources)
         rows = len(next(iter(states.values())))
         last, alive = np.full(rows, START_ID), np.ones(rows, bool)
@@ -114,11 +127,13 @@ class Translator:
             for tokens, look, mean in zip(written, looks, means, strict=False)
         ]
 
-    def _search_beams(self, sources: Sequence[Tokens], beams: int, max_steps: int) -> list[Translation]:
+    def _search_beams(
+        self, sources: Sequence[Tokens], beams: int, length_penalty: float, max_steps: int
+    ) -> list[Translation]:
         # Rows of a source stand together: row i * beams + b is beam b of source i.
         primed = self._begin(sources)
         states = {name: np.repeat(value[: len(sources)], beams, axis=0) for name, value in primed.items()}
-        searches = [Beams(beams) for _ in sources]
+        searches = [Beams(beams, length_penalty) for _ in sources]
         for _step in range(max_steps):
             last = np.array([token for search in searches for token in search.last], np.int64)
             chances, _, states = self._advance(last, states)
@@ -136,9 +151,9 @@ class Translator:
 class Beams:
     """The search for one source's target. What it holds changes in `extend` only."""
 
-    def __init__(self, width: int) -> None:
-        self._width = width
-        # Symbols and summed log-probability of the unfinished targets, then of the finished ones with their means.
+    def __init__(self, width: int, length_penalty: float = 1.0) -> None:
+        self._width, self._penalty = width, length_penalty
+        # Symbols and summed log-probability of the unfinished targets, then of the finished ones with their scores.
         self._open: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
         self._done: list[tuple[tuple[int, ...], float]] = []
 
@@ -167,7 +182,7 @@ class Beams:
             row, token = divmod(place, symbols)
             tokens = self._open[row][0]
             if token == END_ID:
-                self._done.append((tokens, float(sums[place]) / (len(tokens) + 1)))
+                self._done.append((tokens, float(sums[place]) / (len(tokens) + 1) ** self._penalty))
             elif len(grown) < self._width:
                 grown.append(((*tokens, token), float(sums[place])))
                 before.append(row)
@@ -175,6 +190,6 @@ class Beams:
         return before + [0] * (self._width - len(before))
 
     def best(self) -> tuple[tuple[int, ...], float]:
-        """The finished target with the highest mean, or an unfinished one where the search was cut before any ended."""
-        means = self._done or [(tokens, total / max(1, len(tokens))) for tokens, total in self._open]
-        return max(means, key=lambda found: found[1])
+        """The finished target with the best score, or an unfinished one where the search was cut before any ended."""
+        found = self._done or [(tokens, total / max(1, len(tokens)) ** self._penalty) for tokens, total in self._open]
+        return max(found, key=lambda one: one[1])

@@ -1,6 +1,5 @@
 """Decoding: greedy and beam search over a model file, and what beams keep."""
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +52,7 @@ def test_rows_do_not_see_each_other(translator: Translator) -> None:
 
 
 def test_greedy_takes_the_likeliest_symbol(translator: Translator) -> None:
-    """Each symbol is the likeliest after those before it, by feeding them again."""
+    """Each symbol is the likeliest of those that are text, or the end, by feeding them again."""
     (found,) = translator.translate(["abc"], max_steps=6)
     runtime: Runtime = translator._runtime  # noqa: SLF001  the same model, driven another way
     given = {
@@ -61,7 +60,7 @@ def test_greedy_takes_the_likeliest_symbol(translator: Translator) -> None:
         "source_length": np.array([3, 3]),
         "tokens": np.array([[START_ID, *found.tokens]] * 2),
     }
-    best = runtime.run(given, 100)["logits"][0].argmax(-1).tolist()
+    best = (2 + runtime.run(given, 100)["logits"][0][:, 2:].argmax(-1)).tolist()
     assert tuple(best[: len(found.tokens)]) == found.tokens
     assert len(found.tokens) == 6 or best[-1] == END_ID
 
@@ -78,12 +77,10 @@ def test_attention_is_over_the_source(translator: Translator) -> None:
 
 
 def test_wide_beams_find_the_best_of_all(translator: Translator) -> None:
-    """With room for all 272 that begin with a symbol and go on, the search of two steps is the exhaustive one."""
-    every = [(), *itertools.product((0, *range(3, 17)), repeat=1)]
+    """With room for all that begin with a symbol and go on, the search of two steps is the exhaustive one."""
+    every = [(), *((token,) for token in range(3, 17))]
     (found,) = translator.translate(["abc"], beams=140, max_steps=2)
     scores = {tokens: score(translator, "abc", tokens) for tokens in every}
-    # The start is a symbol like others to a model that never learned what it is.
-    scores[(START_ID,)] = score(translator, "abc", (START_ID,))
     best = max(scores, key=lambda tokens: scores[tokens])
     assert found.tokens == best
     assert found.score == pytest.approx(scores[best], abs=1e-5)
@@ -107,6 +104,17 @@ def test_beams_hold_what_is_likeliest_together() -> None:
     assert beams.is_finished
     assert beams.best() == ((4,), pytest.approx(-0.5))
     assert beams.extend(third) == [0, 1]
+
+
+@pytest.mark.parametrize(("penalty", "expected"), [(1.0, (3,)), (2.0, (3, 3))])
+def test_a_length_penalty_favours_longer_ones(penalty: float, expected: tuple[int, ...]) -> None:
+    """Two targets: one symbol with -1.0 in all, two with -2.1."""
+    beams = Beams(2, penalty)
+    far = -30.0
+    # Symbols: unknown, start, end, and some others.
+    for first in ((-40.0, -0.5), (-0.5, -0.6), (-1.0, far)):
+        beams.extend(np.array([[far, far, *first, far, far], [far] * 6]))
+    assert beams.best()[0] == expected
 
 
 def test_a_search_that_is_cut_gives_what_it_has() -> None:
