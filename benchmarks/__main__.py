@@ -27,13 +27,16 @@ from benchmarks.worker import WorkerError
 
 Measure = Callable[[Path, Sequence[str], Plan], Measurement]
 
+_SIZES = ("ceiling_128", "packed_128", "ceiling_512", "packed_512")
+
 # What is measured together, because it shares servers and yardsticks.
 _GROUPS: tuple[tuple[tuple[str, ...], Measure], ...] = (
     (("ready_seconds",), ready.measure),
     (("idle_session_bytes",), memory.measure),
     (("latency_excess_us", "latency_tail_ratio"), latency.measure),
     (("singles_cpu_ratio", "coalescing_gain"), singles.measure),
-    (("ceiling_128", "packed_128", "ceiling_512", "packed_512"), packed.measure),
+    (_SIZES, packed.measure),
+    (tuple(name for name in DEFINITIONS if name.startswith("packed_") and name not in _SIZES), packed.measure_families),
 )
 
 
@@ -50,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.repetitions < 1:
             parser.error(f"--repetitions: got {options.repetitions}, expected at least 1")
         count = options.repetitions
-        plan = replace(plan, repetitions=count, memory_repetitions=count, ready_repetitions=count)
+        plan = replace(
+            plan, repetitions=count, memory_repetitions=count, ready_repetitions=count, family_repetitions=count
+        )
     measurements, num_failed = _measure(options.only or list(DEFINITIONS), plan)
     machine = describe_machine()
     # A pipe has no width of its own; a table in 80 columns would be tall.

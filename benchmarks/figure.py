@@ -34,6 +34,10 @@ class Definition:
     text: str
 
 
+def _family(name: str, text: str) -> Definition:
+    return Definition(f"packed_{name}", 0.70, Better.HIGHER, 3, f"share of the bare graph's steps/s: {text}")
+
+
 _ALL = (
     Definition("ceiling_128", None, Better.HIGHER, 0, "steps/s, bare ONNX Runtime at the mean tick size, LSTM 128x1"),
     Definition("packed_128", 0.70, Better.HIGHER, 3, "share of the ceiling, 4 streams x 256 sessions, LSTM 128x1"),
@@ -44,6 +48,16 @@ _ALL = (
     Definition("latency_tail_ratio", 1.5, Better.LOWER, 2, "p99/p50 of one session alone over the echo's"),
     Definition("coalescing_gain", 3.0, Better.HIGHER, 2, "steps/s of 256 coroutines on one client over singles'"),
     Definition("idle_session_bytes", 256.0, Better.LOWER, 0, "resident bytes a session beyond state and kept replies"),
+    _family("rnn", "RNN 128, letters"),
+    _family("gru", "GRU 128, forecast"),
+    _family("lstm", "LSTM 128, letters"),
+    _family("residual", "4 layers of LSTM 128, residual, letters"),
+    _family("learned_state", "2 layers of GRU 128, learned state, forecast"),
+    _family("conv1d_gru", "2 causal convolutions, GRU 128, activity"),
+    _family("conv2d_lstm", "2 convolutions of 16x16 frames, LSTM 128, video"),
+    _family("attention", "LSTM 128, attention to the last 32 steps, letters"),
+    _family("bidirectional", "2 layers of LSTM 128 both ways, blocks of 8, look-ahead 16, accents"),
+    _family("translation", "GRU 256, attention to a primed source, 2,000 pieces"),
     Definition("ready_seconds", 2.0, Better.LOWER, 2, "s from `eddy serve` to ready with the shipped models"),
 )
 DEFINITIONS = {definition.name: definition for definition in _ALL}

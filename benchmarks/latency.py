@@ -28,7 +28,7 @@ def measure(repository: Path, names: Sequence[str], plan: Plan) -> Measurement:
         EddyServer(repository) as eddy,
         EchoServer() as echo,
         EchoServer(str(repository), LSTM_128.name) as floor,
-        Worker("benchmarks.load") as load,
+        Worker("benchmarks.load", str(repository)) as load,
         Worker("benchmarks.ceiling", str(repository)) as ceiling,
     ):
         for _ in range(plan.repetitions):

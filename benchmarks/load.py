@@ -1,7 +1,8 @@
 """The load generator: raw `grpc.aio` streams and hand-made messages, in a process of its own.
 
-`python -m benchmarks.load` is a worker. Every load is a closed loop: a stream sends its next message when the reply to
-the last has come. Eddy and the echo are loaded by the same code with messages of the same sizes.
+`python -m benchmarks.load REPOSITORY` is a worker; it reads there what a model takes and gives. Every load is a closed
+loop: a stream sends its next message when the reply to the last has come. Eddy and the echo are loaded by the same code
+with messages of the same sizes.
 
 Dimension key: B rows of a message, one session each, one step (T = 1).
 """
@@ -9,144 +10,157 @@ Dimension key: B rows of a message, one session each, one step (T = 1).
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
+import onnx
 import psutil
 import uvloop
 
-from benchmarks.message import StepMessage, reply_bytes
-from benchmarks.shape import SHAPES
+from benchmarks.message import StepMessage, reply_sizes
+from benchmarks.models import model_path
 from benchmarks.streams import EDDY_METHOD, Loop, echo_loops, eddy_loops, open_channel, open_sessions
+from benchmarks.values import draw_inputs
 from benchmarks.window import no_collection, watch
 from benchmarks.worker import run_commands
+from eddy.service.contract import Contract, read_contract
 
 _LOOPS = {"eddy": eddy_loops, "echo": echo_loops}
 
 
-# Commands
-
-
-async def throughput(
-    server: str,
-    target: str,
-    pid: int,
-    model: str,
-    streams: int,
-    rows: int,
-    warm_up_seconds: float,
-    seconds: float,
-    one_connection: bool = False,
-) -> Mapping[str, Any]:
-    """Closed loops for a while: messages/s, steps/s and the server's CPU a message, after a warm-up.
+class Load:
+    """The commands.
 
     Args:
-        server: "eddy" or "echo"; pid: its process, to read its CPU time.
-        streams: closed loops; rows: B of each message.
-        one_connection: all streams share one, otherwise each has its own.
+        repository: folder of the models that are served.
     """
-    async with _LOOPS[server](target, SHAPES[model], streams, rows, one_connection) as loops:
+
+    def __init__(self, repository: Path) -> None:
+        self._repository = repository
+        # Streams of `fill`; changed only by it and by `release`.
+        self._held: list[tuple[grpc.aio.Channel, Any]] = []
+
+    async def throughput(
+        self,
+        server: str,
+        target: str,
+        pid: int,
+        model: str,
+        streams: int,
+        rows: int,
+        warm_up_seconds: float,
+        seconds: float,
+        one_connection: bool = False,
+    ) -> Mapping[str, Any]:
+        """Closed loops for a while: messages/s, steps/s and the server's CPU a message, after a warm-up.
+
+        Args:
+            server: "eddy" or "echo"; pid: its process, to read its CPU time.
+            streams: closed loops; rows: B of each message.
+            one_connection: all streams share one, otherwise each has its own.
+        """
+        async with _LOOPS[server](target, self._contract(model), streams, rows, one_connection) as loops:
+            stop = asyncio.Event()
+            tasks = [asyncio.create_task(_run(loop, stop)) for loop in loops]
+            window = asyncio.create_task(
+                watch(lambda: sum(each.num_messages for each in loops), pid, warm_up_seconds, seconds)
+            )
+            await asyncio.wait([window, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            stop.set()
+            await asyncio.gather(*tasks)
+            return (await window).report(rows)
+
+    async def latency(
+        self, eddy: str, echo: str, floor: str, model: str, block_steps: int, num_blocks: int, warm_up_steps: int = 200
+    ) -> Mapping[str, Any]:
+        """One session alone, and two echoes alone, in alternating blocks of closed-loop steps: median and p99, seconds.
+
+        Args:
+            floor: the echo that runs a bare step.
+        """
+        contract = self._contract(model)
+        samples: dict[str, list[float]] = {"eddy": [], "echo": [], "floor": []}
+        async with (
+            eddy_loops(eddy, contract, 1, 1) as ours,
+            echo_loops(echo, contract, 1, 1) as bare,
+            echo_loops(floor, contract, 1, 1) as stepping,
+        ):
+            ways = {"eddy": ours[0], "echo": bare[0], "floor": stepping[0]}
+            with no_collection():
+                for loop in ways.values():
+                    await _block(loop, warm_up_steps)
+                for number in range(num_blocks):
+                    for way in sorted(ways, reverse=bool(number % 2)):
+                        samples[way] += await _block(ways[way], block_steps)
+        return {way: _percentiles(values) for way, values in samples.items()}
+
+    async def coalescing(
+        self, target: str, pid: int, model: str, sessions: int, warm_up_seconds: float, seconds: float
+    ) -> Mapping[str, Any]:
+        """Coroutines that each await their own session's steps through the client library: steps/s."""
+        from eddy import Client
+
+        contract = self._contract(model)
+        num_steps = [0]
         stop = asyncio.Event()
-        tasks = [asyncio.create_task(_run(loop, stop)) for loop in loops]
-        window = asyncio.create_task(
-            watch(lambda: sum(each.num_messages for each in loops), pid, warm_up_seconds, seconds)
-        )
-        await asyncio.wait([window, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        stop.set()
-        await asyncio.gather(*tasks)
-        return (await window).report(rows)
+        [values] = draw_inputs(contract, sessions)
 
+        async def steps(client: Any, x: np.ndarray) -> None:
+            async with client.session(model) as session:
+                while not stop.is_set():
+                    await session.step(x)
+                    num_steps[0] += 1
 
-async def latency(
-    eddy: str, echo: str, floor: str, model: str, block_steps: int, num_blocks: int, warm_up_steps: int = 200
-) -> Mapping[str, Any]:
-    """One session alone, and two echoes alone, in alternating blocks of closed-loop steps: median and p99, seconds.
+        async with Client(target) as client:
+            tasks = [asyncio.create_task(steps(client, x)) for x in values[:, 0]]
+            window = asyncio.create_task(watch(lambda: num_steps[0], pid, warm_up_seconds, seconds))
+            await asyncio.wait([window, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            stop.set()
+            await asyncio.gather(*tasks)
+            return (await window).report(1)
 
-    Args:
-        floor: the echo that runs a bare step.
-    """
-    shape = SHAPES[model]
-    samples: dict[str, list[float]] = {"eddy": [], "echo": [], "floor": []}
-    async with (
-        eddy_loops(eddy, shape, 1, 1) as ours,
-        echo_loops(echo, shape, 1, 1) as bare,
-        echo_loops(floor, shape, 1, 1) as stepping,
-    ):
-        ways = {"eddy": ours[0], "echo": bare[0], "floor": stepping[0]}
-        with no_collection():
-            for loop in ways.values():
-                await _block(loop, warm_up_steps)
-            for number in range(num_blocks):
-                for way in sorted(ways, reverse=bool(number % 2)):
-                    samples[way] += await _block(ways[way], block_steps)
-    return {way: _percentiles(values) for way, values in samples.items()}
+    async def fill(
+        self, target: str, pid: int, model: str, warm_up_sessions: int, sessions: int, rows: int
+    ) -> Mapping[str, Any]:
+        """Opens many sessions, then steps each once: the server's resident bytes before, between and after.
 
+        Before come `warm_up_sessions`, opened and stepped as well. All sessions stay open until `release`.
+        """
+        contract = self._contract(model)
+        process = psutil.Process(pid)
+        channel = open_channel(target)
+        call: Any = channel.stream_stream(EDDY_METHOD)()
+        self._held.append((channel, call))
 
-async def coalescing(
-    target: str, pid: int, model: str, sessions: int, warm_up_seconds: float, seconds: float
-) -> Mapping[str, Any]:
-    """Coroutines that each await their own session's steps through the client library: steps/s."""
-    from eddy import Client
+        async def step(handles: np.ndarray) -> None:
+            for begin in range(0, len(handles), rows):
+                mine = handles[begin : begin + rows]
+                message = StepMessage(contract, mine, np.zeros(len(mine)))
+                await Loop(call, message, reply_sizes(contract, len(mine))).step()
 
-    shape = SHAPES[model]
-    num_steps = [0]
-    stop = asyncio.Event()
-    values = np.random.default_rng(0).standard_normal((sessions, shape.features), np.float32)
+        await step(await open_sessions(call, contract, warm_up_sessions))
+        before = await _settled_bytes(process)
+        handles = await open_sessions(call, contract, sessions)
+        opened = await _settled_bytes(process)
+        await step(handles)
+        stepped = await _settled_bytes(process)
+        return {"before_bytes": before, "opened_bytes": opened, "stepped_bytes": stepped}
 
-    async def steps(client: Any, x: np.ndarray) -> None:
-        async with client.session(model) as session:
-            while not stop.is_set():
-                await session.step(x)
-                num_steps[0] += 1
+    async def release(self) -> Mapping[str, Any]:
+        """Ends the streams of `fill`."""
+        while self._held:
+            channel, call = self._held.pop()
+            call.cancel()
+            await channel.close()
+        return {}
 
-    async with Client(target) as client:
-        tasks = [asyncio.create_task(steps(client, x)) for x in values]
-        window = asyncio.create_task(watch(lambda: num_steps[0], pid, warm_up_seconds, seconds))
-        await asyncio.wait([window, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        stop.set()
-        await asyncio.gather(*tasks)
-        return (await window).report(1)
-
-
-async def fill(target: str, pid: int, model: str, warm_up_sessions: int, sessions: int, rows: int) -> Mapping[str, Any]:
-    """Opens many sessions, then steps each once: the server's resident bytes before, between and after.
-
-    Before come `warm_up_sessions`, opened and stepped as well. All sessions stay open until `release`.
-    """
-    shape = SHAPES[model]
-    process = psutil.Process(pid)
-    channel = open_channel(target)
-    call: Any = channel.stream_stream(EDDY_METHOD)()
-    _HELD.append((channel, call))
-
-    async def step(handles: np.ndarray) -> None:
-        for begin in range(0, len(handles), rows):
-            mine = handles[begin : begin + rows]
-            await Loop(call, StepMessage(shape, mine), reply_bytes(shape, len(mine))).step()
-
-    await step(await open_sessions(call, model, warm_up_sessions))
-    before = await _settled_bytes(process)
-    handles = await open_sessions(call, model, sessions)
-    opened = await _settled_bytes(process)
-    await step(handles)
-    stepped = await _settled_bytes(process)
-    return {"before_bytes": before, "opened_bytes": opened, "stepped_bytes": stepped}
-
-
-async def release() -> Mapping[str, Any]:
-    """Ends the streams of `fill`."""
-    while _HELD:
-        channel, call = _HELD.pop()
-        call.cancel()
-        await channel.close()
-    return {}
-
-
-# Streams of `fill`; changed only by it and by `release`.
-_HELD: list[tuple[grpc.aio.Channel, Any]] = []
+    def _contract(self, model: str) -> Contract:
+        return read_contract(onnx.load(model_path(self._repository, model)))
 
 
 # Parts
@@ -178,14 +192,6 @@ def _percentiles(durations: list[float]) -> Mapping[str, float]:
 
 
 if __name__ == "__main__":
-    uvloop.run(
-        run_commands(
-            {
-                "throughput": throughput,
-                "latency": latency,
-                "coalescing": coalescing,
-                "fill": fill,
-                "release": release,
-            }
-        )
-    )
+    load = Load(Path(sys.argv[1]))
+    commands = (load.throughput, load.latency, load.coalescing, load.fill, load.release)
+    uvloop.run(run_commands({command.__name__: command for command in commands}))

@@ -39,7 +39,7 @@ def measure(repository: Path, names: Sequence[str], plan: Plan) -> Measurement:
     config = repository / "memory.toml"
     config.write_text(_CONFIG)
     totals, opened, replies = [], [], []
-    with Worker("benchmarks.load") as load:
+    with Worker("benchmarks.load", str(repository)) as load:
         for _ in range(plan.memory_repetitions):
             with EddyServer(repository, config) as server:
                 answer = load.ask(

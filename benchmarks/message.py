@@ -1,6 +1,6 @@
 """Messages of the load generator, built once and patched.
 
-Owns the bytes of step messages. Must not know connections or time. A step costs one vector addition and one copy, so
+Owns the bytes of requests. Must not know connections or time. A step costs one vector addition and one copy, so
 that the load generator takes as little as possible of the machine that the server needs.
 
 Dimension key: B rows, one session each; every message is one step (T = 1).
@@ -9,13 +9,16 @@ Dimension key: B rows, one session each; every message is one step (T = 1).
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.shape import INPUT, OUTPUT, Shape
-from eddy.v1 import contract_pb2, inference_pb2
+from benchmarks.values import draw_inputs, draw_sources
+from eddy.service.contract import Contract
+from eddy.service.ports import Port
+from eddy.v1 import inference_pb2
 
-# One request is in flight at a time, so one tag will do, and every reply has the same length.
+# One request is in flight at a time, so one tag will do.
 TAG = 1
 
 
@@ -23,12 +26,11 @@ class StepMessage:
     """The step request of B sessions, at rising positions.
 
     Args:
-        handles: uint64 [B]; seed: of the input values, standard normal float32 [B, 1, F].
+        handles: uint64 [B]; positions: int64 [B], where the sessions are; seed: of the input values.
     """
 
-    def __init__(self, shape: Shape, handles: np.ndarray, seed: int = 0) -> None:
+    def __init__(self, contract: Contract, handles: np.ndarray, positions: np.ndarray, seed: int = 0) -> None:
         num_rows = len(handles)
-        values = np.random.default_rng(seed).standard_normal((num_rows, 1, shape.features), np.float32)
         marker = os.urandom(8 * num_rows)
         request = inference_pb2.StreamRequest(
             tag=TAG,
@@ -36,14 +38,14 @@ class StepMessage:
                 handles=handles.astype("<u8").tobytes(),
                 positions=marker,
                 num_steps=1,
-                inputs=[_tensor(INPUT, values)],
+                inputs=tensors(contract.inputs, draw_inputs(contract, num_rows, seed)),
             ),
         )
         data = request.SerializeToString()
         self._buffer = bytearray(data)
-        # A view into the buffer. The first message wraps it around to position 0.
+        # A view into the buffer, one step behind: `next` raises it first.
         self._positions = np.frombuffer(self._buffer, "<u8", num_rows, data.index(marker))
-        self._positions[:] = np.uint64(2**64 - 1)
+        self._positions[:] = positions.astype(np.uint64) - np.uint64(1)
         self._one = np.uint64(1)
 
     def next(self) -> bytes:
@@ -52,19 +54,33 @@ class StepMessage:
         return bytes(self._buffer)
 
 
-def reply_bytes(shape: Shape, num_rows: int) -> int:
-    """Bytes of the reply to a step of B rows of which none is refused."""
-    values = np.zeros((num_rows, 1, shape.outputs), np.float32)
-    result = inference_pb2.StepResult(outputs=[_tensor(OUTPUT, values)])
+def open_message(contract: Contract, count: int, seed: int = 0) -> inference_pb2.OpenSessions:
+    """The request to open sessions, each with a source to read where the model wants one."""
+    message = inference_pb2.OpenSessions(model=contract.name, count=count)
+    if contract.is_primed:
+        sources, lengths = draw_sources(contract, count, seed)
+        message.prime.inputs.extend(tensors(contract.prime_inputs, sources))
+        message.prime.lengths = lengths.astype("<u4").tobytes()
+    return message
+
+
+def reply_sizes(contract: Contract, num_rows: int) -> frozenset[int]:
+    """Bytes that the reply to a step of B rows may have when none is refused: one a number of steps emitted."""
+    extra = max(port.extra_steps for port in contract.outputs)
+    return frozenset(_reply_bytes(contract, num_rows, steps) for steps in range(0 if contract.emits else 1, extra + 2))
+
+
+def _reply_bytes(contract: Contract, num_rows: int, num_steps: int) -> int:
+    values = [np.zeros((num_rows, num_steps, *port.shape), port.dtype) for port in contract.outputs]
+    result = inference_pb2.StepResult(outputs=tensors(contract.outputs, values))
+    if contract.emits:
+        result.emitted = bytes(8 * num_rows)
     return inference_pb2.StreamResponse(tag=TAG, step=result).ByteSize()
 
 
-def request_bytes(shape: Shape, num_rows: int) -> int:
-    """Bytes of the request for a step of B rows."""
-    return len(StepMessage(shape, np.zeros(num_rows, np.uint64)).next())
-
-
-def _tensor(name: str, values: np.ndarray) -> inference_pb2.Tensor:
-    return inference_pb2.Tensor(
-        name=name, dtype=contract_pb2.DATA_TYPE_FLOAT32, shape=values.shape, data=values.astype("<f4").tobytes()
-    )
+def tensors(ports: Sequence[Port], values: Sequence[np.ndarray]) -> list[inference_pb2.Tensor]:
+    """Values of ports as they travel."""
+    return [
+        inference_pb2.Tensor(name=port.name, dtype=port.wire_dtype, shape=array.shape, data=array.tobytes())
+        for port, array in zip(ports, values, strict=True)
+    ]

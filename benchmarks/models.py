@@ -29,15 +29,15 @@ _IR_VERSION = 8
 def write_repository(root: Path, shapes: Iterable[Shape] = tuple(SHAPES.values())) -> Path:
     """Writes models as `root/<name>/1/model.onnx`; returns `root`."""
     for shape in shapes:
-        path = model_path(root, shape)
+        path = model_path(root, shape.name)
         path.parent.mkdir(parents=True)
         onnx.save(build_model(shape), path)
     return root
 
 
-def model_path(root: Path, shape: Shape) -> Path:
-    """Where `write_repository` puts a model."""
-    return root / shape.name / "1" / "model.onnx"
+def model_path(root: Path, name: str) -> Path:
+    """Where a model's step graph lies in a repository."""
+    return root / name / "1" / "model.onnx"
 
 
 def build_model(shape: Shape, seed: int = 0) -> onnx.ModelProto:

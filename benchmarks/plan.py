@@ -19,6 +19,7 @@ class Plan:
         latency_blocks: blocks of `latency_block_steps` steps each, for Eddy and the echo alike.
         idle_sessions: sessions to open for their memory.
         memory_repetitions, ready_repetitions: of the measurements that start a server each.
+        family_repetitions: at most, of each of the many families.
     """
 
     repetitions: int = 7
@@ -31,6 +32,7 @@ class Plan:
     idle_sessions: int = 100_000
     memory_repetitions: int = 5
     ready_repetitions: int = 5
+    family_repetitions: int = 5
 
 
 QUICK = Plan(
@@ -42,4 +44,5 @@ QUICK = Plan(
     latency_blocks=4,
     memory_repetitions=1,
     ready_repetitions=2,
+    family_repetitions=2,
 )

@@ -34,7 +34,7 @@ def measure(repository: Path, names: Sequence[str], plan: Plan) -> Measurement:
     """`singles_cpu_ratio` and `coalescing_gain`, as asked for."""
     wants_ratio, wants_gain = "singles_cpu_ratio" in names, "coalescing_gain" in names
     answers: dict[str, Answers] = {"eddy": [], "echo": [], "coalesced": [], "shared eddy": [], "shared echo": []}
-    with EddyServer(repository) as eddy, EchoServer() as echo, Worker("benchmarks.load") as load:
+    with EddyServer(repository) as eddy, EchoServer() as echo, Worker("benchmarks.load", str(repository)) as load:
         servers: list[tuple[str, EddyServer | EchoServer]] = [("eddy", eddy)]
         if wants_ratio:
             servers.append(("echo", echo))

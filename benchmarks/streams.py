@@ -18,8 +18,9 @@ from google.protobuf.message import DecodeError
 
 from benchmarks.echo import METHOD as ECHO_METHOD
 from benchmarks.echo import REPLY_BYTES
-from benchmarks.message import StepMessage, reply_bytes
-from benchmarks.shape import Shape
+from benchmarks.message import StepMessage, open_message, reply_sizes
+from benchmarks.values import phases_of
+from eddy.service.contract import Contract
 from eddy.v1 import inference_pb2
 
 EDDY_METHOD = "/eddy.v1.InferenceService/Stream"
@@ -36,21 +37,21 @@ class Loop:
     """One stream and what it sends.
 
     Attributes:
-        call: the bidirectional call; expected_bytes: of every reply.
+        call: the bidirectional call; sizes: bytes that a reply may have.
         num_messages: answered so far; changed by `step` only.
     """
 
     call: Any
     message: StepMessage
-    expected_bytes: int
+    sizes: frozenset[int]
     num_messages: int = 0
 
     async def step(self) -> bytes:
         """One round trip."""
         await self.call.write(self.message.next())
         reply: bytes = await self.call.read()
-        if reply is grpc.aio.EOF or len(reply) != self.expected_bytes:
-            raise LoadError(f"expected a reply of {self.expected_bytes} bytes, got {_describe(reply)}")
+        if reply is grpc.aio.EOF or len(reply) not in self.sizes:
+            raise LoadError(f"expected a reply of {sorted(self.sizes)} bytes, got {_describe(reply)}")
         self.num_messages += 1
         return reply
 
@@ -64,14 +65,24 @@ def open_channel(target: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(target, options=options)
 
 
-async def open_sessions(call: Any, model: str, count: int) -> np.ndarray:
+async def open_sessions(call: Any, contract: Contract, count: int, seed: int = 0) -> np.ndarray:
     """Opens sessions on a stream; returns their handles, uint64 [count]."""
     handles = []
     for begin in range(0, count, _MAX_OPEN):
-        request = inference_pb2.OpenSessions(model=model, count=min(_MAX_OPEN, count - begin))
+        request = open_message(contract, min(_MAX_OPEN, count - begin), seed)
         response = await _exchange(call, inference_pb2.StreamRequest(open=request))
         handles.append(np.frombuffer(response.opened.handles, "<u8"))
     return np.concatenate(handles)
+
+
+async def begin_blocks(call: Any, contract: Contract, handles: np.ndarray) -> np.ndarray:
+    """Brings sessions that have taken no step to their phases; returns those, their positions now, int64 [B]."""
+    phases = phases_of(contract, len(handles))
+    for step in range(int(phases.max())):
+        mine = handles[phases > step]
+        message = StepMessage(contract, mine, np.full(len(mine), step))
+        await Loop(call, message, reply_sizes(contract, len(mine))).step()
+    return phases
 
 
 async def _exchange(call: Any, request: inference_pb2.StreamRequest) -> inference_pb2.StreamResponse:
@@ -84,16 +95,18 @@ async def _exchange(call: Any, request: inference_pb2.StreamRequest) -> inferenc
 
 @asynccontextmanager
 async def eddy_loops(
-    target: str, shape: Shape, num_streams: int, num_rows: int, one_connection: bool = False
+    target: str, contract: Contract, num_streams: int, num_rows: int, one_connection: bool = False
 ) -> AsyncIterator[list[Loop]]:
     """Streams with B sessions each on Eddy; the sessions are closed in the end."""
     channels = [open_channel(target) for _ in range(1 if one_connection else num_streams)]
     loops, columns = [], []
     for number in range(num_streams):
         call: Any = channels[number % len(channels)].stream_stream(EDDY_METHOD)()
-        handles = await open_sessions(call, shape.name, num_rows)
+        handles = await open_sessions(call, contract, num_rows, number)
+        positions = await begin_blocks(call, contract, handles)
         columns.append(handles)
-        loops.append(Loop(call, StepMessage(shape, handles, number), reply_bytes(shape, num_rows)))
+        message = StepMessage(contract, handles, positions, number)
+        loops.append(Loop(call, message, reply_sizes(contract, num_rows)))
     yield loops
     for loop, handles in zip(loops, columns, strict=True):
         close = inference_pb2.CloseSessions(handles=handles.tobytes())
@@ -105,16 +118,16 @@ async def eddy_loops(
 
 @asynccontextmanager
 async def echo_loops(
-    target: str, shape: Shape, num_streams: int, num_rows: int, one_connection: bool = False
+    target: str, contract: Contract, num_streams: int, num_rows: int, one_connection: bool = False
 ) -> AsyncIterator[list[Loop]]:
     """The same streams on the echo server."""
     channels = [open_channel(target) for _ in range(1 if one_connection else num_streams)]
-    size = reply_bytes(shape, num_rows)
+    [size] = reply_sizes(contract, num_rows)
     loops = []
     for number in range(num_streams):
         call: Any = channels[number % len(channels)].stream_stream(ECHO_METHOD)(metadata=((REPLY_BYTES, str(size)),))
-        message = StepMessage(shape, np.arange(num_rows, dtype=np.uint64), number)
-        loops.append(Loop(call, message, size))
+        message = StepMessage(contract, np.arange(num_rows, dtype=np.uint64), np.zeros(num_rows), number)
+        loops.append(Loop(call, message, frozenset([size])))
     yield loops
     for loop in loops:
         await loop.call.done_writing()
