@@ -7,6 +7,7 @@ One loop runs as many blocks as the row with the most completes; a row with fewe
 steps. A call that completes no block runs no layer.
 """
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -118,26 +119,25 @@ def _write_state_out(build: GraphBuilder, spec: BidirectionalSpec, name: str, pa
 
 
 def _write_outputs(build: GraphBuilder, spec: BidirectionalSpec, weights: Weights, hidden: str) -> None:
-    """The heads over [K, Nc, B, 2H], batch first, stretched to P + T steps and zero from `emitted` on."""
-    for name in ("block_frames", "batch", "stride"):
-        build.node("Unsqueeze", [name, build.shape(0)], f"{name}_axis")
-    build.node("Concat", ["block_frames_axis", "batch_axis", build.shape(2 * spec.hidden)], "hidden_shape", axis=0)
-    # Without a block the loop's output has no elements, and its other axes may be 0 as well: hence the explicit shape.
-    steps = build.node("Reshape", [hidden, "hidden_shape"], "block_steps", allowzero=1)
-    # The last blocks of a stream may reach past P + T steps, by Nc - 1 at most: stretch further, then cut.
-    build.node("Add", ["stride_axis", build.shape(spec.block_steps)], "stretched_axis")
-    build.node("Sub", ["stretched_axis", "block_frames_axis"], "missing_axis")
-    build.node("Concat", [build.shape(0, 0, 0, 0), "missing_axis", build.shape(0)], "padding", axis=0)
+    """The heads over [K, Nc, B, 2H], looked up batch first: [B, P + T, ...], zero from `emitted` on."""
+    # Row b's output number t is projected row t * B + b; what is not emitted is the row of zeros behind them all.
+    build.node("Mul", ["block_frames", "batch"], "num_rows")
     build.node("Range", [build.scalar(0), "stride", build.scalar(1)], "output_numbers")
+    build.node("Mul", ["output_numbers", "batch"], "output_starts")
+    build.node("Unsqueeze", ["rows", build.shape(1)], "row_column")
+    build.node("Add", ["output_starts", "row_column"], "output_places")
     build.node("Unsqueeze", [EMITTED, build.shape(1)], "emitted_column")
     build.node("Less", ["output_numbers", "emitted_column"], "is_emitted")
-    build.node("Unsqueeze", ["is_emitted", build.shape(2)], "is_emitted_wide")
+    build.node("Where", ["is_emitted", "output_places", "num_rows"], "output_index")
+    # Without a block the loop's output has no elements, and its other axes may be 0 as well: hence the explicit shape.
+    build.node("Unsqueeze", ["num_rows", build.shape(0)], "num_rows_axis")
+    build.node("Concat", ["num_rows_axis", build.shape(2 * spec.hidden)], "hidden_shape", axis=0)
+    steps = build.node("Reshape", [hidden, "hidden_shape"], "block_rows", allowzero=1)
     for head, name in zip(spec.heads, spec.projections, strict=True):
         projected = write_linear(build, name, steps, weights[f"{name}.weight"], weights[f"{name}.bias"])
-        turned = build.node("Transpose", [projected], f"{name}_rows", perm=[1, 0, 2])
-        stretched = build.node("Pad", [turned, "padding"], f"{name}_stretched")
-        cut = build.node("Slice", [stretched, build.shape(0), "stride_axis", build.shape(1)], f"{name}_cut")
-        build.node("Where", ["is_emitted_wide", cut, build.zero()], head.name)
+        nothing = build.constant(f"{name}_zeros", np.zeros((1, *head_shape(head)), np.float32))
+        padded = build.node("Concat", [projected, nothing], f"{name}_rows", axis=0)
+        build.node("Gather", [padded, "output_index"], head.name, axis=0)
 
 
 def _input_port(spec: BidirectionalSpec, name: str = "", steps: str | int = "T") -> onnx.ValueInfoProto:
