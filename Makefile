@@ -68,6 +68,7 @@ gpu-check: $(VENV)/.dev  ## laws and benchmarks on a GPU; says so where there is
 	$(BIN)/python -m benchmarks.gpu_check
 
 models: $(VENV)/.dev  ## train and export the shipped models again
+	$(BIN)/eddy data fetch
 	$(BIN)/eddy train --shipped
 
 protos: $(VENV)/.dev  ## generated code beside the .proto files

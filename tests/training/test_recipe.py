@@ -11,7 +11,7 @@ from eddy.training.tasks.series_data import SeriesSource
 
 Tables = dict[str, Any]
 
-SHIPPED = ["forecast-gru", "forecast-lstm", "text-gru", "text-lstm", "text-lstm-2layer", "text-rnn"]
+SHIPPED = ["forecast-gru", "forecast-lstm", "speech-gru", "text-gru", "text-lstm", "text-lstm-2layer", "text-rnn"]
 
 
 def test_shipped_recipes_load_by_name() -> None:
