@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import onnx
 import pytest
+from architectures import example, example_folder
 from google.protobuf import json_format
 from graphs import METADATA_KEY, Family, Start
 from loopback import Loopback, array, configure, detail_of, serve, tensor, until, write_model
@@ -21,7 +22,6 @@ from schedule import plain_graph
 
 from eddy.service.sampling import log_probabilities
 from eddy.v1 import contract_pb2, errors_pb2, generation_pb2, inference_pb2
-from examples import example, example_folder
 
 NAME = "translation-gru"
 MODEL: Family = example(NAME)
