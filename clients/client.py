@@ -27,7 +27,7 @@ from eddy.clients.session import Session, SessionGrant
 from eddy.clients.start import Prime, Primes, Start, States, start_of_many, start_of_one
 from eddy.clients.tensors import MESSAGE_OVERHEAD_BYTES, Sequences, Signature
 from eddy.clients.tls import Tls, open_channel
-from eddy.v1 import contract_pb2, inference_pb2, models_pb2, sessions_pb2
+from eddy.v1 import contract_pb2, generation_pb2, inference_pb2, models_pb2, sessions_pb2
 
 _Response = TypeVar("_Response", bound=Message)
 
@@ -299,7 +299,7 @@ class Client:
         timeout_seconds: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Generation:
-        r"""Text, or tokens, from a next-token model; the server samples. To be used within `async with`.
+        r"""Text, or tokens, from a next-token model or a translator, as it is drawn. To be used within `async with`.
 
         Example:
             async with client.generate("text-lstm", "The class ", max_tokens=200, stop="\n\n") as generation:
@@ -308,14 +308,15 @@ class Client:
 
         Args:
             model: for a new session; empty with `session`.
-            prompt: text, or token ids. A new session needs one token at least.
+            prompt: text, or token ids. A new session needs one token at least, but of a model with a start symbol.
             session: what to go on with: the `session` of a generation that kept its own; a `Session`, which is at its
                 new position afterwards and refuses steps meanwhile; or a session's id.
             timeout_seconds: how long the whole generation may take, no limit by default.
             options: see `GenerateOptions`.
 
         Raises:
-            InvalidInput: refused before anything is sent; other errors come when the block is entered or iterated.
+            InvalidInput: refused before anything is sent; other errors, those of `prime` and `initial_states` too, come
+                when the block is entered or iterated.
         """
         if bool(model) == (session is not None):
             received = f"model {model!r} and a session" if model else "neither model nor session"
@@ -326,7 +327,16 @@ class Client:
             method = self._open_channel().unary_stream("/eddy.v1.GenerationService/Generate")
             return method(data, timeout=timeout_seconds)
 
-        return Generation(Calls(begin, self.find_session, self.attach), request, session)
+        prime, states = options.get("prime"), options.get("initial_states")
+        if states is not None and prime is None:
+            prime = options.get("source")
+
+        async def prepare(request: generation_pb2.GenerateRequest) -> None:
+            # A source alone is encoded by the server.
+            if prime is not None or states is not None:
+                await self._write_start(request.open, partial(start_of_one, prime=prime, states=states))
+
+        return Generation(Calls(prepare, begin, self.find_session, self.attach), request, session)
 
     async def complete(
         self,
@@ -400,15 +410,16 @@ class Client:
                 stream.discard(opening.result().opened.handles)
             raise
 
-    async def _write_start(self, request: inference_pb2.OpenSessions, begin: Callable[[Signature], Start]) -> None:
+    async def _write_start(
+        self, request: inference_pb2.OpenSessions | generation_pb2.NewSession, begin: Callable[[Signature], Start]
+    ) -> None:
         """What the sessions begin with, by the contract of the version that is opened then."""
         served = await self._catalog.served(request.model, request.version)
         request.version = served.status.version
         begin(Signature(served.contract)).write(request)
         size, most = request.ByteSize() + MESSAGE_OVERHEAD_BYTES, served.limits.max_message_bytes
         if size > most:  # The server would end the stream, and with it everybody's.
-            received = f"{request.count} sessions, {size} bytes"
-            raise invalid("MESSAGE_TOO_LARGE", "prime, initial_states", received, f"at most {most} bytes a call")
+            raise invalid("MESSAGE_TOO_LARGE", "prime, initial_states", f"{size} bytes", f"at most {most} a call")
 
     def _add(self, stream: Connection, group: Group, grant: SessionGrant) -> Session:
         session = Session(stream, group, grant, self._track)

@@ -17,10 +17,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+import numpy as np
 
 from eddy.clients import pieces
 from eddy.clients.errors import Disconnected, EddyError, Fenced, ServerBusy, SessionEnded, from_rpc
-from eddy.clients.pieces import Finished, KeptSession, Piece, Started, Token
+from eddy.clients.pieces import Finished, Hypothesis, KeptSession, Piece, Started, Token
 from eddy.clients.session import Session
 from eddy.v1 import generation_pb2, sessions_pb2
 
@@ -42,6 +43,16 @@ class Completion:
     def __str__(self) -> str:
         return self.text
 
+    @property
+    def outputs(self) -> dict[str, np.ndarray]:
+        """The outputs that were asked for, [T, ...] each by its name: one of the tokens after the other."""
+        return pieces.stacked(self.tokens)
+
+    @property
+    def hypotheses(self) -> tuple[Hypothesis, ...]:
+        """Of a beam search all beams, best first."""
+        return self.finished.hypotheses
+
 
 # What a generation may go on with: a session that is stepped, one that a generation left, or an id.
 Continued = Session | KeptSession | bytes
@@ -52,10 +63,12 @@ class Calls:
     """What a generation needs of its client.
 
     Attributes:
+        prepare: puts what a new session begins with into the message, where that needs the model's contract.
         begin: begins the call for a message's bytes; find: what the server knows of a session, by its id; attach:
             takes a session over.
     """
 
+    prepare: Callable[[generation_pb2.GenerateRequest], Awaitable[None]]
     begin: Callable[[bytes], Any]
     find: Callable[[bytes], Awaitable[sessions_pb2.Session]]
     attach: Callable[[bytes], Awaitable[Session]]
@@ -67,7 +80,7 @@ class Generation:
     Made by `Client.generate`, not directly.
 
     Args:
-        calls: the client; request: all but the session; source: the session to go on with.
+        calls: the client; request: all but the session and what it begins with; source: the session to go on with.
     """
 
     def __init__(self, calls: Calls, request: generation_pb2.GenerateRequest, source: Continued | None) -> None:
@@ -113,6 +126,7 @@ class Generation:
 
     async def __aenter__(self) -> Self:
         assert self._call is None, "a generation is begun once"
+        await self._calls.prepare(self._request)
         await self._address()
         try:
             self._call = self._calls.begin(self._request.SerializeToString())

@@ -1,13 +1,19 @@
 """What a generation tells: pieces of text with their tokens, how it began, why it ended.
 
 Owns these records and their making from messages. Must not know calls or sessions.
+
+Dimension key: T tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+import numpy as np
+
+from eddy.clients.tensors import read_tensor
 from eddy.v1 import generation_pb2
 
 
@@ -26,11 +32,13 @@ class Token:
     Attributes:
         log_probability: natural logarithm, in the model's own distribution; None unless it was asked for.
         alternatives: the most likely ones, as many as were asked for.
+        outputs: the outputs that were asked for, [...] each by its name, of the step that the token was drawn from.
     """
 
     id: int
     log_probability: float | None
     alternatives: tuple[Alternative, ...]
+    outputs: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,11 @@ class Piece:
     def ids(self) -> list[int]:
         """The tokens' ids."""
         return [token.id for token in self.tokens]
+
+    @property
+    def outputs(self) -> dict[str, np.ndarray]:
+        """The outputs that were asked for, [T, ...] each by its name: one of the tokens after the other."""
+        return stacked(self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +82,8 @@ class FinishReason(StrEnum):
 
     MAX_TOKENS = "max_tokens"
     STOP = "stop"
+    # The model drew the symbol that ends its output, which is no part of the text.
+    END = "end"
     # The server is shutting down.
     DRAINING = "draining"
     # One that this client does not know.
@@ -76,10 +91,24 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """One beam of a search.
+
+    Attributes:
+        log_probability: natural logarithm of the probability of all tokens, the end symbol included.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    log_probability: float
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """What the server says last.
 
     Attributes:
+        hypotheses: of a beam search, all beams, best first.
         stop: the stop string that ended it, else empty.
         next_position: where the session stands.
         session_kept: the session is still open.
@@ -90,6 +119,7 @@ class Finished:
     num_tokens: int
     next_position: int
     session_kept: bool
+    hypotheses: tuple[Hypothesis, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +146,17 @@ def piece(message: generation_pb2.GeneratedTokens) -> Piece:
             token.id,
             token.log_probability if token.HasField("log_probability") else None,
             tuple(Alternative(other.id, other.log_probability) for other in token.alternatives),
+            {tensor.name: read_tensor(tensor)[0, 0] for tensor in token.outputs},
         )
         for token in message.tokens
     )
     return Piece(message.text, tokens)
+
+
+def stacked(tokens: Sequence[Token]) -> dict[str, np.ndarray]:
+    """The outputs of tokens, [T, ...] each by its name."""
+    names = tokens[0].outputs if tokens else ()
+    return {name: np.stack([token.outputs[name] for token in tokens]) for name in names}
 
 
 def started(message: generation_pb2.GenerationStarted) -> Started:
@@ -138,6 +175,7 @@ def started(message: generation_pb2.GenerationStarted) -> Started:
 _REASONS = {
     generation_pb2.GenerationFinished.REASON_MAX_TOKENS: FinishReason.MAX_TOKENS,
     generation_pb2.GenerationFinished.REASON_STOP: FinishReason.STOP,
+    generation_pb2.GenerationFinished.REASON_END: FinishReason.END,
     generation_pb2.GenerationFinished.REASON_DRAINING: FinishReason.DRAINING,
 }
 
@@ -150,4 +188,5 @@ def finished(message: generation_pb2.GenerationFinished) -> Finished:
         message.num_tokens,
         message.next_position,
         message.session_kept,
+        tuple(Hypothesis(tuple(each.ids), each.text, each.log_probability) for each in message.hypotheses),
     )

@@ -146,10 +146,8 @@ class Signature:
 
     def read(self, tensors: Sequence[inference_pb2.Tensor]) -> list[np.ndarray]:
         """Writable arrays of a response's outputs, [B, T, ...] or [T, ...], in the contract's order."""
-        return [
-            np.frombuffer(tensor.data, spec.dtype).reshape(tuple(tensor.shape)).copy()
-            for spec, tensor in zip(self.outputs, tensors, strict=True)
-        ]
+        assert len(tensors) == len(self.outputs), "every output of the contract is answered"
+        return [read_tensor(tensor) for tensor in tensors]
 
     def by_name(self, arrays: Sequence[np.ndarray]) -> Outputs:
         """Every output by its name."""
@@ -184,6 +182,11 @@ class Signature:
         num_outputs = num_steps + self._extra_steps
         wanted = sum(spec.dtype.itemsize * prod(spec.shape) for spec in self.outputs) * num_outputs
         return max(given, -(-wanted // 4))
+
+
+def read_tensor(message: inference_pb2.Tensor) -> np.ndarray:
+    """A writable array."""
+    return np.frombuffer(message.data, _DTYPES[message.dtype]).reshape(tuple(message.shape)).copy()
 
 
 def write_tensor(message: inference_pb2.Tensor, spec: TensorSpec, array: np.ndarray) -> None:

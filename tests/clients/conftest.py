@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from graphs import PortSpec, family
 from loopback import write_model
-from toys import write_ahead, write_primed
+from toys import write_ahead, write_primed, write_translator
 
 
 @pytest.fixture(scope="session")
@@ -38,4 +38,13 @@ def primed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(root, "history")
     write_primed(root)
     write_primed(root, "primed-characters", "character", has_unknown=False)
+    return root
+
+
+@pytest.fixture(scope="session")
+def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`translator`, which reads a source and writes until its end symbol, and `token-gru`, which does neither."""
+    root = tmp_path_factory.mktemp("translator")
+    write_translator(root)
+    write_model(root, "token-gru")
     return root

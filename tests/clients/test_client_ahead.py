@@ -2,18 +2,18 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loopback import PATIENCE_SECONDS, configure, serve, until
+from loopback import configure, until
 from toys import LOOK_AHEAD
 from wire import connected, run, spelled
 
 from eddy import SyncClient
 from eddy.clients.errors import BatchError, InvalidInput, OutOfOrder
+from examples.server import ServerProcess
 
 
 def test_a_step_gives_what_the_model_has_emitted(ahead: Path) -> None:
@@ -274,31 +274,14 @@ def test_whole_sequences_are_answered_at_once(ahead: Path) -> None:
 
 def test_the_synchronous_face(ahead: Path) -> None:
     """Sessions and batches of blocking code do the same."""
-
-    def stream(target: str) -> dict[str, Any]:
-        with SyncClient(target) as client:
-            with client.session("ahead") as session:
-                told = {"step": session.step([1, 2, 3, 4]), "flush": session.flush()}
-                session.step([5, 6])
-                told["outputs"] = session.flush_outputs()["y"]
-            with client.batch("ahead", 2) as batch:
-                told["ragged"] = batch.step_ragged([[1, 2, 3, 4], [5, 6, 7, 8]])[1]
-                told["named"] = batch.step_ragged_outputs([[5], [9]])["y"][1]
-                told["ends"] = batch.flush(rows=[1])[0]
-                told["named ends"] = batch.flush_outputs()["y"][0]
-        return {name: values.tolist() for name, values in told.items()}
-
-    async def scenario() -> None:
-        async with serve(configure(ahead)) as loopback, asyncio.timeout(PATIENCE_SECONDS):
-            told = await asyncio.to_thread(stream, f"127.0.0.1:{loopback.server.port}")
-            assert told == {
-                "step": [1],
-                "flush": [12, 123, 1234],
-                "outputs": [5, 56],
-                "ragged": [5],
-                "named": [56],
-                "ends": [567, 5678, 56789],
-                "named ends": [123, 1234, 12345],
-            }
-
-    run(scenario())
+    with ServerProcess(ahead) as server, SyncClient(server.target) as client:
+        with client.session("ahead") as session:
+            assert session.step([1, 2, 3, 4]).tolist() == [1]
+            assert session.flush().tolist() == [12, 123, 1234]
+            session.step([5, 6])
+            assert session.flush_outputs()["y"].tolist() == [5, 56]
+        with client.batch("ahead", 2) as batch:
+            assert batch.step_ragged([[1, 2, 3, 4], [5, 6, 7, 8]])[1].tolist() == [5]
+            assert batch.step_ragged_outputs([[5], [9]])["y"][1].tolist() == [56]
+            assert batch.flush(rows=[1])[0].tolist() == [567, 5678, 56789]
+            assert batch.flush_outputs()["y"][0].tolist() == [123, 1234, 12345]

@@ -1,13 +1,12 @@
 """What sessions begin with: sources that a model reads first, as text or numbers, and states of their own."""
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from loopback import PATIENCE_SECONDS, configure, serve
+from loopback import configure
 from toys import MAX_PRIME_STEPS, PIECES, spelled_source
 from wire import connected, run, spelled
 
@@ -15,6 +14,7 @@ from eddy import SyncClient
 from eddy.clients.errors import InvalidInput, NotFound
 from eddy.clients.vocabulary import Encoder
 from eddy.v1 import contract_pb2
+from examples.server import ServerProcess
 
 # By the ids of `PIECES`.
 _ENCODED = [
@@ -248,22 +248,12 @@ def test_models_that_read_no_text(vocabulary: contract_pb2.Vocabulary) -> None:
 
 def test_the_synchronous_face(primed: Path) -> None:
     """Blocking code opens and infers with sources and states likewise."""
-
-    def stream(target: str) -> list[Any]:
-        with SyncClient(target) as client:
-            with client.session("primed", prime="12") as session:
-                told: list[Any] = [int(session.step(3))]
-            with client.batch("primed", 2, prime=[[1], [2, 3]]) as batch:
-                told.append(batch.step([4, 4]).tolist())
-            with client.session("history", initial_states={"history": 4}) as session:
-                told.append(int(session.step(2)))
-            told.append(client.infer("primed", [[5]], prime=[[4]])[0].tolist())
-            told.append(client.infer_outputs("history", [[5]], initial_states={"history": [1]})["y"][0].tolist())
-        return told
-
-    async def scenario() -> None:
-        async with serve(configure(primed)) as loopback, asyncio.timeout(PATIENCE_SECONDS):
-            told = await asyncio.to_thread(stream, f"127.0.0.1:{loopback.server.port}")
-            assert told == [10 * PIECES.index("12") + 3, [14, 234], 42, [45], [15]]
-
-    run(scenario())
+    with ServerProcess(primed) as server, SyncClient(server.target) as client:
+        with client.session("primed", prime="12") as session:
+            assert session.step(3) == 10 * PIECES.index("12") + 3
+        with client.batch("primed", 2, prime=[[1], [2, 3]]) as batch:
+            assert batch.step([4, 4]).tolist() == [14, 234]
+        with client.session("history", initial_states={"history": 4}) as session:
+            assert session.step(2) == 42
+        assert client.infer("primed", [[5]], prime=[[4]])[0].tolist() == [45]
+        assert client.infer_outputs("history", [[5]], initial_states={"history": [1]})["y"][0].tolist() == [15]

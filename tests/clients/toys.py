@@ -1,17 +1,19 @@
 """Models whose answers spell a session's history, for what `history` cannot show: looking ahead, and reading first.
 
-Owns two graphs built of ONNX operators. Must not know clients or servers.
+Owns two graphs of ONNX operators, and the vocabulary of an untrained translator. Must not know clients or servers.
 
 Dimension key: B batch, T steps, S source steps, R steps of look-ahead.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
+from architectures import example_folder
 from google.protobuf import json_format
 from graphs import IR_VERSION, METADATA_KEY, OPSET
 from onnx import TensorProto, helper, numpy_helper
@@ -24,6 +26,10 @@ _INT, _BOOL = TensorProto.INT64, TensorProto.BOOL
 # The primed models' sources, as text: digits, a space, some digits at once, and a symbol for anything else.
 PIECES = ("?", "\u2402", "\u2403", "\u2581", *"123456789", "12", "\u25811", "\u25811234", "34")
 UNKNOWN, START, END = 0, 1, 2
+# Symbols of the translator, as many as it has.
+TRANSLATED = (*PIECES[:4], *"abcdef", "ab", "abc", "\u2581c", "de", "ef", "f\u2581", "cd")
+# What ends its text: a symbol that it often writes.
+TRANSLATION_END = 14
 
 
 def write_ahead(repository: Path, name: str = "ahead", values: tuple[int, int] | None = None) -> None:
@@ -69,6 +75,22 @@ def write_primed(repository: Path, name: str = "primed", unit: str = "piece", *,
         vocabulary.unknown_id = UNKNOWN
     _write(repository, contract, "model.onnx", _history(["history"], ["history_next", "y"]))
     _write(repository, contract, "prime.onnx", _prime())
+
+
+def write_translator(repository: Path) -> None:
+    """`translator`: an untrained one whose symbols, read and written, are `TRANSLATED`."""
+    folder = repository / "translator" / "1"
+    shutil.copytree(example_folder("translation-gru"), folder)
+    model = onnx.load(folder / "model.onnx")
+    [entry] = [entry for entry in model.metadata_props if entry.key == METADATA_KEY]
+    contract = json_format.Parse(entry.value, contract_pb2.ModelContract())
+    contract.name = "translator"
+    for vocabulary in (contract.vocabulary, contract.source_vocabulary):
+        vocabulary.symbols[:] = TRANSLATED
+        vocabulary.unit, vocabulary.unknown_id = "piece", UNKNOWN
+    contract.vocabulary.start_id, contract.vocabulary.end_id = START, TRANSLATION_END
+    entry.value = json_format.MessageToJson(contract, preserving_proto_field_name=True)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
 
 
 def spelled_source(ids: Sequence[int]) -> int:
