@@ -41,10 +41,11 @@ GRIDS = [
 
 
 def spec_of(
-    cell: str, layers: int, given_input: TokenInput | FeatureInput, block: int, ahead: int
+    cell: str, layers: int, given_input: TokenInput | FeatureInput, block: int, ahead: int, *, is_learned: bool = False
 ) -> BidirectionalSpec:
     """A small specification with a plain head."""
-    return BidirectionalSpec(cell, layers, 9, given_input, (LinearHead(3),), 0.0, block, ahead)
+    heads = (LinearHead(3),)
+    return BidirectionalSpec(cell, layers, 9, given_input, heads, 0.0, block, ahead, learned_state=is_learned)
 
 
 def model_of(spec: BidirectionalSpec) -> BidirectionalModel:
@@ -212,6 +213,30 @@ def test_exported_look_ahead_that_covers_the_sequence_is_exact(cell: str, tmp_pa
     streamed, whole = runtime.run(inputs, 1)["y"], runtime.run_whole(inputs)["y"]
     assert np.abs(streamed - whole).max() <= PARITY
     assert np.abs(whole - exact(model_of(spec), inputs["tokens"])).max() <= PARITY
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_learned_states_stand_at_both_ends(cell: str, tmp_path: Path) -> None:
+    """They change the answers, streams begin with them and go back to them, and they are trained."""
+    spec = spec_of(cell, 2, TOKENS, 3, 8, is_learned=True)
+    runtime, model = write(spec, tmp_path), model_of(spec)
+    begun = runtime.start(1)
+    for name in spec.hidden_names:
+        assert np.array_equal(begun[name][0], model.get_parameter(f"initial_{name}")[0].detach().numpy())
+    inputs = draw_inputs(runtime.contract, 3, 20)
+    x, lengths = inputs["tokens"], np.full(3, 20)
+    assert np.abs(runtime.run(inputs, 2)["y"] - controlled(model, x, lengths)).max() <= PARITY
+    whole = exact(model, x)
+    assert np.abs(runtime.run_whole(inputs)["y"] - whole).max() <= PARITY
+    model(torch.from_numpy(x))["y"].square().sum().backward()
+    for name in spec.hidden_names:
+        gradient = model.get_parameter(f"initial_{name}").grad
+        assert gradient is not None
+        # In every layer, forwards and backwards.
+        assert (gradient.abs().amax(-1) > 0).all()
+        with torch.no_grad():
+            model.get_parameter(f"initial_{name}").zero_()
+    assert np.abs(exact(model, x)[:, [0, -1]] - whole[:, [0, -1]]).min(axis=-1).max() > 1e-3
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

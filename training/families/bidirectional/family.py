@@ -45,6 +45,9 @@ class BidirectionalFamily:
         for state in spec.hidden_names:
             meaning = f"{_MEANINGS[state]} of every layer at the last block's end"
             _add_state(contract, state, pb.DATA_TYPE_FLOAT32, [spec.layers, spec.hidden], meaning)
+            if spec.learned_state:
+                value = model.get_parameter(f"initial_{state}")[0].detach().cpu().numpy()
+                contract.states[-1].initial.data = value.astype("<f4").tobytes()
         return contract
 
     def graphs(self, model: BidirectionalModel) -> dict[str, onnx.ModelProto]:
@@ -79,6 +82,9 @@ class BidirectionalFamily:
             "bidirectional-lstm": BidirectionalSpec("lstm", 1, 12, tokens, letters, 0.0, 4, 6),
             "bidirectional-gru-stacked": BidirectionalSpec("gru", 2, 10, values, (LinearHead(3),), 0.1, 5, 2),
             "bidirectional-lstm-stacked": BidirectionalSpec("lstm", 3, 8, values, answers, 0.1, 1, 3),
+            "bidirectional-learned-state": BidirectionalSpec(
+                "lstm", 2, 8, tokens, letters, 0.0, 3, 4, learned_state=True
+            ),
             "bidirectional-gru-without-look-ahead": BidirectionalSpec("gru", 1, 12, tokens, letters, 0.0, 3, 0),
         }
 

@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from eddy.training.builder import GraphBuilder, booleans, floats, integers
 from eddy.training.families.bidirectional.frames import write_aligned, write_counts, write_pending
-from eddy.training.families.bidirectional.layer import write_whole_layer, write_window_layer
+from eddy.training.families.bidirectional.layer import write_initial, write_whole_layer, write_window_layer
 from eddy.training.families.bidirectional.model import BidirectionalModel
 from eddy.training.families.bidirectional.spec import COUNT, EMITTED, FLUSH, LENGTH, PENDING, BidirectionalSpec
 from eddy.training.families.nodes import Weights, weights_of, write_features, write_head, write_input, write_linear
@@ -24,6 +24,7 @@ def build_whole_graph(model: BidirectionalModel) -> onnx.ModelProto:
     """The exact model over whole sequences of equal length: input [B, T, ...] -> outputs [B, T, ...], no states."""
     spec, weights, build = model.spec, weights_of(model), GraphBuilder("whole")
     steps = write_input(build, spec.input, weights)
+    build.node("Gather", [build.node("Shape", [spec.input.name], "input_shape"), build.scalar(0)], "batch")
     for layer in range(spec.layers):
         steps = write_whole_layer(build, spec, weights, layer, steps)
     for head, name in zip(spec.heads, spec.projections, strict=True):
@@ -45,7 +46,7 @@ def build_step_graph(model: BidirectionalModel) -> onnx.ModelProto:
     befores = {name: _write_state_in(build, spec, name) for name in spec.hidden_names}
     hidden, afters = _write_loop(build, spec, weights, steps, befores)
     for name, parts in afters.items():
-        _write_state_out(build, spec, name, parts)
+        _write_state_out(build, spec, weights, name, parts)
     _write_outputs(build, spec, weights, hidden)
     return build.model(*_ports(spec))
 
@@ -75,7 +76,9 @@ def _write_loop(
     after: dict[tuple[str, int], str] = {}
     for layer in range(spec.layers):
         carried = {name: f"{name}_{layer}_carried" for name in befores}
-        x, ends = write_window_layer(body, spec, weights, layer, x, carried)
+        # The same in every block, so they are made outside.
+        begin = write_initial(build, spec, weights, layer, (1,))
+        x, ends = write_window_layer(body, spec, weights, layer, x, carried, begin)
         after |= {(name, layer): end for name, end in ends.items()}
     body.node("Identity", ["go"], "go_on")
     # 2. Its ports, in the order that the operator wants: number, condition, states; condition, states, scanned outputs.
@@ -110,12 +113,17 @@ def _write_lengths(body: GraphBuilder, spec: BidirectionalSpec) -> None:
         body.node("Cast", [count], f"{name}_steps", to=TensorProto.INT32)
 
 
-def _write_state_out(build: GraphBuilder, spec: BidirectionalSpec, name: str, parts: list[str]) -> None:
-    """[1, B, H] per layer -> [B, L, H] under the name `<name>_next`; zeros where the stream ends."""
+def _write_state_out(
+    build: GraphBuilder, spec: BidirectionalSpec, weights: Weights, name: str, parts: list[str]
+) -> None:
+    """[1, B, H] per layer -> [B, L, H] under the name `<name>_next`; the initial values where the stream ends."""
     rows = [build.node("Reshape", [part, build.shape(-1, 1, spec.hidden)], f"{part}_rows") for part in parts]
     after = build.node("Concat", rows, f"{name}_after", axis=1)
     ended = build.node("Unsqueeze", [FLUSH, build.shape(1, 2)], f"{name}_ends")
-    build.node("Where", [ended, build.zero(), after], f"{name}_next")
+    initial = build.zero()
+    if spec.learned_state:
+        initial = build.constant(f"initial_{name}", weights[f"initial_{name}"][0])
+    build.node("Where", [ended, initial, after], f"{name}_next")
 
 
 def _write_outputs(build: GraphBuilder, spec: BidirectionalSpec, weights: Weights, hidden: str) -> None:

@@ -5,7 +5,8 @@ own steps and the R steps of look-ahead that follow, fewer where the sequence en
 
 * the forward direction enters the block with the state that it had at the previous block's end, reads the block, whose
   end state is carried on, and reads on over the look-ahead, from where no state is kept;
-* the backward direction begins with zeros at the window's end and reads to the block's first step;
+* the backward direction begins anew at the window's end, with zeros or its learned state, and reads to the block's
+  first step;
 * the next layer reads this layer's outputs, of both directions, over the whole window.
 
 The block's own outputs of the last layer are emitted. (Zhang et al., "Highway Long Short-Term Memory RNNs for Distant
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from eddy.training.families.bidirectional.model import BidirectionalModel, turn
+from eddy.training.families.bidirectional.model import BidirectionalModel, as_hidden, turn
 from eddy.training.families.family import Outputs, State
 
 
@@ -41,7 +42,7 @@ def run_latency_controlled(
     block, ahead = spec.block_steps, spec.look_ahead_steps
     blocks = -(-lengths // block) if is_end else ((lengths - ahead) // block).clamp(min=0)
     emitted = torch.minimum(blocks * block, lengths)
-    carried = [_zeros(model, len(x)) for _ in range(spec.layers)]
+    carried = [tuple(s.clone() for s in model.initial_state(0, layer, len(x))) for layer in range(spec.layers)]
     hidden = torch.zeros(*x.shape[:2], 2 * spec.hidden)
     steps = model.features(x)
     for first in range(0, int(emitted.max()) if len(x) else 0, block):
@@ -71,18 +72,13 @@ def _run_layer(model: BidirectionalModel, layer: int, x: Tensor, window: Tensor,
     if len(further):
         kept = tuple(s[further] for s in after)
         y[further, block:], _ = _read(ahead, x[further, block:], window[further] - block, kept)
-    z, _ = _read(back, turn(x, window), window, _zeros(model, len(x)))
+    z, _ = _read(back, turn(x, window), window, model.initial_state(1, layer, len(x)))
     return torch.cat([y, turn(z, window)], dim=-1), after
-
-
-def _zeros(model: BidirectionalModel, batch: int) -> State:
-    return tuple(torch.zeros(batch, model.spec.hidden) for _ in model.spec.hidden_names)
 
 
 def _read(layer: nn.Module, x: Tensor, lengths: Tensor, before: State) -> tuple[Tensor, State]:
     """Run [B, T, width] rows of 1 to T steps from states [B, H]; outputs [B, T, H] and each row's end state."""
     packed: PackedSequence = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-    states = tuple(s[None] for s in before)
-    y, after = layer(packed, states if len(states) > 1 else states[0])
+    y, after = layer(packed, as_hidden(before))
     after = after if isinstance(after, tuple) else (after,)
     return pad_packed_sequence(y, batch_first=True, total_length=x.shape[1])[0], tuple(s[0] for s in after)

@@ -15,19 +15,27 @@ _MODULES = {"forward": ("forwards",), "reverse": ("backwards",), "bidirectional"
 
 
 def write_whole_layer(build: GraphBuilder, spec: BidirectionalSpec, weights: Weights, layer: int, x: str) -> str:
-    """One layer over whole sequences from zeros on: [T, B, width] -> [T, B, 2H]."""
-    y = _write_cells(build, spec, weights, layer, "bidirectional", [x])
+    """One layer over whole sequences from its initial state on: [T, B, width] -> [T, B, 2H]. Reads `batch`."""
+    begin = write_initial(build, spec, weights, layer, (0, 1))
+    y = _write_cells(build, spec, weights, layer, "bidirectional", [x, "", *begin] if begin else [x])
     # [T, D, B, H]: the two directions of a step come to stand side by side.
     turned = build.node("Transpose", [y], f"turned_{layer}", perm=[0, 2, 1, 3])
     return build.node("Reshape", [turned, build.shape(0, 0, 2 * spec.hidden)], f"hidden_{layer}")
 
 
 def write_window_layer(
-    body: GraphBuilder, spec: BidirectionalSpec, weights: Weights, layer: int, x: str, before: dict[str, str]
+    body: GraphBuilder,
+    spec: BidirectionalSpec,
+    weights: Weights,
+    layer: int,
+    x: str,
+    before: dict[str, str],
+    begin: list[str],
 ) -> tuple[str, dict[str, str]]:
     """One layer over a window, as `latency` defines it.
 
-    x: [W, B, width], W = Nc + R. before: the forward states [1, B, H]. Reads `own_steps`, `ahead_steps`,
+    x: [W, B, width], W = Nc + R. before: the forward states [1, B, H]. begin: the backward ones, as `write_initial`
+    gives them. Reads `own_steps`, `ahead_steps`,
     `window_steps` int32 [B] and `has_block_wide` bool [1, B, 1]. Returns [W, B, 2H], of the last layer [Nc, B, 2H],
     and the states at the block's end.
     """
@@ -46,7 +54,7 @@ def write_window_layer(
         further = _write_cells(body, spec, weights, layer, "forward", inputs, name="_ahead")
         forward = body.node("Concat", [forward, further], f"forward_{layer}", axis=0)
     # 3. Backward from the window's end.
-    backward = _write_cells(body, spec, weights, layer, "reverse", [x, "window_steps"])
+    backward = _write_cells(body, spec, weights, layer, "reverse", [x, "window_steps", *begin])
     if has_ahead and is_last:
         backward = _cut(body, backward, 0, block, f"backward_{layer}")
     # 4. Both, [W, 1, B, H] each. The operator gives rows of no steps a state of zeros: they keep theirs.
@@ -56,6 +64,20 @@ def write_window_layer(
         for name, end in ends.items()
     }
     return body.node("Squeeze", [both, body.shape(1)], f"hidden_{layer}"), after
+
+
+def write_initial(
+    build: GraphBuilder, spec: BidirectionalSpec, weights: Weights, layer: int, directions: tuple[int, ...]
+) -> list[str]:
+    """Learned initial states of a layer, [D, B, H] each, for B rows as `batch` says; none where they are zeros."""
+    if not spec.learned_state:
+        return []
+    label = f"{layer}_" + "_".join(map(str, directions))
+    build.node("Unsqueeze", ["batch", build.shape(0)], f"batch_axis_{label}")
+    build.node("Concat", [build.shape(1), f"batch_axis_{label}", build.shape(1)], f"initial_axes_{label}", axis=0)
+    values = {name: weights[f"initial_{name}"][list(directions), layer][:, None] for name in spec.hidden_names}
+    constants = [build.constant(f"initial_{name}_{label}", value) for name, value in values.items()]
+    return [build.node("Expand", [name, f"initial_axes_{label}"], f"{name}_rows") for name in constants]
 
 
 def _cut(body: GraphBuilder, x: str, start: int, stop: int, name: str) -> str:

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from eddy.training.families.bidirectional.spec import BidirectionalSpec
-from eddy.training.families.family import Model, Outputs
+from eddy.training.families.family import Model, Outputs, State
 from eddy.training.families.projection import build_projection
 from eddy.training.spec import FeatureInput, TokenInput
 
 CELL_MODULES: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
+
+# A learned initial state begins as small numbers, so that units differ from the first step on.
+_INITIAL_DEVIATION = 0.1
 
 
 class BidirectionalModel(Model):
@@ -38,6 +41,9 @@ class BidirectionalModel(Model):
         self.forwards = nn.ModuleList(cell(width, spec.hidden, batch_first=True) for width in widths)
         self.backwards = nn.ModuleList(cell(width, spec.hidden, batch_first=True) for width in widths)
         self.dropout = nn.Dropout(spec.dropout)
+        for name in spec.hidden_names if spec.learned_state else ():
+            value = torch.randn(2, spec.layers, spec.hidden) * _INITIAL_DEVIATION
+            self.register_parameter(f"initial_{name}", nn.Parameter(value))
         for head, name in zip(spec.heads, spec.projections, strict=True):
             self.add_module(name, build_projection(head, spec.input, 2 * spec.hidden))
 
@@ -51,11 +57,23 @@ class BidirectionalModel(Model):
         y = self.features(x)
         for layer in range(self.spec.layers):
             y = self.dropout(y) if layer else y
-            ahead, _ = self.forwards[layer](y)
+            ahead, _ = self.forwards[layer](y, self.begin(0, layer, len(x)))
             # Padding comes last in either direction, so that no valid step ever reads it.
-            back, _ = self.backwards[layer](turn(y, lengths))
+            back, _ = self.backwards[layer](turn(y, lengths), self.begin(1, layer, len(x)))
             y = torch.cat([ahead, turn(back, lengths)], dim=-1)
         return self.project(y)
+
+    def initial_state(self, direction: int, layer: int, batch: int) -> State:
+        """What a layer's forward (0) or backward (1) direction begins with, [B, H] per state: zeros, or learned."""
+        shape = (batch, self.spec.hidden)
+        if not self.spec.learned_state:
+            return tuple(next(self.parameters()).new_zeros(shape) for _ in self.spec.hidden_names)
+        names = [f"initial_{name}" for name in self.spec.hidden_names]
+        return tuple(self.get_parameter(name)[direction, layer].expand(shape) for name in names)
+
+    def begin(self, direction: int, layer: int, batch: int) -> Tensor | State:
+        """The same as torch's recurrent modules take it, [1, B, H] each."""
+        return as_hidden(self.initial_state(direction, layer, batch))
 
     def read(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> Outputs:
         """See `Model`; the backward direction begins at each row's own end."""
@@ -75,6 +93,12 @@ class BidirectionalModel(Model):
         y = self.dropout(y)
         named = zip(self.spec.heads, self.spec.projections, strict=True)
         return {head.name: self.get_submodule(name)(y) for head, name in named}
+
+
+def as_hidden(states: State) -> Tensor | State:
+    """[B, H] states as torch's recurrent modules take them: [1, B, H], a pair for an LSTM."""
+    turned = tuple(state[None].contiguous() for state in states)
+    return turned if len(turned) > 1 else turned[0]
 
 
 def turn(x: Tensor, lengths: Tensor | None = None) -> Tensor:

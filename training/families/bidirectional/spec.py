@@ -35,7 +35,7 @@ class BidirectionalSpec:
 
     cell: one of CELLS. layers: L. hidden: H, units per layer and direction. dropout: share of units dropped after
     every layer while training. block_steps, look_ahead_steps: Nc and R. The weights do not depend on them, so they are
-    chosen at export (`on_grid`).
+    chosen at export (`on_grid`). learned_state: the states that both directions begin with are trained.
     """
 
     kind: ClassVar[str] = KIND
@@ -48,6 +48,7 @@ class BidirectionalSpec:
     dropout: float = 0.0
     block_steps: int = BLOCK_STEPS
     look_ahead_steps: int = LOOK_AHEAD_STEPS
+    learned_state: bool = False
 
     def __post_init__(self) -> None:
         require(self.cell in CELLS, "cell", self.cell, f"one of {', '.join(CELLS)}")
@@ -113,6 +114,8 @@ class BidirectionalArchitecture:
     # The grid on which `eddy export` lets the model stream unless it is told another one.
     block_steps: int = BLOCK_STEPS
     look_ahead_steps: int = LOOK_AHEAD_STEPS
+    # Sequences begin and end with trained states instead of zeros.
+    learned_state: bool = False
 
     def __post_init__(self) -> None:
         require(self.cell in CELLS, "model.cell", self.cell, f"one of {', '.join(CELLS)}")
@@ -126,4 +129,6 @@ class BidirectionalArchitecture:
         if isinstance(given, TokenInput):
             given = TokenInput(given.vocabulary_size, self.embedding)
         grid = self.block_steps, self.look_ahead_steps
-        return BidirectionalSpec(self.cell, self.layers, self.hidden, given, heads, self.dropout, *grid)
+        return BidirectionalSpec(
+            self.cell, self.layers, self.hidden, given, heads, self.dropout, *grid, learned_state=self.learned_state
+        )
