@@ -21,6 +21,7 @@ from eddy.training.location import CHECKPOINT_FILE, MODELS, RUNS, find_model, fi
 from eddy.training.recipe import Recipe, load_recipe, shipped_recipes
 from eddy.training.stop import Stop
 from eddy.training.tasks.registry import BASELINES
+from eddy.v1 import contract_pb2 as pb
 
 if TYPE_CHECKING:  # `plot` loads ONNX Runtime, which other actions do without.
     from eddy.training.chart import Chart
@@ -225,7 +226,13 @@ def _chart_model(arguments: argparse.Namespace) -> "tuple[Chart, list[Surprise]]
 
     path = find_model(arguments.model)
     data = find_data(path, arguments.data)
-    if read_contract(path).vocabulary.symbols:
+    contract = read_contract(path)
+    if contract.task == pb.TASK_CLASSIFICATION and not contract.vocabulary.symbols:
+        from eddy.training.class_plot import chart_classes
+
+        _refuse_options(arguments, ("horizon", "steps"), "a model of classes")
+        return chart_classes(path, data, arguments.target, arguments.start or 0), []
+    if contract.vocabulary.symbols:
         _refuse_options(arguments, ("target", "horizon", "start", "steps"), "a text model")
         return chart_text(path, data), read_surprise(path, data)
     steps = FORECAST_STEPS if arguments.steps is None else arguments.steps

@@ -16,8 +16,8 @@ from eddy.v1 import contract_pb2 as pb
 
 # Rows of one run: enough to be quick, few enough that long sequences fit into memory side by side.
 MAX_ROWS = 64
-# Steps of one run of a step graph.
-CHUNK_STEPS = 1024
+# Rows times steps of one run of a step graph: attention looks at a window of states for each of them.
+MAX_PLACES = 4096
 
 
 class Answers:
@@ -45,7 +45,7 @@ class Answers:
         found: list[dict[str, Array]] = [{} for _ in sequences]
         for rows in self._groups(lengths, is_equal=self._is_whole):
             inputs = _stack([sequences[row] for row in rows])
-            outputs = runtime.run_whole(inputs) if self._is_whole else runtime.run(inputs, CHUNK_STEPS)
+            outputs = runtime.run_whole(inputs) if self._is_whole else runtime.run(inputs, MAX_PLACES // len(rows))
             for i, row in enumerate(rows):
                 found[row] = {port.name: outputs[port.name][i, : lengths[row]] for port in self.contract.outputs}
         return found

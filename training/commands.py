@@ -189,7 +189,7 @@ def _add_plot(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "draw a model's answers on unseen data, or a run's learning curve",
         "Draws in the terminal, and with --output into an SVG file: for a run's folder its learning curve beside the\n"
         "baselines; for a forecaster its quantiles beside what came; for a character model its surprise by the place\n"
-        "in a session, and a text coloured by surprise.",
+        "in a session, and a text coloured by surprise; for a model of classes what it holds likely, step by step.",
         "runs/text-gru",
         "forecast-gru --horizon 12 --start 600 --output forecast.svg",
         "text-gru --data notes.txt",
@@ -201,9 +201,18 @@ def _add_plot(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
     plot.add_argument(
         "--data", type=Path, metavar="FILE", help="unseen text or CSV (default: the test part in the sample beside it)"
     )
-    plot.add_argument("--target", metavar="COLUMN", help="forecasters of several columns: the one that is forecast")
+    plot.add_argument(
+        "--target",
+        metavar="COLUMN",
+        help="forecasters of several columns: the one that is forecast; models of classes: the answer",
+    )
     plot.add_argument("--horizon", type=int, metavar="K", help="forecasters: steps ahead (default: the longest)")
-    plot.add_argument("--start", type=int, metavar="N", help="forecasters: first step of the test part (default: 0)")
+    plot.add_argument(
+        "--start",
+        type=int,
+        metavar="N",
+        help="forecasters: first step of the test part; classes: the sequence (default: 0)",
+    )
     plot.add_argument("--steps", type=int, metavar="N", help="forecasters: steps to show (default: 288)")
 
 

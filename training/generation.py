@@ -16,6 +16,7 @@ from eddy.training.contract import read_contract
 from eddy.training.data import Tokens, Vocabulary
 from eddy.training.errors import ContractError, OptionError
 from eddy.training.runtime import Runtime
+from eddy.v1 import contract_pb2 as pb
 
 # What the card shows of a model: this much is read first, and then so much is written.
 PROMPT_CHARACTERS = 200
@@ -41,6 +42,9 @@ class OnnxStream:
             raise ContractError(f"{path}: vocabulary: got none, expected a model of characters")
         if self.contract.vocabulary.unit != "character" or not self.contract.streaming.streamable:
             raise ContractError(f"{path}: expected a model that streams single characters")
+        if self.contract.task != pb.TASK_NEXT_TOKEN:
+            came = pb.Task.Name(self.contract.task)
+            raise ContractError(f"{path}: task: got {came}, expected a model of the next character")
         self.vocabulary = Vocabulary(tuple(self.contract.vocabulary.symbols))
         self._runtime = Runtime(path, self.contract)
         self._states = self._runtime.start(1)  # Written by `read` only.

@@ -15,8 +15,9 @@ import pytest
 from eddy.training import packages
 from eddy.training.arrays import read_object
 from eddy.training.checkpoint import load_checkpoint
+from eddy.training.class_plot import chart_classes
 from eddy.training.data import NO_TOKEN, digest_examples
-from eddy.training.errors import DataError, RecipeError
+from eddy.training.errors import DataError, OptionError, RecipeError
 from eddy.training.export import export_checkpoint
 from eddy.training.packages import Package
 from eddy.training.recipe import parse_recipe
@@ -211,6 +212,14 @@ def test_a_task_goes_the_whole_way(kind: str, wheel: str, tmp_path: Path) -> Non
     for label in TASKS[kind].baselines.values():
         assert label in card
     assert (folder / "sample.csv").stat().st_size > 0
+    chart = chart_classes(folder / "model.onnx", folder / "sample.csv")
+    shares = np.array([line.y for line in chart.lines])
+    assert shares.min() >= 0
+    assert shares.sum(axis=0).max() <= 1 + 1e-5
+    with pytest.raises(OptionError, match="target: got 'colour', expected one of"):
+        chart_classes(folder / "model.onnx", folder / "sample.csv", output="colour")
+    with pytest.raises(OptionError, match="start: got 99, expected a sequence from 0 to"):
+        chart_classes(folder / "model.onnx", folder / "sample.csv", start=99)
 
 
 @pytest.mark.parametrize(

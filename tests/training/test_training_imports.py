@@ -34,7 +34,7 @@ RANKS = (
     {"recipe"},
     {"card", "checkpoint", "set_pass", "stream_pass", "trainer"},
     {"reference", "run", "evaluation", "probe"},
-    {"train", "verify", "plot"},
+    {"train", "verify", "plot", "class_plot"},
     {"export"},
     {"actions", "package_actions"},
     {"commands"},
