@@ -1,4 +1,4 @@
-"""The command line of training: `train`, `export`, `verify`, `evaluate`, `sample`, `plot` and `data`.
+"""The command line of training: `train`, `export`, `verify`, `evaluate`, `sample`, `plot`, `study` and `data`.
 
 Owns: arguments, their help and exit codes: 0 done, 1 failed for a stated reason, such as a file that cannot be
 written, 130 and 143 stopped by SIGINT and SIGTERM. What the commands do is in `actions` and `package_actions`, which
@@ -23,6 +23,7 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
     _add_evaluate(subparsers)
     _add_sample(subparsers)
     _add_plot(subparsers)
+    _add_study(subparsers)
     _add_data(subparsers)
 
 
@@ -214,6 +215,29 @@ def _add_plot(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="forecasters: first step of the test part; classes: the sequence (default: 0)",
     )
     plot.add_argument("--steps", type=int, metavar="N", help="forecasters: steps to show (default: 288)")
+
+
+def _add_study(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    study = _parser(
+        subparsers,
+        "study",
+        "train and measure what textbooks assert of recurrent models; writes a page",
+        "Trains every comparison with several seeds and writes a page with tables and pictures. Runs that have a\n"
+        "result are not run again unless their recipe has changed; Ctrl-C stops it, the same command goes on.",
+        "--quick",
+        "recall depth --workers 1",
+        "--page",
+        actions="study_actions",
+    )
+    study.add_argument("section", nargs="*", help="sections to run (default: all)")
+    study.add_argument(
+        "--quick", action="store_true", help="few epochs and seeds, in minutes, into a folder of its own"
+    )
+    study.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder (default: docs/study, with --quick runs/study-quick)"
+    )
+    study.add_argument("--workers", type=int, default=2, metavar="N", help="runs at a time, a core each (default: 2)")
+    study.add_argument("--page", action="store_true", help="run nothing, only write the page of what is there")
 
 
 def _add_data(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -45,6 +45,10 @@ class OptionError(TrainingError):
     """An option of a command has an impossible value, or does not go with the others."""
 
 
+class StudyError(TrainingError):
+    """A study's folder holds something else than was expected, or one of its runs failed."""
+
+
 class Stopped(TrainingError):  # Not a failure: the run can go on from its checkpoint.
     """A run ended early because it was asked to. exit_code: what the process should end with."""
 

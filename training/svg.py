@@ -7,13 +7,13 @@ import math
 from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape
 
-from eddy.training.chart import Chart, Line, Span, level_label, tick_label
+from eddy.training.chart import Band, Chart, Line, Span, level_label, tick_label
 
 WIDTH, HEIGHT = 880, 470
 # The plot's edges: room for the title and the legend above, labels below and at the sides.
 LEFT, RIGHT, TOP, BOTTOM = 76, 856, 92, 408
 # Distinct in lightness as well as in hue, so that they stay apart in grey and for most colour-blind eyes.
-COLOURS = ("#1f2937", "#d9480f", "#1971c2", "#2f9e44", "#862e9c")
+COLOURS = ("#1f2937", "#d9480f", "#1971c2", "#2f9e44", "#862e9c", "#b08900", "#0b7285")
 LEVEL_COLOURS = ("#868e96", "#b08900", "#0b7285", "#9c36b5")
 BAND, GRID, TEXT, QUIET = "#1971c2", "#e9ecef", "#212529", "#5c636a"
 
@@ -63,8 +63,9 @@ def _bands(chart: Chart, x: Span, y: Span) -> Iterator[str]:
     for band in chart.bands:
         there = list(zip(band.x, band.high, strict=True))
         back = list(zip(band.x, band.low, strict=True))[::-1]
-        points = " ".join(f"{_across(x, a):.1f},{_down(y, b):.1f}" for a, b in there + back if math.isfinite(b))
-        yield f'<polygon points="{points}" fill="{BAND}" fill-opacity="0.16"/>'
+        shown = [(a, b) for a, b in there + back if _is_shown(b, y)]
+        points = " ".join(f"{_across(x, a):.1f},{_down(y, b):.1f}" for a, b in shown)
+        yield f'<polygon points="{points}" fill="{_band_colour(chart, band)}" fill-opacity="0.16"/>'
 
 
 def _levels(chart: Chart, y: Span) -> Iterator[str]:
@@ -76,11 +77,10 @@ def _levels(chart: Chart, y: Span) -> Iterator[str]:
 def _lines(chart: Chart, x: Span, y: Span) -> Iterator[str]:
     for line, colour in zip(chart.lines, _line_colours(chart), strict=True):
         dash = ' stroke-dasharray="4 4" stroke-width="1.4"' if line.is_dashed else ' stroke-width="2.2"'
-        for piece in _pieces(line):
+        for piece in _pieces(line, y):
             points = " ".join(f"{_across(x, a):.1f},{_down(y, b):.1f}" for a, b in piece)
             yield f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-linejoin="round"{dash}/>'
-            if len(piece) == 1:
-                a, b = piece[0]
+            for a, b in piece if line.has_points or len(piece) == 1 else ():
                 yield f'<circle cx="{_across(x, a):.1f}" cy="{_down(y, b):.1f}" r="2.6" fill="{colour}"/>'
 
 
@@ -103,7 +103,9 @@ def _legend(chart: Chart) -> Iterator[str]:
         for line, c in zip(chart.lines, _line_colours(chart), strict=True)
     ]
     entries += [
-        (band.name, f'<rect y="-9" width="22" height="10" fill="{BAND}" fill-opacity="0.2"/>') for band in chart.bands
+        (band.name, f'<rect y="-9" width="22" height="10" fill="{BAND}" fill-opacity="0.2"/>')
+        for band in chart.bands
+        if not band.of
     ]
     for level in chart.levels:
         entries.append((level_label(level, y), _swatch(_level_colour(chart, level.name), dashed=True)))
@@ -129,11 +131,22 @@ def _level_colour(chart: Chart, name: str) -> str:
     return LEVEL_COLOURS[[level.name for level in chart.levels].index(name) % len(LEVEL_COLOURS)]
 
 
-def _pieces(line: Line) -> list[list[tuple[float, float]]]:
+def _band_colour(chart: Chart, band: Band) -> str:
+    """Its line's, or that of bands."""
+    colours = dict(zip((line.name for line in chart.lines), _line_colours(chart), strict=True))
+    return colours[band.of] if band.of else BAND
+
+
+def _is_shown(value: float, span: Span) -> bool:
+    """True for what has a place on the axis."""
+    return math.isfinite(value) and (value > 0 or not span.is_log)
+
+
+def _pieces(line: Line, y: Span) -> list[list[tuple[float, float]]]:
     """The line's points, cut where one is missing."""
     pieces: list[list[tuple[float, float]]] = [[]]
     for a, b in zip(line.x, line.y, strict=True):
-        if math.isfinite(b):
+        if _is_shown(b, y):
             pieces[-1].append((a, b))
         elif pieces[-1]:
             pieces.append([])

@@ -47,10 +47,10 @@ def draw_terminal(chart: Chart) -> Text:
     x, y, canvas = chart.x_span, chart.y_span, Canvas()
     for band in chart.bands:
         for column in range(COLUMNS):
-            value = x.low + (column + 0.5) / COLUMNS * (x.high - x.low)
+            value = x.value((column + 0.5) / COLUMNS)
             low, high = (_value_at(band.x, edge, value) for edge in (band.low, band.high))
             for row in range(ROWS):
-                if low <= y.low + (1 - (row + 0.5) / ROWS) * (y.high - y.low) <= high:
+                if low <= y.value(1 - (row + 0.5) / ROWS) <= high:
                     canvas.put(column, row, "░", BAND_STYLE)
     for level in chart.near_levels:
         for column in range(0, COLUMNS, 2):
@@ -65,7 +65,8 @@ def draw_terminal(chart: Chart) -> Text:
 
 def _draw_line(canvas: Canvas, line: Line, x: Span, y: Span, style: str) -> None:
     """Dots at every place between neighbouring points; every fourth of them where the line is dashed."""
-    points = [(x.place(a), y.place(b)) for a, b in zip(line.x, line.y, strict=True)]
+    shown = [b if b > 0 or not y.is_log else math.nan for b in line.y]
+    points = [(x.place(a), y.place(b)) for a, b in zip(line.x, shown, strict=True)]
     if len(points) == 1:
         points *= 2
     count = 0
@@ -118,7 +119,7 @@ def _append_legend(out: Text, chart: Chart, y: Span, margin: int) -> None:
         ("┄┄" if line.is_dashed else "⠒⠒", line.name, style)
         for line, style in zip(chart.lines, STYLES * len(chart.lines), strict=False)
     ]
-    entries += [("░░", band.name, BAND_STYLE) for band in chart.bands]
+    entries += [("░░", band.name, BAND_STYLE) for band in chart.bands if not band.of]
     entries += [("╌╌", level_label(level, y), LEVEL_STYLE) for level in chart.levels]
     if chart.mark is not None:
         entries.append(("◉", chart.mark.text, "bold"))

@@ -32,37 +32,46 @@ RANKS = (
     {"tasks.activity", "tasks.clips", "tasks.speech"},
     {"tasks.registry"},
     {"recipe"},
-    {"card", "checkpoint", "set_pass", "stream_pass", "trainer"},
+    {"card", "checkpoint", "set_pass", "stream_pass", "trainer", "study.job", "study.spread"},
+    {"study.result"},
+    {"study.section", "study.gradient", "study.speed", "study.pool"},
+    {"study.recall", "study.cells", "study.depth", "study.page"},
+    {"study.plan"},
     {"reference", "run", "evaluation", "probe"},
     {"train", "verify", "plot", "class_plot"},
     {"export"},
-    {"actions", "package_actions"},
+    {"study.trial"},
+    {"actions", "package_actions", "study_actions"},
     {"commands"},
     {"__main__"},
 )
-WITH_TORCH = {"checkpoint", "loss", "set_pass", "stream_pass", "trainer", "run", "train", "export", "reference"} | {
-    f"families.{name}"
-    for name in (
-        "bidirectional.family",
-        "bidirectional.frames",
-        "bidirectional.graph",
-        "bidirectional.latency",
-        "bidirectional.layer",
-        "bidirectional.model",
-        "family",
-        "nodes",
-        "projection",
-        "recurrent.attention",
-        "recurrent.convolution",
-        "recurrent.family",
-        "recurrent.graph",
-        "recurrent.model",
-        "registry",
-        "translation.family",
-        "translation.graph",
-        "translation.model",
-    )
-}
+WITH_TORCH = (
+    {"checkpoint", "loss", "set_pass", "stream_pass", "trainer", "run", "train", "export", "reference"}
+    | {f"study.{name}" for name in ("gradient", "speed", "trial")}
+    | {
+        f"families.{name}"
+        for name in (
+            "bidirectional.family",
+            "bidirectional.frames",
+            "bidirectional.graph",
+            "bidirectional.latency",
+            "bidirectional.layer",
+            "bidirectional.model",
+            "family",
+            "nodes",
+            "projection",
+            "recurrent.attention",
+            "recurrent.convolution",
+            "recurrent.family",
+            "recurrent.graph",
+            "recurrent.model",
+            "registry",
+            "translation.family",
+            "translation.graph",
+            "translation.model",
+        )
+    }
+)
 WITHOUT_TORCH = sorted(set().union(*RANKS) - WITH_TORCH)
 
 

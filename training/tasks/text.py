@@ -47,10 +47,14 @@ class TextSource:
     licence: str
     # Symbols rarer than this in the training part become the unknown symbol, which so gets trained too.
     min_count: int = 3
+    # The text ends after so many characters; left out, all of it is used.
+    max_characters: int | None = None
 
     def __post_init__(self) -> None:
         require(self.source != "", "data.source", self.source, "a text's name or path")
         require(self.min_count >= 1, "data.min_count", self.min_count, "at least 1")
+        most = self.max_characters
+        require(most is None or most >= 1, "data.max_characters", most, "at least 1, or none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class TextData:
 
 def load_text(source: TextSource) -> TextData:
     """Read, split and encode a text. Raises DataError."""
-    text = read_text(source.source)
+    text = read_text(source.source)[: source.max_characters]
     first, second = split_points(len(text))
     if first < 2 or len(text) - second < 2:
         raise DataError(f"{source.source}: {len(text)} characters are too few to split, expected at least 20")
