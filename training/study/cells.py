@@ -44,7 +44,7 @@ TEXT = Field(
     baselines={"bits_per_character_4gram": "4-grams", "bits_per_character_bigram": "pairs"},
     data={"kind": "text", "source": "pydoc_data.topics", "licence": "PSF-2.0"},
     model={"embedding": 32, "dropout": 0.1},
-    training={"epochs": 7, "streams": 32, "steps": 64, "learning_rate": 0.004},
+    training={"epochs": 6, "streams": 32, "steps": 64, "learning_rate": 0.004},
     width=128,
     equal={"rnn_tanh": 249, "gru": 148},
 )
@@ -119,7 +119,7 @@ def _tables(field: Field, cell: str, width: int, size: Size) -> Mapping[str, Map
 
 def _about(size: Size) -> str:
     return (
-        f"Text: the next character of Python's own reference (465,048 characters), {size.epochs(7)} epochs of about "
+        f"Text: the next character of Python's own reference (465,048 characters), {size.epochs(6)} epochs of about "
         f"182 updates. Forecast: one person's glucose 5 to 60 minutes ahead, {size.epochs(30)} epochs of about 14 "
         "updates. One layer each. Equal width means as many units as the LSTM; equal parameters, as many weights. "
         "Steps per second: ONNX Runtime on one core, one step a call, states handed back in by Python; fresh weights, "

@@ -13,14 +13,14 @@ from eddy.training.study.section import Claim, Shown, bands_of, compare, embed, 
 from eddy.training.study.spread import Spread, Verdict, all_hold, is_higher, is_lower
 
 CELLS = {"rnn_tanh": "RNN (tanh)", "gru": "GRU", "lstm": "LSTM"}
-HIDDEN, EMBEDDING, SYMBOLS = 64, 16, 4
+HIDDEN, EMBEDDING, SYMBOLS = 48, 16, 4
 # Trained on all of them at once.
 MIXED = (5, 10, 25, 50, 100, 200, 400)
 # Trained on one alone: without shorter ones that lead the way.
 ALONE = (5, 10, 20, 40)
 BATCH = 16
-UPDATES = 1800
-EPOCHS = 30
+UPDATES = 1500
+EPOCHS = 25
 # The lag at which gradients are compared in words.
 FAR = 100
 GRADIENT_CAPTION = (
@@ -95,7 +95,7 @@ def _tables(cell: str, distances: Sequence[int], size: Size) -> Mapping[str, Map
             "test_sequences": 100 if len(distances) == 1 else 50,
         },
         "model": {"cell": cell, "hidden": HIDDEN, "embedding": EMBEDDING},
-        "training": {"epochs": size.epochs(EPOCHS), "batch": BATCH, "learning_rate": 0.002},
+        "training": {"epochs": size.epochs(EPOCHS), "batch": BATCH, "learning_rate": 0.003},
     }
 
 
