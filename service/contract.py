@@ -218,7 +218,18 @@ def _state(spec: contract_pb2.StateSpec) -> State:
         initial = np.full(shape, spec.initial.constant, dtype)
     if dtype.kind == "f" and not np.isfinite(initial).all():
         raise refuse(f"{where}: the initial value is not finite")
-    return State(spec.name, spec.next_name, dtype, spec.dtype, shape, initial, row_bytes)
+    has_range = spec.HasField("range")
+    return State(
+        name=spec.name,
+        next_name=spec.next_name,
+        dtype=dtype,
+        wire_dtype=spec.dtype,
+        shape=shape,
+        initial=initial,
+        row_bytes=row_bytes,
+        minimum=spec.range.minimum if has_range else None,
+        maximum=spec.range.maximum if has_range else None,
+    )
 
 
 def _check_vocabulary(message: contract_pb2.ModelContract, outputs: tuple[Port, ...]) -> None:

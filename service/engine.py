@@ -164,8 +164,22 @@ class Engine:
             value.update_inplace(host)
         self._run_bound(self._session, binding.io)
         if binding.device_outputs:
-            return [value.numpy()[:num_rows].tobytes() for value in binding.device_outputs]
-        return [buffer.tobytes() for buffer in binding.outputs]
+            blocks = [value.numpy()[:num_rows].tobytes() for value in binding.device_outputs]
+        else:
+            blocks = [buffer.tobytes() for buffer in binding.outputs]
+        if self.contract.emits:
+            self._check_emitted(blocks[-1], num_steps)
+        return blocks
+
+    def _check_emitted(self, raw: bytes, num_steps: int) -> None:
+        """A graph that says it has emitted more than it can have is not believed."""
+        counts = np.frombuffer(raw, "<i8")
+        most = num_steps + self.contract.outputs[0].extra_steps
+        if counts.min() < 0 or counts.max() > most:
+            raise ModelError(
+                Reason.MODEL_FAILED,
+                f"the graph of {self.contract.name!r} emitted {counts.min()} to {counts.max()} steps, 0 to {most} fit",
+            )
 
     def run_whole(self, inputs: Sequence[bytes], num_rows: int, num_steps: int) -> list[bytes]:
         """The whole graph's result for B whole sequences of T steps.

@@ -64,6 +64,7 @@ class State:
         wire_dtype: its dtype's number in `eddy.v1.DataType`.
         initial: one row, shape `shape`: the value before the first step.
         row_bytes: bytes of one row.
+        minimum, maximum: the inclusive range of values that clients may give, None when unchecked.
     """
 
     name: str
@@ -73,6 +74,8 @@ class State:
     shape: tuple[int, ...]
     initial: np.ndarray
     row_bytes: int
+    minimum: float | None = None
+    maximum: float | None = None
 
 
 def step_bytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:

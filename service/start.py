@@ -113,8 +113,11 @@ def _read_states(
     for state in contract.states:
         if state.name in given:
             tensor, field_ = given[state.name], f"{where}[{state.name}]"
+            if state.dtype.kind in "iu" and state.minimum is None:
+                raise invalid(Reason.UNKNOWN_INPUT, field_, "values", "none: the contract gives no range for integers")
             values = _read_tensor(tensor, state.dtype, state.wire_dtype, (count, *state.shape), field_)
-            check_rows(Port(state.name, state.dtype, state.wire_dtype, state.shape, 0), values, field_)
+            port = Port(state.name, state.dtype, state.wire_dtype, state.shape, 0, state.minimum, state.maximum)
+            check_rows(port, values, field_)
             found[state.name] = values
     return found
 

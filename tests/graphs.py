@@ -59,6 +59,7 @@ class StateSpec:
     dtype: type
     shape: tuple[int, ...] = ()
     initial: float | np.ndarray = 0.0
+    values: tuple[float, float] | None = None
 
     def initial_rows(self, count: int) -> np.ndarray:
         """The initial value of `count` rows, [count, *shape]."""
@@ -152,6 +153,8 @@ class Family:
                 shape=state.shape,
                 immutable=not state.next_name,
             )
+            if state.values is not None:
+                added.range.minimum, added.range.maximum = state.values
             if isinstance(state.initial, np.ndarray):
                 added.initial.data = state.initial.astype(state.dtype).tobytes()
             else:
@@ -597,7 +600,10 @@ def _look_ahead() -> Family:
         "look-ahead",
         (PortSpec("x", np.int64, (), (0, 9)),),
         (PortSpec("y", np.int64),),
-        (StateSpec("held", "held_next", np.int64, (2,)), StateSpec("count", "count_next", np.int64)),
+        (
+            StateSpec("held", "held_next", np.int64, (2,), values=(0, 9)),
+            StateSpec("count", "count_next", np.int64, values=(0, 2)),
+        ),
         body,
         ends=Ends("length", "flush", "emitted", 1, 2),
     )
@@ -622,7 +628,10 @@ def _primed() -> Family:
         "primed",
         (PortSpec("x", np.int64, (), (0, 9)),),
         (PortSpec("y", np.int64),),
-        (StateSpec("gain", "", np.int64), StateSpec("total", "total_next", np.int64)),
+        (
+            StateSpec("gain", "", np.int64, values=(0, 1000)),
+            StateSpec("total", "total_next", np.int64, values=(0, 1000)),
+        ),
         body,
         prime=PrimeSpec((PortSpec("source", np.int64, (), (1, 9)),), "source_length", 5, _prime_graph),
     )
@@ -743,4 +752,5 @@ def _state_of(spec: contract_pb2.StateSpec) -> StateSpec:
     initial: float | np.ndarray = spec.initial.constant
     if spec.initial.WhichOneof("kind") == "data":
         initial = np.frombuffer(spec.initial.data, dtype).reshape(shape)
-    return StateSpec(spec.name, spec.next_name, dtype.type, shape, initial)
+    values = (spec.range.minimum, spec.range.maximum) if spec.HasField("range") else None
+    return StateSpec(spec.name, spec.next_name, dtype.type, shape, initial, values)

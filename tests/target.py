@@ -18,7 +18,7 @@ import psutil
 from loopback import write_model
 
 ROOT = Path(__file__).resolve().parents[1]
-FAMILIES = ("history", "two-inputs", "token-gru")
+FAMILIES = ("history", "two-inputs", "token-gru", "look-ahead", "primed")
 SHIPPED = "text-rnn"
 MAX_BYTES, MAX_ROWS, MAX_STEPS = 64 << 10, 64, 96
 

@@ -17,16 +17,18 @@ from google.protobuf.message import Message
 from graphs import family
 from grpc_health.v1 import health_pb2
 from loopback import tensor
-from target import SHIPPED
+from target import FAMILIES, SHIPPED
 
 from eddy.v1 import generation_pb2, inference_pb2, models_pb2, sessions_pb2
 
 # Inputs of each model: name, dtype, shape of a step, largest value.
 _PORTS: dict[str, list[tuple[str, Any, tuple[int, ...], int]]] = {
     name: [(port.name, port.dtype, port.shape, int((port.values or (0, 9))[1])) for port in family(name).inputs]
-    for name in ("history", "two-inputs", "token-gru")
+    for name in FAMILIES
 } | {SHIPPED: [("tokens", np.int64, (), 40)]}
 MODELS = tuple(_PORTS)
+_LOOKS_AHEAD, _PRIMED = "look-ahead", "primed"
+_MAX_SOURCE = 5
 _MAX_SHARED = 64
 
 
@@ -72,6 +74,7 @@ class Builder:
             request.open.count = random.choice((1, 1, 2, 5, 30, 600))
             request.open.max_in_flight = random.choice((0, 0, 1, 2, 8))
             request.open.idle_timeout_seconds = random.choice((0.0, 1.0, 2.5))
+            self._begin(request.open, request.open.count)
         elif kind < 0.12 and self._shared:
             request.attach.session_id = random.choice(self._shared).session_id
         elif kind < 0.20:
@@ -84,6 +87,20 @@ class Builder:
             self._step(request.step)
             self._last = request
         return request
+
+    def _begin(self, request: Any, count: int) -> None:
+        """What the sessions of an opening begin with, where the model wants it, and sometimes where it does not."""
+        random = self._random
+        if request.model == _PRIMED and count <= _MAX_SHARED:
+            steps = random.randint(1, _MAX_SOURCE)
+            sources = np.random.default_rng(random.getrandbits(64)).integers(1, 10, (count, steps))
+            request.prime.inputs.append(tensor("source", sources))
+            if random.random() < 0.7:
+                lengths = [random.randint(1, steps) for _ in range(count)]
+                request.prime.lengths = np.array(lengths, "<u4").tobytes()
+        if random.random() < 0.2 and count <= _MAX_SHARED:
+            name = random.choice(("total", "history", "count", "h"))
+            request.initial_states.append(tensor(name, np.full(count, random.randrange(9))))
 
     def _tag(self) -> int:
         bits = self._random.choice((0, 3, 7, 8, 14, 15, 28, 32, 64))
@@ -104,11 +121,14 @@ class Builder:
         if random.random() < 0.05:
             group.append(random.choice(self._own))
         num_steps = random.choice((1, 1, 1, 1, 2, 3, 17, 96))
+        if random.random() < (0.2 if model == _LOOKS_AHEAD else 0.01):
+            num_steps, step.flush = 1, True
         step.handles = np.array([session.handle for session in group], "<u8").tobytes()
         step.positions = np.array([session.position for session in group], "<u8").tobytes()
-        step.num_steps = num_steps
+        step.num_steps = 0 if step.flush else num_steps
         step.timeout_milliseconds = random.choice((0, 0, 0, 0, 1, 5000))
-        step.inputs.extend(self._inputs(model, (len(group), num_steps)))
+        if not step.flush:
+            step.inputs.extend(self._inputs(model, (len(group), num_steps)))
         for session in group:  # As if it were applied; the answer corrects it.
             session.position += num_steps
 
@@ -182,6 +202,7 @@ class Builder:
         request = sessions_pb2.OpenSessionRequest(
             model=self._random.choice(MODELS), idle_timeout_seconds=self._random.choice((0.0, 0.5, 2.0))
         )
+        self._begin(request, 1)
         return "/eddy.v1.SessionService/OpenSession", request, sessions_pb2.OpenSessionResponse
 
     def _of_session(self) -> tuple[str, Message, Any]:
@@ -206,6 +227,9 @@ class Builder:
             num_steps=num_steps,
             inputs=self._inputs(session.model, (1, num_steps)),
         )
+        if session.model == _LOOKS_AHEAD and self._random.random() < 0.3:
+            request.flush, request.num_steps, num_steps = True, 0, 1
+            del request.inputs[:]
         session.position += num_steps
         return "/eddy.v1.InferenceService/Step", request, inference_pb2.StepResponse
 
@@ -217,6 +241,7 @@ class Builder:
         request = inference_pb2.InferRequest(
             model=model, lengths=np.array(lengths, "<u4").tobytes(), inputs=self._inputs(model, (sum(lengths),))
         )
+        self._begin(request, len(lengths))
         return "/eddy.v1.InferenceService/Infer", request, inference_pb2.InferResponse
 
     def _generate(self) -> tuple[str, Message, Any]:
@@ -237,6 +262,13 @@ class Builder:
             request.text = random.choice((b"def f(", "naïve é".encode(), b"x" * 300))
         else:
             request.tokens.ids.extend(random.randrange(40) for _ in range(random.choice((1, 9, 200))))
+        if random.random() < 0.3:
+            request.num_beams, request.length_penalty = random.choice((1, 2, 5, 16, 17)), random.choice((0.0, 1.0))
+            request.outputs.extend(random.choice(((), ("logits",), ("logits", "logits"), ("nothing",))))
+            if random.random() < 0.8:
+                del request.stop[:]
+                request.num_alternatives, request.keep_session = 0, False
+                return "/eddy.v1.GenerationService/Generate", request, generation_pb2.GenerateResponse
         sampling = request.sampling
         sampling.temperature, sampling.top_k = random.choice((0.0, 0.7, 1.0, 5.0)), random.choice((0, 1, 20))
         sampling.top_p = random.choice((1.0, 0.9))

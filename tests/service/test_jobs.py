@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from architectures import example, example_folder
 from graphs import PRIME_FILE, Family, family
-from loopback import Loopback, StreamClient, array, configure, serve, tensor, until, write_model
+from loopback import Loopback, StreamClient, array, chunk, configure, serve, tensor, until, write_model
 from onnx import helper, numpy_helper
 from simulation import Rig
 
@@ -318,5 +318,33 @@ def test_a_model_that_looks_ahead_without_a_whole_graph_is_not_inferred(tmp_path
                 "InferenceService/Infer", _request(family("look-ahead"), [3]), inference_pb2.InferResponse
             )
             assert detail.reason == Reason.WRONG_TASK and "Stream or Step" in detail.message
+
+    asyncio.run(scenario())
+
+
+def test_a_graph_that_says_it_emitted_too_much_is_not_believed(tmp_path: Path) -> None:
+    """Its sessions end with the model's fault, and nothing of the answer is sent."""
+    model = family("look-ahead")
+    graph = model.model()
+    for node in graph.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["true_count" if name == "emitted" else name for name in names]
+    # Sixteen nines are what the self-test does not try.
+    for name, values in (("wrong_axis", [1]), ("wrong_sum", 144), ("wrong_count", 99)):
+        graph.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
+    graph.graph.node.append(helper.make_node("ReduceSum", ["x", "wrong_axis"], ["sum_of_x"], keepdims=0))
+    graph.graph.node.append(helper.make_node("Equal", ["sum_of_x", "wrong_sum"], ["is_wrong"]))
+    graph.graph.node.append(helper.make_node("Where", ["is_wrong", "wrong_count", "true_count"], ["emitted"]))
+    write_model(tmp_path, "look-ahead", model=graph)
+
+    async def scenario() -> None:
+        async with serve(configure(tmp_path)) as running, running.stream() as client:
+            good, bad = await client.handles("look-ahead", 2)
+            await client.step(model, [good], [0], [[1, 2, 3]])
+            detail = await client.refusal(step=chunk(model, [bad], [0], [[9] * 16]))
+            assert detail.reason == Reason.MODEL_FAILED and "0 to 18 fit" in detail.message
+            assert running.host.table.num_sessions == 1
+            step = await client.step(model, [good], [3], [[4]])
+            assert array(step.outputs[0]).tolist() == [[40302]]
 
     asyncio.run(scenario())

@@ -325,7 +325,7 @@ def test_what_is_read_first_is_checked(repository: Path, prime: inference_pb2.Pr
 
 
 def test_states_given_are_checked(repository: Path) -> None:
-    """States of a wrong name, dtype, shape or value are refused by their field."""
+    """States of a wrong name, dtype, shape or value are refused by their field, and so are integers without a range."""
     shape = (1, *next(state.shape for state in MODEL.states if state.name == "h"))
     cases = [
         (tensor("k", np.zeros(shape, np.float32)), "UNKNOWN_INPUT", "open.initial_states"),
@@ -333,11 +333,20 @@ def test_states_given_are_checked(repository: Path) -> None:
         (tensor("h", np.zeros((2, 2), np.float32)), "INVALID_SHAPE", "open.initial_states[h].shape"),
         (tensor("h", np.full(shape, np.nan, np.float32)), "NON_FINITE", "open.initial_states[h], row 0"),
     ]
+    write_model(repository, "look-ahead")
+    write_model(repository, "history")
+    wrong_count = tensor("count", np.array([3])), "OUT_OF_RANGE", "open.initial_states[count], row 0"
+    no_range = tensor("history", np.array([3])), "UNKNOWN_INPUT", "open.initial_states[history]"
 
     async def scenario(running: Loopback) -> None:
         async with running.stream() as client:
             for given, reason, where in cases:
                 request = inference_pb2.OpenSessions(model="translator", count=1, prime=PRIME, initial_states=[given])
+                detail = await client.refusal(open=request)
+                assert errors_pb2.ErrorReason.Name(detail.reason).removeprefix("ERROR_REASON_") == reason
+                assert detail.field == where
+            for name, (given, reason, where) in (("look-ahead", wrong_count), ("history", no_range)):
+                request = inference_pb2.OpenSessions(model=name, count=1, initial_states=[given])
                 detail = await client.refusal(open=request)
                 assert errors_pb2.ErrorReason.Name(detail.reason).removeprefix("ERROR_REASON_") == reason
                 assert detail.field == where

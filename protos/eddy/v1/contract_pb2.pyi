@@ -98,7 +98,7 @@ class InitialState(_message.Message):
     def __init__(self, constant: _Optional[float] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class StateSpec(_message.Message):
-    __slots__ = ("name", "next_name", "dtype", "shape", "initial", "immutable", "meaning")
+    __slots__ = ("name", "next_name", "dtype", "shape", "initial", "immutable", "meaning", "range")
     NAME_FIELD_NUMBER: _ClassVar[int]
     NEXT_NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +106,7 @@ class StateSpec(_message.Message):
     INITIAL_FIELD_NUMBER: _ClassVar[int]
     IMMUTABLE_FIELD_NUMBER: _ClassVar[int]
     MEANING_FIELD_NUMBER: _ClassVar[int]
+    RANGE_FIELD_NUMBER: _ClassVar[int]
     name: str
     next_name: str
     dtype: DataType
@@ -113,7 +114,8 @@ class StateSpec(_message.Message):
     initial: InitialState
     immutable: bool
     meaning: str
-    def __init__(self, name: _Optional[str] = ..., next_name: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., initial: _Optional[_Union[InitialState, _Mapping]] = ..., immutable: _Optional[bool] = ..., meaning: _Optional[str] = ...) -> None: ...
+    range: ValueRange
+    def __init__(self, name: _Optional[str] = ..., next_name: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., initial: _Optional[_Union[InitialState, _Mapping]] = ..., immutable: _Optional[bool] = ..., meaning: _Optional[str] = ..., range: _Optional[_Union[ValueRange, _Mapping]] = ...) -> None: ...
 
 class Graphs(_message.Message):
     __slots__ = ("step", "prime", "whole")

@@ -41,7 +41,10 @@ class BidirectionalFamily:
         contract.streaming.look_ahead_steps = spec.look_ahead_steps
         given = contract.inputs[0]
         _add_state(contract, PENDING, given.dtype, [spec.pending_steps, *given.shape], "input not yet answered")
+        if given.HasField("range"):
+            contract.states[-1].range.CopyFrom(given.range)
         _add_state(contract, COUNT, pb.DATA_TYPE_INT64, [], "how much of it there is, in steps")
+        contract.states[-1].range.maximum = spec.pending_steps
         for state in spec.hidden_names:
             meaning = f"{_MEANINGS[state]} of every layer at the last block's end"
             _add_state(contract, state, pb.DATA_TYPE_FLOAT32, [spec.layers, spec.hidden], meaning)

@@ -35,7 +35,7 @@ class RecurrentFamily:
         if not spec.states:
             raise ExportError("layers: got 0 and no convolution over steps, expected a model with a state to stream")
         for state in spec.states:
-            contract.states.add(
+            added = contract.states.add(
                 name=state.name,
                 next_name=f"{state.name}_next",
                 dtype=pb.DATA_TYPE_INT64 if state.is_count else pb.DATA_TYPE_FLOAT32,
@@ -43,6 +43,8 @@ class RecurrentFamily:
                 initial=_initial(model, state),
                 meaning=state.meaning,
             )
+            if state.is_count and spec.attention is not None:
+                added.range.maximum = spec.attention.past
         return contract
 
     def graphs(self, model: RecurrentModel) -> dict[str, onnx.ModelProto]:
