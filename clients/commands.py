@@ -83,7 +83,7 @@ def _add_stream(commands: Any) -> None:
         help_text="stream a CSV column or a text through a session, and watch",
         description=(
             "Streams values, or characters, one step each, through one session.\n"
-            "On a terminal the answers are drawn as they come; elsewhere each is a line."
+            "On a terminal the answers are drawn as they come; elsewhere each is a line, and restored text is text."
         ),
         epilog=(
             "examples:\n"
@@ -119,7 +119,8 @@ def _add_generate(commands: Any) -> None:
             "  eddy client generate text-lstm \"def \" --stop $'\\n\\n' --seed 1\n"
             "  head -c 200 README.md | eddy client generate text-lstm-2layer\n"
             '  eddy client generate text-lstm "The " --keep        # says the session\'s id\n'
-            "  eddy client generate text-lstm --session ID         # goes on where it was"
+            "  eddy client generate text-lstm --session ID         # goes on where it was\n"
+            '  eddy client generate MODEL --source "Open the file" --beams 4 --attention    # a translator'
         ),
     )
     _add_model(generate)
@@ -130,6 +131,10 @@ def _add_generate(commands: Any) -> None:
     generate.add_argument("--top-p", type=float, metavar="P", help="only the likeliest that together reach P")
     generate.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
     generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
+    generate.add_argument("--source", metavar="TEXT", help="what a translator reads first; - for stdin")
+    generate.add_argument("--beams", type=int, metavar="N", help="beam search of so many, for translators")
+    generate.add_argument("--length-penalty", type=float, metavar="X", help="of beams (default: 1)")
+    generate.add_argument("--attention", action="store_true", help="show where each symbol looked in the source")
     generate.add_argument("--log-probabilities", action="store_true", help="of each token, in the lines of --json")
     generate.add_argument("--alternatives", type=int, default=0, metavar="N", help="of each token, likewise")
     generate.add_argument("--keep", action="store_true", help="leave the session open and say its id")

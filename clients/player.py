@@ -11,13 +11,14 @@ import argparse
 import csv
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from eddy.clients.display import make_display, write_json
-from eddy.clients.reading import Forecasts, Reading, Record, Surprises, read_contract
+from eddy.clients.display import Display, make_display, write_json
+from eddy.clients.reading import Forecasts, Reading, Record, Restorations, Surprises, is_restoring, read_contract
 from eddy.clients.source import STANDARD_INPUT, Alphabet, SourceError, opened, read_characters, read_numbers
 from eddy.clients.sync import SyncClient
 from eddy.clients.tensors import Outputs
@@ -30,7 +31,10 @@ _WATCHED_RATE = 20.0
 
 
 def stream(options: argparse.Namespace, client: SyncClient) -> int:
-    """One session, one step a value; shows each answer as it comes."""
+    """One session, one step a value; shows each answer as it comes.
+
+    A model that looks ahead answers a value some steps later, the last ones at the end of the input.
+    """
     contract = client.contract(options.model, options.version)
     reading = read_contract(contract)
     display = make_display(reading, options.model, is_json=options.json)
@@ -41,9 +45,51 @@ def stream(options: argparse.Namespace, client: SyncClient) -> int:
             print("reading what you type; Ctrl-D ends", file=sys.stderr)
         values = _values(file, options, contract)
         with client.session(options.model, options.version) as session, display:
-            for position, value in enumerate(_paced(values, rate)):
-                display.show(reading.record(position, value, session.step_outputs(value)))
+            answers = Answers(contract, reading, display)
+            for value in _paced(values, rate):
+                answers.read(value)
+                answers.take(session.step_outputs(_value(reading, value)))
+            if contract.ports.flush:
+                answers.take(session.flush_outputs())
     return 0
+
+
+class Answers:
+    """Which answer belongs to which value."""
+
+    def __init__(self, contract: contract_pb2.ModelContract, reading: Reading, display: Display) -> None:
+        self._is_ahead = bool(contract.ports.emitted)
+        self._reading = reading
+        self._display = display
+        # Values that have no answer yet.
+        self._waiting: deque[Any] = deque()
+        self._num_answered = 0
+
+    def read(self, value: Any) -> None:
+        """A value was sent."""
+        self._waiting.append(value)
+        self._display.read(value)
+
+    def take(self, outputs: Outputs) -> None:
+        """Shows what came for the values that have waited longest."""
+        if not self._is_ahead:
+            if self._waiting:  # The end of a stream answers nothing.
+                self._show(outputs)
+            return
+        for step in range(len(next(iter(outputs.values())))):
+            self._show({name: array[step] for name, array in outputs.items()})
+
+    def _show(self, outputs: Outputs) -> None:
+        record = self._reading.record(self._num_answered, self._waiting.popleft(), outputs)
+        if self._is_ahead:
+            record["delay"] = len(self._waiting)
+        self._display.show(record)
+        self._num_answered += 1
+
+
+def _value(reading: Reading, given: Any) -> Any:
+    """What to step with."""
+    return reading.value(given) if isinstance(reading, Restorations) else given
 
 
 def infer(options: argparse.Namespace, client: SyncClient) -> int:
@@ -56,14 +102,17 @@ def infer(options: argparse.Namespace, client: SyncClient) -> int:
             values = list(_values(file, options, contract, name))
         if not values:
             raise SourceError(f"{name}: there is nothing in it")
-        sequences.append(np.array(values))
-    outputs = client.infer_outputs(options.model, sequences, options.version, timeout_seconds=options.timeout)
+        sequences.append(values)
+    arrays = [np.array([_value(reading, value) for value in values]) for values in sequences]
+    outputs = client.infer_outputs(options.model, arrays, options.version, timeout_seconds=options.timeout)
     records = [
         _records(contract, sequence, {name: arrays[number] for name, arrays in outputs.items()})
         for number, sequence in enumerate(sequences)
     ]
     if isinstance(reading, Surprises):
         _tell_bits(options, records)
+    elif isinstance(reading, Restorations):
+        _tell_restored(options, records)
     elif options.json:
         for name, steps in zip(options.files, records, strict=True):
             for record in steps:
@@ -73,7 +122,7 @@ def infer(options: argparse.Namespace, client: SyncClient) -> int:
     return 0
 
 
-def _records(contract: contract_pb2.ModelContract, sequence: np.ndarray, outputs: Outputs) -> list[Record]:
+def _records(contract: contract_pb2.ModelContract, sequence: Sequence[Any], outputs: Outputs) -> list[Record]:
     """A sequence's steps; by a reading of its own, since what a character was worth depends on those before."""
     reading = read_contract(contract)
     return [
@@ -92,6 +141,15 @@ def _tell_bits(options: argparse.Namespace, records: list[list[Record]]) -> None
             write_json({"file": name, "characters": len(steps), "bits_per_character": mean})
         else:
             print(name, len(steps), "-" if mean is None else f"{mean:.3f}", sep="\t")
+
+
+def _tell_restored(options: argparse.Namespace, records: list[list[Record]]) -> None:
+    for name, steps in zip(options.files, records, strict=True):
+        text = "".join(record["restored"] for record in steps)
+        if options.json:
+            write_json({"file": name, "text": text})
+        else:
+            print(text, end="" if text.endswith("\n") else "\n")
 
 
 def _write_csv(files: list[str], reading: Reading, records: list[list[Record]]) -> None:
@@ -113,15 +171,18 @@ def _write_csv(files: list[str], reading: Reading, records: list[list[Record]]) 
 def _values(
     file: IO[str], options: argparse.Namespace, contract: contract_pb2.ModelContract, name: str = ""
 ) -> Iterator[Any]:
-    """What to step with: token ids for a text model, else numbers."""
+    """What to read: token ids for a text model, characters for one that rewrites them, else numbers."""
     shown = name or options.file
     shown = "stdin" if shown == STANDARD_INPUT else shown
     if len(contract.inputs) != 1:
         names = ", ".join(spec.name for spec in contract.inputs)
         raise SourceError(f"the model has the inputs {names}: send them from code (docs/client.md)")
-    if contract.task == contract_pb2.TASK_NEXT_TOKEN and contract.vocabulary.symbols:
+    is_restored = is_restoring(contract)
+    if is_restored or (contract.task == contract_pb2.TASK_NEXT_TOKEN and contract.vocabulary.symbols):
         if options.column:
             raise SourceError("--column: the model reads text")
+        if is_restored:
+            return read_characters(file, shown)
         alphabet = Alphabet(contract.vocabulary)
         return (alphabet.encode(character) for character in read_characters(file, shown))
     return read_numbers(file, shown, contract.inputs[0], options.column)

@@ -1,4 +1,4 @@
-"""What a model's answers mean, by its task: a forecast, how surprising a character was, or just numbers.
+"""What a model's answers mean, by its task: a forecast, how surprising a character was, what it should be, or numbers.
 
 Owns the reading of outputs through the contract. Must not know servers, files or terminals: it is given a step's
 inputs and outputs and makes a record of them, which is one line of `--json`, or of plain text.
@@ -100,6 +100,33 @@ class Surprises:
         return [str(record["position"]), repr(record["symbol"]), bits, guesses]
 
 
+class Restorations:
+    """A model's steps that rewrites text character by character, such as one that restores accents.
+
+    Where it says the unknown symbol, the character stays as it is.
+    """
+
+    def __init__(self, alphabet: Alphabet, output: str) -> None:
+        self.columns = ["position", "character", "restored", "delay"]
+        self._alphabet = alphabet
+        self._output = output
+
+    def value(self, given: str) -> int:
+        """What to step with for a character."""
+        return self._alphabet.encode(given)
+
+    def record(self, position: int, given: Any, outputs: Outputs) -> Record:
+        """The character and what it should be."""
+        best = int(outputs[self._output].argmax())
+        restored = given if best == self._alphabet.unknown else self._alphabet.symbols[best]
+        return {"position": position, "symbol": given, "restored": restored}
+
+    def cells(self, record: Record) -> list[str]:
+        """One line a character."""
+        symbols = [repr(record[name]) for name in ("symbol", "restored")]
+        return [str(record["position"]), *symbols, str(record.get("delay", 0))]
+
+
 class Numbers:
     """Any other model's steps: its outputs as they are."""
 
@@ -119,7 +146,15 @@ class Numbers:
 
 # How one model's steps are told: `record` is what is known after a step, `cells` a record as a plain line, whose
 # cells are named by `columns`.
-Reading = Forecasts | Surprises | Numbers
+Reading = Forecasts | Surprises | Restorations | Numbers
+
+
+def is_restoring(contract: contract_pb2.ModelContract) -> bool:
+    """The model takes characters, and answers each with scores of what it should be."""
+    vocabulary = contract.vocabulary
+    if contract.task != contract_pb2.TASK_TAGGING or not vocabulary.symbols or vocabulary.unit != "character":
+        return False
+    return not contract.inputs[0].shape and list(contract.outputs[0].shape) == [len(vocabulary.symbols)]
 
 
 def read_contract(contract: contract_pb2.ModelContract) -> Reading:
@@ -131,6 +166,8 @@ def read_contract(contract: contract_pb2.ModelContract) -> Reading:
     output = contract.outputs[0]
     if contract.task == contract_pb2.TASK_NEXT_TOKEN and contract.vocabulary.symbols:
         return Surprises(Alphabet(contract.vocabulary), output.name)
+    if is_restoring(contract):
+        return Restorations(Alphabet(contract.vocabulary), output.name)
     labels = {axis.name: list(axis.labels) for axis in output.axes}
     if contract.task != contract_pb2.TASK_FORECAST or labels.keys() != {"horizons", "quantiles"}:
         return Numbers(contract)

@@ -148,7 +148,7 @@ def read_characters(file: IO[str], name: str) -> Iterator[str]:
 
 
 class Alphabet:
-    """Characters of a model as token ids.
+    """Characters of a model as token ids; `unknown` is the one that stands for any other, None where there is none.
 
     Raises:
         SourceError: the model's symbols are no characters.
@@ -159,7 +159,7 @@ class Alphabet:
             raise SourceError(f"the model's symbols are of unit {vocabulary.unit!r}: only characters can be read here")
         self.symbols = list(vocabulary.symbols)
         self._ids = {symbol: number for number, symbol in enumerate(self.symbols)}
-        self._unknown = vocabulary.unknown_id if vocabulary.HasField("unknown_id") else None
+        self.unknown = vocabulary.unknown_id if vocabulary.HasField("unknown_id") else None
 
     def encode(self, character: str) -> int:
         """A character's token id; the unknown token's where the model has one.
@@ -167,7 +167,7 @@ class Alphabet:
         Raises:
             SourceError: it has none.
         """
-        found = self._ids.get(character, self._unknown)
+        found = self._ids.get(character, self.unknown)
         if found is None:
             raise SourceError(f"the model does not know the character {character!r}, and has no token for others")
         return found

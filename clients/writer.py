@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from eddy.clients.attention import draw_attention
 from eddy.clients.blocking import SyncGeneration
 from eddy.clients.display import write_json
-from eddy.clients.pieces import Finished, Piece
+from eddy.clients.pieces import Finished, Piece, Token
 from eddy.clients.sampling import GenerateOptions
 from eddy.clients.source import STANDARD_INPUT, SourceError, opened
 from eddy.clients.sync import SyncClient
+from eddy.clients.vocabulary import Encoder
 
 _ID_BYTES = 16
+# The output that says where a symbol looked.
+_ATTENTION = "attention"
 
 
 def session_id(text: str) -> bytes:
@@ -41,15 +47,18 @@ def generate(options: argparse.Namespace, client: SyncClient) -> int:
     """Shows text as it comes; the session is closed on every way out, unless it is to be kept."""
     if (options.log_probabilities or options.alternatives) and not options.json:
         raise SourceError("--log-probabilities and --alternatives are told in JSON lines only: add --json")
+    if options.source == STANDARD_INPUT:
+        options.source = _standard_input().strip()
     prompt = _prompt(options)
     settings = _settings(options)
+    looked_at = _source_symbols(options, client) if options.attention else []
     source = None
     if options.session:
         source = session_id(options.session)
         model = client.find_session(source).model
         if model != options.model:
             raise SourceError(f"--session: that session is of {model}, not of {options.model}")
-    elif not prompt:
+    elif not prompt and not options.source:
         raise SourceError('no prompt: give one, as in `eddy client generate MODEL "Once "`, or pipe one in')
     with client.generate(
         "" if source else options.model,
@@ -59,17 +68,41 @@ def generate(options: argparse.Namespace, client: SyncClient) -> int:
         **settings,
     ) as generation:
         try:
-            _tell(options, generation, prompt)
+            tokens = _tell(options, generation, prompt)
         finally:
             _tell_end(options, generation)
+    if looked_at and tokens and not options.json:
+        symbols = client.contract(options.model, options.version).vocabulary.symbols
+        weights = np.stack([token.outputs[_ATTENTION] for token in tokens])
+        console = Console(highlight=False)
+        console.print(draw_attention(looked_at, [symbols[token.id] for token in tokens], weights, console.width))
     return 0
+
+
+def _source_symbols(options: argparse.Namespace, client: SyncClient) -> list[str]:
+    """The source as the model reads it.
+
+    Raises:
+        SourceError: there is none, or the model does not say where it looks.
+    """
+    if options.source is None:
+        raise SourceError("--attention: needs --source")
+    contract = client.contract(options.model, options.version)
+    if all(spec.name != _ATTENTION for spec in contract.outputs):
+        raise SourceError(f"--attention: {options.model} has no output {_ATTENTION!r}")
+    symbols = contract.source_vocabulary.symbols
+    return [symbols[each] for each in Encoder(contract.source_vocabulary, "source").encode(options.source)]
 
 
 def _prompt(options: argparse.Namespace) -> str:
     if options.prompt is not None and options.prompt != STANDARD_INPUT:
         return str(options.prompt)
-    if options.prompt is None and (sys.stdin.isatty() or options.session):
+    if options.prompt is None and (sys.stdin.isatty() or options.session or options.source is not None):
         return ""
+    return _standard_input()
+
+
+def _standard_input() -> str:
     with opened(STANDARD_INPUT) as file:
         try:
             return file.read()
@@ -93,21 +126,31 @@ def _settings(options: argparse.Namespace) -> GenerateOptions:
         settings["top_p"] = options.top_p
     if options.seed is not None:
         settings["seed"] = options.seed
+    if options.source is not None:
+        settings["source"] = options.source
+    if options.beams is not None:
+        settings["num_beams"] = options.beams
+    if options.length_penalty is not None:
+        settings["length_penalty"] = options.length_penalty
+    if options.attention:
+        settings["outputs"] = _ATTENTION
     if not options.session:
         settings["keep_session"] = options.keep
         settings["version"] = options.version
     return settings
 
 
-def _tell(options: argparse.Namespace, generation: SyncGeneration, prompt: str) -> None:
-    """Prompt and pieces, as they come."""
+def _tell(options: argparse.Namespace, generation: SyncGeneration, prompt: str) -> list[Token]:
+    """Prompt and pieces, as they come; returns their tokens."""
+    tokens: list[Token] = []
     if options.json:
         started = generation.started
         told = {"event": "started", "model": started.model, "version": started.version, "seed": started.seed}
         write_json({**told, "num_prompt_tokens": started.num_prompt_tokens, "position": started.position})
         for piece in generation:
             write_json({"event": "tokens", "text": piece.text, "tokens": _tokens(options, piece)})
-        return
+            tokens += piece.tokens
+        return tokens
     is_watched = sys.stdout.isatty()
     if is_watched and prompt:
         Console(highlight=False).print(Text(prompt, "dim"), end="", soft_wrap=True)
@@ -117,9 +160,11 @@ def _tell(options: argparse.Namespace, generation: SyncGeneration, prompt: str) 
             sys.stdout.write(piece.text)
             sys.stdout.flush()
             last = piece.text or last
+            tokens += piece.tokens
     finally:
         if is_watched or not last.endswith("\n"):
             print(flush=True)
+    return tokens
 
 
 def _tokens(options: argparse.Namespace, piece: Piece) -> list[dict[str, Any]]:
@@ -132,6 +177,8 @@ def _tokens(options: argparse.Namespace, piece: Piece) -> list[dict[str, Any]]:
             one["alternatives"] = [
                 {"id": other.id, "log_probability": other.log_probability} for other in token.alternatives
             ]
+        if token.outputs:
+            one["outputs"] = {name: values.tolist() for name, values in token.outputs.items()}
         told.append(one)
     return told
 
@@ -162,6 +209,7 @@ def _end(finished: Finished | None) -> dict[str, Any]:
         "stop": finished.stop,
         "num_tokens": finished.num_tokens,
         "next_position": finished.next_position,
+        **({"hypotheses": [asdict(each) for each in finished.hypotheses]} if finished.hypotheses else {}),
     }
 
 

@@ -26,6 +26,8 @@ _INT, _BOOL = TensorProto.INT64, TensorProto.BOOL
 # The primed models' sources, as text: digits, a space, some digits at once, and a symbol for anything else.
 PIECES = ("?", "\u2402", "\u2403", "\u2581", *"123456789", "12", "\u25811", "\u25811234", "34")
 UNKNOWN, START, END = 0, 1, 2
+# Symbols of the restorer.
+LETTERS = ("?", *"abcdeé \n")
 # Symbols of the translator, as many as it has.
 TRANSLATED = (*PIECES[:4], *"abcdef", "ab", "abc", "\u2581c", "de", "ef", "f\u2581", "cd")
 # What ends its text: a symbol that it often writes.
@@ -41,14 +43,33 @@ def write_ahead(repository: Path, name: str = "ahead", values: tuple[int, int] |
     if values is not None:
         contract.inputs[0].range.minimum, contract.inputs[0].range.maximum = values
     contract.graphs.whole = "whole.onnx"
+    _look_ahead(contract)
+    _write(repository, contract, "model.onnx", _ahead())
+    _write(repository, contract, "whole.onnx", _whole())
+
+
+def _look_ahead(contract: contract_pb2.ModelContract) -> None:
+    """The states and ports of what answers R steps later."""
     for state, shape in (("held", [LOOK_AHEAD]), ("count", [])):
         contract.states.add(
             name=state, next_name=f"{state}_next", dtype=contract_pb2.DATA_TYPE_INT64, shape=shape
         ).initial.constant = 0
     contract.ports.length, contract.ports.flush, contract.ports.emitted = "length", "flush", "emitted"
     contract.streaming.block_steps, contract.streaming.look_ahead_steps = 1, LOOK_AHEAD
-    _write(repository, contract, "model.onnx", _ahead())
-    _write(repository, contract, "whole.onnx", _whole())
+
+
+def write_restorer(repository: Path) -> None:
+    """`restorer`: characters that come back R steps later, `e` as `é`; any other than `LETTERS` is as it was."""
+    contract = _contract("restorer", "scores")
+    contract.task = contract_pb2.TASK_TAGGING
+    contract.outputs[0].dtype = contract_pb2.DATA_TYPE_FLOAT32
+    contract.outputs[0].shape.append(len(LETTERS))
+    contract.vocabulary.symbols.extend(LETTERS)
+    contract.vocabulary.unit, contract.vocabulary.unknown_id = "character", UNKNOWN
+    _look_ahead(contract)
+    table = np.eye(len(LETTERS), dtype=np.float32)
+    table[LETTERS.index("e")] = table[LETTERS.index("é")]
+    _write(repository, contract, "model.onnx", _restorer(table))
 
 
 def write_primed(repository: Path, name: str = "primed", unit: str = "piece", *, has_unknown: bool = True) -> None:
@@ -184,12 +205,31 @@ def _whole() -> onnx.GraphProto:
     return helper.make_graph(nodes, "whole", [_value("x", ["B", "T"])], [_value("y", ["B", "T"])], weights)
 
 
-def _ahead() -> onnx.GraphProto:
-    """`all` [B, R + T] is what was held, at its right end, and the answers to x; the first that are due are emitted."""
+def _restorer(table: np.ndarray) -> onnx.GraphProto:
+    """The rows of `table` [V, V] by the characters that `_ahead` gives back."""
+    graph = _ahead(helper.make_node("Identity", ["x"], ["spelled"]))
+    graph.node.extend(
+        [
+            helper.make_node("Gather", ["table", "y"], ["found"], axis=0),
+            helper.make_node("Unsqueeze", ["is_emitted", "last_axis"], ["is_emitted_column"]),
+            helper.make_node("Where", ["is_emitted_column", "found", "nothing"], ["scores"]),
+        ]
+    )
+    nothing = numpy_helper.from_array(np.zeros((), np.float32), "nothing")
+    graph.initializer.extend([numpy_helper.from_array(table, "table"), nothing, _weight("last_axis", [2])])
+    graph.output[0].CopyFrom(_value("scores", ["B", "E", len(table)], TensorProto.FLOAT))
+    return graph
+
+
+def _ahead(answer: onnx.NodeProto | None = None) -> onnx.GraphProto:
+    """`answer` makes `spelled` [B, T] of x, by default what spells the history.
+
+    `all` [B, R + T] is what was held, at its right end, and the answers to x; the first that are due are emitted.
+    """
     nodes = [
         helper.make_node("Slice", ["held", "last", "beyond", "axis"], ["last_held"]),
         helper.make_node("Squeeze", ["last_held", "axis"], ["begin"]),
-        _spell("begin", "x", "end", "spelled"),
+        answer or _spell("begin", "x", "end", "spelled"),
         helper.make_node("Concat", ["held", "spelled"], ["all"], axis=1),
         # How many there are, and how many are due: all of them at the end of a stream.
         helper.make_node("Add", ["count", "length"], ["present"]),
