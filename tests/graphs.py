@@ -700,6 +700,7 @@ class FileFamily(Family):
     """A model of a repository, with its own graph and contract."""
 
     path: Path = Path()
+    task: int = contract_pb2.TASK_OTHER
 
     def graph(self) -> onnx.ModelProto:
         """The step graph as it is in the file."""
@@ -739,6 +740,7 @@ def family_from_file(path: Path) -> FileFamily:
         ends if ports.emitted else None,
         prime if contract.graphs.prime else None,
         path,
+        contract.task,
     )
 
 
