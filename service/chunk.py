@@ -158,6 +158,11 @@ class Chunk:
             failure = ServerBug(Reason.INTERNAL, "the chunk was applied, and the server failed to answer it")
             self.source.deliver(self, ChunkResult(failure=failure))
 
+    def fail(self, error: EddyError) -> None:
+        """Answers the whole chunk with `error`, unless it is answered already."""
+        if not self.is_answered:
+            self.reply(ChunkResult(failure=error))
+
     @property
     def is_begun(self) -> bool:
         """A slice of it is running or has run: it is now finished whatever happens to its client."""

@@ -154,7 +154,7 @@ class Coalescer:
             places = np.flatnonzero(models == index)
             model = self._host.catalog.served[index] if index in layout.models else None
             # More would be sliced, which is for long chunks.
-            most = 0 if model is None else model.scheduler.most_rows(layout.num_steps)
+            most = 0 if model is None else model.scheduler.queue.most_rows(layout.num_steps)
             while model is not None and min(len(places), most) >= _MIN_MESSAGES:
                 mine, places = places[:most], places[most:]
                 senders = [group[place] for place in mine.tolist()]

@@ -103,7 +103,7 @@ class Dispatcher:
             self._ticks_away[model] = away + 1
             model.scheduler.begin(tick)
             self._jobs.put((model, tick))
-        if model.scheduler.num_queued:
+        if len(model.scheduler.queue):
             self.notify(model)
 
     def _next_tick(self, model: ServedModel) -> AnyTick | None:
@@ -131,7 +131,7 @@ class Dispatcher:
     def _finish(self, model: ServedModel, tick: AnyTick, outcome: list[bytes] | EddyError) -> None:
         self._ticks_away[model] -= 1
         self._complete(model, tick, outcome, was_begun=True)
-        if model.scheduler.num_queued:
+        if len(model.scheduler.queue):
             self.notify(model)
 
     def _run(self, model: ServedModel, tick: AnyTick) -> list[bytes] | EddyError:

@@ -119,7 +119,7 @@ class Host:
     @property
     def is_idle(self) -> bool:
         """Nothing that was accepted is unfinished."""
-        return all(model.scheduler.is_idle for model in self.catalog.served) and (
+        return all(model.scheduler.queue.is_idle for model in self.catalog.served) and (
             self._dispatcher is None or self._dispatcher.is_idle
         )
 
@@ -290,12 +290,12 @@ class Host:
         for index in present:
             model = self.catalog.served[index]
             mine, handles = rows[models == index], expected[models == index]
-            model.scheduler.submit_control(mine, partial(run, model, mine, handles))
+            model.scheduler.queue.submit_control(mine, partial(run, model, mine, handles))
             self.dispatcher.notify(model)
 
     def _control(self, rows: np.ndarray, run: Callable[[], None]) -> None:
         model = self.catalog.served[self.table.model_of(int(rows[0]))]
-        model.scheduler.submit_control(rows, run)
+        model.scheduler.queue.submit_control(rows, run)
         self.dispatcher.notify(model)
 
     # Chunks
@@ -307,7 +307,7 @@ class Host:
             CapacityError: QUEUE_FULL or DRAINING.
         """
         self.refuse_if_draining()
-        model.scheduler.submit(chunk)
+        model.scheduler.queue.submit(chunk)
         self.dispatcher.notify(model)
 
     def submit_job(self, model: ServedModel, job: Job) -> None:
@@ -317,7 +317,7 @@ class Host:
             CapacityError: QUEUE_FULL or DRAINING.
         """
         self.refuse_if_draining()
-        model.scheduler.submit_job(job)
+        model.scheduler.queue.submit_job(job)
         self.dispatcher.notify(model)
 
     def route(self, stream: int, model: ServedModel) -> int:

@@ -122,7 +122,7 @@ class InferCall:
         try:
             for group in groups:
                 length = self.length_of(int(group[0]))
-                most = max(1, model.scheduler.most_rows(length))
+                most = max(1, model.scheduler.queue.most_rows(length))
                 cuts = (group[begin : begin + most] for begin in range(0, len(group), most))
                 jobs.extend(_Whole(self._host, model, self, cut, length, deadline) for cut in cuts)
             await asyncio.gather(*(job.done for job in jobs))

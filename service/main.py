@@ -170,7 +170,7 @@ def totals(host: Host, *, is_ready: bool) -> Totals:
             arena_bytes=model.engine.arena_bytes,
             num_ticks=model.scheduler.num_ticks,
             num_row_steps=model.scheduler.num_row_steps,
-            num_queued=model.scheduler.num_queued,
+            num_queued=len(model.scheduler.queue),
             num_replayed=model.scheduler.num_replayed,
             kept_reply_bytes=model.replies.held_bytes,
             num_forgotten=model.replies.num_forgotten,

@@ -18,8 +18,9 @@ from eddy.service.engine import Engine
 from eddy.service.errors import EddyError
 from eddy.service.graph import ModelGraphs
 from eddy.service.lifecycle import Event
+from eddy.service.queue import Limits
 from eddy.service.replies import ReplyStore
-from eddy.service.scheduler import Limits, Scheduler
+from eddy.service.scheduler import Scheduler
 from eddy.service.sessions import MODEL_BITS, SessionTable
 from eddy.service.start import Start
 from eddy.service.stats import ModelStats
@@ -121,7 +122,7 @@ class ServedModel:
             self.replies.close_rings(rings, np.full(count, max_in_flight))
             raise
         if max_in_flight > 1:
-            self.scheduler.uses_rings = True
+            self.scheduler.queue.uses_rings = True
         self.stats.num_opened_sessions += count
         return rows
 
@@ -137,7 +138,7 @@ class ServedModel:
             self.engine.begin(slots, start.prime, start.lengths, start.states)
             return []
 
-        self.scheduler.submit_job(Job(write, done, len(rows), start.num_steps))
+        self.scheduler.queue.submit_job(Job(write, done, len(rows), start.num_steps))
 
     def last_reply(self, row: int) -> tuple[bytes, ...] | None:
         """The kept outputs of the last chunk of the session in `row`, raw bytes a port; None when forgotten."""

@@ -162,7 +162,7 @@ class Schedule:
         chunk = self.rig.chunk(handles, [sent.position for sent in sents], inputs)
         for index, sent in enumerate(sents):
             sent.tags.append((chunk.tag, index))
-        self.rig.scheduler.submit(chunk)
+        self.rig.scheduler.queue.submit(chunk)
         return chunk.tag
 
     def _retry(self, pick: int, age: int) -> None:
@@ -182,7 +182,7 @@ class Schedule:
             if int(self.rig.table.handle[writer.row]) == handle:
                 apply(rows)
 
-        self.rig.scheduler.submit_control(rows, run)
+        self.rig.scheduler.queue.submit_control(rows, run)
 
     def _close(self, pick: int) -> None:
         writer = self._writer(pick)
@@ -228,7 +228,7 @@ class Schedule:
             [writer.handle if handle is None else handle], [position], [values[None] for values in inputs]
         )
         self._abused.add(chunk.tag)
-        self.rig.scheduler.submit(chunk)
+        self.rig.scheduler.queue.submit(chunk)
         # Refused in every case: checked when the schedule has ended.
         self._must_fail.append(chunk.tag)
 
@@ -317,7 +317,7 @@ class Schedule:
             return
         inputs = [values[None] for values in self._feeds(3)]
         self._gone.is_gone = True
-        self.rig.scheduler.submit(self.rig.chunk([writer.handle], [writer.position], inputs, source=self._gone))
+        self.rig.scheduler.queue.submit(self.rig.chunk([writer.handle], [writer.position], inputs, source=self._gone))
 
 
 def plain_graph(family: Family, cache: dict[str, PlainGraph] = {}) -> PlainGraph:  # noqa: B006  (a cache on purpose)

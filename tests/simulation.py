@@ -25,7 +25,7 @@ from eddy.service.contract import read_contract
 from eddy.service.errors import EddyError, ModelError, Reason
 from eddy.service.graph import ModelGraphs
 from eddy.service.model import ModelFile, ServedModel
-from eddy.service.scheduler import Limits
+from eddy.service.queue import Limits
 from eddy.service.sessions import SessionTable, route
 from eddy.service.tick import AnyTick, Job
 
@@ -91,7 +91,7 @@ class Rig:
         )
         self.scheduler = self.model.scheduler
         # The measured cost would make the cutting of chunks depend on the machine.
-        self.scheduler.limits = Limits(max_rows, row_steps_budget, 1024)
+        self.scheduler.queue.limits = Limits(max_rows, row_steps_budget, 1024)
         self.away: deque[tuple[AnyTick, list[bytes]]] = deque()
         self.mailbox = Mailbox()
         self._tags = count(1)
@@ -142,7 +142,7 @@ class Rig:
     def submit(self, rows: np.ndarray, positions: Sequence[int], inputs: Sequence[np.ndarray], **options: Any) -> int:
         """Submits a chunk of the sessions in `rows`; returns its tag."""
         chunk = self.chunk(self.table.handle[rows], positions, inputs, **options)
-        self.scheduler.submit(chunk)
+        self.scheduler.queue.submit(chunk)
         return chunk.tag
 
     def step(
@@ -215,7 +215,7 @@ class Rig:
         if isinstance(tick, Job):
             return tick.run()
         assert np.unique(tick.write_slots).size == tick.num_rows, "two rows of a tick write one slot"
-        budget = self.scheduler.limits.row_steps_budget
+        budget = self.scheduler.queue.limits.row_steps_budget
         assert tick.num_steps == 1 or tick.num_rows * tick.num_steps <= budget, "a tick is over its budget"
         return self.model.engine.run(
             tick.inputs, tick.read_slots, tick.write_slots, tick.num_rows, tick.num_steps, tick.home_slots
@@ -225,7 +225,7 @@ class Rig:
         """Commits and runs until nothing waits."""
         while self.commit_tick() or self.run_tick():
             pass
-        assert self.scheduler.is_idle, "something waits that nothing can move on"
+        assert self.scheduler.queue.is_idle, "something waits that nothing can move on"
 
 
 def assert_same(got: np.ndarray, expected: np.ndarray, tolerance: float) -> None:

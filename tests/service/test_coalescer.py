@@ -276,7 +276,7 @@ def test_a_refused_chunk_is_refused_to_each(history: Config) -> None:
             for digit in (1, 2):
                 await streams.step_all(digit)
             scheduler = streams.host.catalog.served[0].scheduler
-            scheduler.limits = replace(scheduler.limits, max_queued_chunks=1)
+            scheduler.queue.limits = replace(scheduler.queue.limits, max_queued_chunks=1)
             first, *others = await streams.send({line: [line.step(3)] for line in streams.lines})
             assert array(first.step.outputs[0]).tolist() == [[123]]
             assert [answer.error.reason for answer in others] == [int(Reason.QUEUE_FULL)] * (NUM_STREAMS - 1)

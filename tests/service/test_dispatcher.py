@@ -53,7 +53,7 @@ class BreakableScheduler(Scheduler):
 
     def next_tick(self, now: float) -> Tick | None:
         """As `Scheduler.next_tick`, or fails with the queue as it is."""
-        if self.num_bad_forms and self.num_queued:
+        if self.num_bad_forms and len(self.queue):
             self.num_bad_forms -= 1
             raise Broken
         return super().next_tick(now)
@@ -94,7 +94,7 @@ class Floor:
 
     async def settle(self) -> None:
         """Waits until everything is through."""
-        await until(lambda: self.dispatcher.is_idle and all(rig.scheduler.is_idle for rig in self.rigs))
+        await until(lambda: self.dispatcher.is_idle and all(rig.scheduler.queue.is_idle for rig in self.rigs))
 
     async def step(self, rig: Rig, row: int, position: int, digits: list[int]) -> list[int]:
         """Steps a session and returns the answers."""

@@ -311,7 +311,7 @@ def test_a_reader_that_stops_reading_stops_the_model() -> None:
             written.add(await calling.read())
             row = running.host.table.row_of_id(written.started.session_id)
             scheduler = running.host.catalog.ready("text-lstm", "").scheduler
-            await until(lambda: scheduler.is_idle and running.host.table.next_position[row] > 100)
+            await until(lambda: scheduler.queue.is_idle and running.host.table.next_position[row] > 100)
             assert running.host.table.next_position[row] < 5_000
             while (response := await calling.read()) is not grpc.aio.EOF:
                 written.add(response)

@@ -36,17 +36,17 @@ def test_jobs_and_chunks_take_turns() -> None:
     rows = rig.open(4)
     told: list[Outcome] = []
     for number in range(4):
-        rig.scheduler.submit_job(_job(told, str(number)))
+        rig.scheduler.queue.submit_job(_job(told, str(number)))
     tags = [rig.submit(rows[[row]], [0], [np.array([[1] * (row + 1)])]) for row in range(4)]  # Each a tick of its own.
     order = []
-    while rig.scheduler.num_queued:
+    while len(rig.scheduler.queue):
         num_told = len(told)
         rig.run_tick()
         order.append(len(told) > num_told)
     assert told == [[b"0"], [b"1"], [b"2"], [b"3"]]
     assert all(rig.mailbox.results[tag].failure is None for tag in tags)
     assert order in ([True, False] * 4, [False, True] * 4), order
-    assert rig.scheduler.is_idle
+    assert rig.scheduler.queue.is_idle
 
 
 def test_a_job_that_is_late_fails_and_one_that_nobody_waits_for_is_dropped() -> None:
@@ -56,28 +56,28 @@ def test_a_job_that_is_late_fails_and_one_that_nobody_waits_for_is_dropped() -> 
     gone = _job(told, "gone")
     gone.is_gone = True
     for job in (gone, _job(told, "late", deadline=5.0), _job(told, "good", deadline=6.0)):
-        rig.scheduler.submit_job(job)
+        rig.scheduler.queue.submit_job(job)
     tick = rig.scheduler.next_tick(5.5)
     assert isinstance(tick, Job)
     rig.scheduler.commit(tick, tick.run(), 5.5)
     late, good = told
     assert isinstance(late, CapacityError) and late.reason is Reason.DEADLINE_EXCEEDED
-    assert good == [b"good"] and rig.scheduler.is_idle
+    assert good == [b"good"] and rig.scheduler.queue.is_idle
 
 
 def test_the_queue_of_jobs_is_bounded_and_can_be_failed() -> None:
     """One too many is refused; all that wait can be told that they will not run."""
     rig = Rig(HISTORY)
     told: list[Outcome] = []
-    rig.scheduler.limits = replace(rig.scheduler.limits, max_queued_chunks=2)
+    rig.scheduler.queue.limits = replace(rig.scheduler.queue.limits, max_queued_chunks=2)
     for _ in range(2):
-        rig.scheduler.submit_job(_job(told))
+        rig.scheduler.queue.submit_job(_job(told))
     with pytest.raises(CapacityError) as caught:
-        rig.scheduler.submit_job(_job(told))
-    assert caught.value.reason is Reason.QUEUE_FULL and rig.scheduler.num_queued == 2
+        rig.scheduler.queue.submit_job(_job(told))
+    assert caught.value.reason is Reason.QUEUE_FULL and len(rig.scheduler.queue) == 2
     error = ServerBug(Reason.INTERNAL, "no more")
     rig.scheduler.fail_queue(error)
-    assert told == [error, error] and rig.scheduler.is_idle
+    assert told == [error, error] and rig.scheduler.queue.is_idle
 
 
 @pytest.mark.parametrize("inline_seconds", [0.0, 10.0])
@@ -95,11 +95,11 @@ def test_a_job_that_breaks_fails_alone(inline_seconds: float) -> None:
         def refuse() -> list[bytes]:
             raise ModelError(Reason.MODEL_FAILED, "it failed")
 
-        rig.scheduler.submit_job(Job(fail, told.append, 1, 1))
-        rig.scheduler.submit_job(Job(refuse, told.append, 1, 1))
+        rig.scheduler.queue.submit_job(Job(fail, told.append, 1, 1))
+        rig.scheduler.queue.submit_job(Job(refuse, told.append, 1, 1))
         tag = rig.submit(rig.open(1), [0], [np.array([[1, 2]])])
         dispatcher.notify(rig.model)
-        await until(lambda: dispatcher.is_idle and rig.scheduler.is_idle)
+        await until(lambda: dispatcher.is_idle and rig.scheduler.queue.is_idle)
         bug, refused = told
         assert isinstance(bug, ServerBug) and isinstance(refused, ModelError)
         assert np.frombuffer(rig.mailbox.results[tag].outputs[0], "<i8").tolist() == [1, 12]
@@ -187,7 +187,7 @@ def test_what_was_read_first_stays_while_chunks_are_sliced(repository: Path) -> 
     async def scenario() -> None:
         async with serve(configure(repository)) as running, running.stream() as client:
             scheduler = running.host.catalog.served[0].scheduler
-            scheduler.limits = replace(scheduler.limits, row_steps_budget=4)
+            scheduler.queue.limits = replace(scheduler.queue.limits, row_steps_budget=4)
             handles = await client.handles("primed", 3, prime=_primes((1, 2), (3,), (4, 5, 6)))
             step = await client.step(PRIMED, handles, [0, 0, 0], [[1] * 30] * 3)
             starts, gains = np.array([[2], [1], [3]]), np.array([[3], [3], [15]])
@@ -273,10 +273,10 @@ def test_many_sequences_share_runs_of_the_whole_graph() -> None:
     async def scenario() -> tuple[list[np.ndarray], list[np.ndarray], int]:
         async with serve(configure(example_folder(WHOLE).parent.parent)) as running:
             scheduler = running.host.catalog.served[0].scheduler
-            scheduler.limits = replace(scheduler.limits, row_steps_budget=56)
+            scheduler.queue.limits = replace(scheduler.queue.limits, row_steps_budget=56)
             together = await _infer(running, _request(model, lengths))
             num_ticks = scheduler.num_ticks
-            scheduler.limits = replace(scheduler.limits, row_steps_budget=1)
+            scheduler.queue.limits = replace(scheduler.queue.limits, row_steps_budget=1)
             return together, await _infer(running, _request(model, lengths)), num_ticks
 
     together, alone, num_ticks = asyncio.run(scenario())
@@ -293,7 +293,7 @@ def test_a_call_of_a_whole_graph_that_nobody_waits_for_is_dropped() -> None:
         config = configure(example_folder(WHOLE).parent.parent, server={"inline_tick_seconds": 0.0})
         async with serve(config) as running:
             scheduler = running.host.catalog.served[0].scheduler
-            scheduler.limits = replace(scheduler.limits, row_steps_budget=1)
+            scheduler.queue.limits = replace(scheduler.queue.limits, row_steps_budget=1)
             calling = asyncio.create_task(_infer(running, _request(model, [400] * 64)))
             await until(lambda: scheduler.num_ticks > 2)
             calling.cancel()

@@ -12,7 +12,7 @@ from simulation import STREAM, Mailbox, Rig
 
 from eddy.service.chunk import ChunkResult
 from eddy.service.errors import CapacityError, EddyError, ModelError, Reason
-from eddy.service.scheduler import Limits
+from eddy.service.queue import Limits
 from eddy.service.tick import Tick, slice_steps
 
 HISTORY = family("history")
@@ -149,7 +149,7 @@ def test_a_failing_last_slice_ends_its_sessions() -> None:
     ((stream, handles, error),) = rig.ended
     assert (stream, handles, error.reason) == (STREAM, [handle], Reason.MODEL_FAILED)
     late = rig.chunk([handle], [5], _digits([1]))
-    rig.scheduler.submit(late)
+    rig.scheduler.queue.submit(late)
     rig.run_all()
     assert _reason(rig.mailbox.results[late.tag]) is Reason.MODEL_FAILED
     assert _answers(rig.step(rows[1:], [1, 1], _digits([4], [5])), 2) == [[24], [35]]
@@ -305,12 +305,12 @@ def test_control_waits_for_what_came_before() -> None:
     rig = _rig()
     rows = rig.open(2)
     order: list[str] = []
-    rig.scheduler.submit_control(rows, lambda: order.append("at once"))
+    rig.scheduler.queue.submit_control(rows, lambda: order.append("at once"))
     assert order == ["at once"]
     rig.submit(rows[:1], [0], _digits([1]))
     assert rig.form_tick()
-    rig.scheduler.submit_control(rows[:1], lambda: order.append("behind the tick"))
-    rig.scheduler.submit_control(rows[1:], lambda: order.append("another session"))
+    rig.scheduler.queue.submit_control(rows[:1], lambda: order.append("behind the tick"))
+    rig.scheduler.queue.submit_control(rows[1:], lambda: order.append("another session"))
     assert not rig.form_tick()
     assert "behind the tick" not in order
     rig.run_all()
@@ -320,7 +320,7 @@ def test_control_waits_for_what_came_before() -> None:
 def test_a_full_queue_refuses_and_takes_nothing() -> None:
     """One chunk more than may wait is refused by reason; those that wait are carried out."""
     rig = _rig()
-    rig.scheduler.limits = Limits(64, 64, 2)
+    rig.scheduler.queue.limits = Limits(64, 64, 2)
     rows = rig.open(3)
     for index in range(2):
         rig.submit(rows[index : index + 1], [0], _digits([1]))
@@ -359,13 +359,13 @@ def test_a_chunk_that_breaks_the_forming_of_a_tick_is_answered() -> None:
     rows = rig.open(3)
     broken = rig.chunk(rig.table.handle[rows[:1]], [0], [np.array([[5]])])
     broken.inputs = (b"123",)  # No codec lets that pass.
-    rig.scheduler.submit(broken)
+    rig.scheduler.queue.submit(broken)
     fine = rig.submit(rows[1:], [0, 0], [np.array([[5], [6]])])
     with pytest.raises(ValueError, match="buffer size"):
         rig.run_all()
     rig.scheduler.fail_queue(CapacityError(Reason.QUEUE_FULL, "as the dispatcher does"))
     assert rig.mailbox.order == [broken.tag, fine]
     assert all(rig.mailbox.results[tag].failure is not None for tag in (broken.tag, fine))
-    assert rig.scheduler.is_idle
+    assert rig.scheduler.queue.is_idle
     result = rig.step(rows, [0, 0, 0], [np.array([[1], [2], [3]])])
     assert [values.tolist() for values in rig.outputs(result, 3, 1)] == [[[1], [2], [3]]]

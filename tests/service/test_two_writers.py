@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from loopback import Loopback, StreamClient, array, chunk, configure, detail_of, serve, tensor, until
 
 from eddy.service.errors import Reason
-from eddy.service.scheduler import Limits
+from eddy.service.queue import Limits
 from eddy.v1 import generation_pb2, inference_pb2
 
 HISTORY = family("history")
@@ -159,7 +159,7 @@ def test_a_unary_step_does_not_care_whether_the_stream_is_still_there(repository
     async def scenario() -> None:
         async with serve(configure(repository, server={"inline_tick_seconds": 0.0})) as loopback:
             host = loopback.host
-            host.catalog.served[0].scheduler.limits = Limits(16, 1, 1024)
+            host.catalog.served[0].scheduler.queue.limits = Limits(16, 1, 1024)
             stream = StreamClient(loopback.channel)
             opened = await stream.open("history", 2)
             epoch = int(np.frombuffer(opened.epochs, "<u4")[0])
@@ -170,7 +170,7 @@ def test_a_unary_step_does_not_care_whether_the_stream_is_still_there(repository
             await stream.post(step=chunk(HISTORY, handles[:1], [0], digits))
             await until(host.table.is_busy.any)
             waiting = asyncio.create_task(_unary(loopback, opened.session_ids[0], epoch, 512, 8))
-            await until(lambda: host.catalog.served[0].scheduler.num_queued > 0 or waiting.done())
+            await until(lambda: len(host.catalog.served[0].scheduler.queue) > 0 or waiting.done())
             stream.cancel()
             await until(lambda: not host.table.rows_of_stream(1).size)
             assert array((await waiting).outputs[0]).tolist() == [[38]]

@@ -1,0 +1,246 @@
+"""The queue of one model: what waits, and which of it can share a tick.
+
+Owns the order of what waits and which sessions are running meanwhile. Must not know how a chunk's rows are checked,
+nor how ticks are formed or run. All on one thread.
+
+Ordering rules: chunks that share a session leave in the order of arrival, and so do control operations (close, reset,
+take-over) among them; a chunk is neither dropped nor overtaken once it has begun.
+
+Dimension key: B rows of a chunk, T steps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from eddy.service.arena import SlotAllocator
+from eddy.service.chunk import Chunk
+from eddy.service.errors import CapacityError, Detail, Reason
+from eddy.service.sessions import SessionTable
+from eddy.service.tick import Control, Job, slice_steps
+
+# Marks of a pass over the queue lie above every row index, so that both can share the table's scratch column.
+_FIRST_PASS = 1 << 32
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one model's ticks and queue.
+
+    Attributes:
+        max_rows: rows in one tick.
+        row_steps_budget: rows x steps in one tick, unless one chunk's one step already has more.
+        max_queued_chunks: chunks that may wait.
+    """
+
+    max_rows: int
+    row_steps_budget: int
+    max_queued_chunks: int
+
+
+class ChunkQueue:
+    """Chunks, control operations and jobs that wait for one model.
+
+    Args:
+        table: sessions; work_slots: slots for states between slices; limits: bounds of ticks and of the queue.
+    """
+
+    def __init__(self, table: SessionTable, work_slots: SlotAllocator, limits: Limits) -> None:
+        self.limits = limits
+        self._table = table
+        self._work_slots = work_slots
+        # Changed only by the methods below.
+        self._queue: deque[Chunk | Control] = deque()
+        # Jobs touch no open session, so they wait apart, and take turns with the chunks.
+        self._jobs: deque[Job] = deque()
+        self._is_jobs_turn = False
+        self._pass = _FIRST_PASS
+        self._num_busy = 0
+        # Some session may have several chunks under way.
+        self.uses_rings = False
+
+    def __len__(self) -> int:
+        """Chunks, control operations and jobs that wait."""
+        return len(self._queue) + len(self._jobs)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits and nothing runs."""
+        return not self._queue and not self._jobs and not self._num_busy
+
+    def most_rows(self, num_steps: int) -> int:
+        """Rows of T = `num_steps` that one tick takes; none when they are sliced."""
+        return min(self.limits.max_rows, self.limits.row_steps_budget // num_steps)
+
+    def submit(self, chunk: Chunk) -> None:
+        """Queues a chunk.
+
+        Raises:
+            CapacityError: QUEUE_FULL.
+        """
+        self._refuse_if_full(len(self._queue))
+        self._queue.append(chunk)
+
+    def submit_job(self, job: Job) -> None:
+        """Queues a job.
+
+        Raises:
+            CapacityError: QUEUE_FULL.
+        """
+        self._refuse_if_full(len(self._jobs))
+        self._jobs.append(job)
+
+    def _refuse_if_full(self, num_queued: int) -> None:
+        if num_queued >= self.limits.max_queued_chunks:
+            raise CapacityError(
+                Reason.QUEUE_FULL,
+                f"{num_queued} chunks are waiting for this model, at most {self.limits.max_queued_chunks} may",
+            )
+
+    def submit_control(self, rows: np.ndarray, run: Callable[[], None]) -> None:
+        """Queues an operation on the sessions in `rows` behind the chunks that wait; at once when none does."""
+        if not self._queue and not (self._num_busy and self._table.is_busy[rows].any()):
+            run()
+        else:
+            self._queue.append(Control(rows, run))
+
+    # Leaving
+
+    def begin_pass(self) -> int:
+        """A mark of its own for rows in the table's scratch column."""
+        self._pass += 1
+        return self._pass
+
+    def pop_job(self, now: float, *, is_turn: bool) -> Job | None:
+        """The next job; with `is_turn` only where it is the jobs' turn or no chunk waits."""
+        if is_turn and not (self._jobs and (self._is_jobs_turn or not self._queue)):
+            self._is_jobs_turn = True
+            return None
+        self._is_jobs_turn = False
+        while self._jobs:
+            job = self._jobs.popleft()
+            if job.is_gone:
+                continue
+            if job.deadline > now:
+                return job
+            job.done(_late())
+        return None
+
+    @property
+    def has_chunks(self) -> bool:
+        """Chunks or control operations wait."""
+        return bool(self._queue)
+
+    def pick(self, now: float) -> tuple[list[Chunk], int]:
+        """Takes chunks off the queue that can share one tick, in the order of arrival, and its T.
+
+        Cases for each item:
+        1. control: at once, unless a chunk picked or held before it may share its sessions;
+        2. cancelled or late, and not begun: answered, dropped;
+        3. shares a session with a running, held or (where sessions pipeline) picked chunk, finds no working slots,
+           or does not fit: held, with everything that shares its sessions after it;
+        4. otherwise picked.
+        """
+        self._pass += 1
+        queue, table = self._queue, self._table
+        picked: list[Chunk] = []
+        held: list[Chunk | Control] = []
+        num_rows, num_steps, max_rows = 0, 0, 0
+        num_work_slots = self._work_slots.num_free
+        while queue:
+            item = queue.popleft()
+            if isinstance(item, Control):  # 1.
+                if picked:
+                    held.append(item)
+                    break
+                if self._is_blocked(item.rows, bool(held)):
+                    held.append(item)
+                    table.mark[item.rows] = self._pass
+                else:
+                    item.run()
+                continue
+            is_begun = item.index is not None
+            if not is_begun:  # 2.
+                if item.source.is_gone:
+                    continue
+                if item.deadline <= now:
+                    item.fail(_late())
+                    continue
+            steps_left = item.num_steps - item.done_steps
+            wanted = 1 if steps_left == 1 else slice_steps(steps_left, item.num_rows, self.limits.row_steps_budget)
+            fits = not picked or (wanted == num_steps and num_rows + item.num_rows <= max_rows)
+            if not is_begun:  # 3.
+                if wanted < item.num_steps and item.num_rows > num_work_slots:
+                    fits = False
+                if fits and (held or self._num_busy or self.uses_rings):
+                    fits = not self._is_blocked(self.rows_of(item), self.uses_rings or bool(held))
+            if not fits:
+                held.append(item)
+                table.mark[self.rows_of(item)] = self._pass
+                if picked and num_rows >= max_rows:
+                    break
+                continue
+            if not picked:  # 4.
+                num_steps = wanted
+                max_rows = max(1, self.most_rows(wanted))
+            picked.append(item)
+            num_rows += item.num_rows
+            if not is_begun:
+                if wanted < item.num_steps:
+                    num_work_slots -= item.num_rows
+                if self.uses_rings:
+                    table.mark[self.rows_of(item)] = self._pass
+        if held:
+            queue.extendleft(reversed(held))
+        return picked, num_steps
+
+    def _is_blocked(self, rows: np.ndarray, some_marked: bool) -> bool:
+        table = self._table
+        if self._num_busy and table.is_busy[rows].any():
+            return True
+        return some_marked and bool((table.mark[rows] == self._pass).any())
+
+    def rows_of(self, chunk: Chunk) -> np.ndarray:
+        """The table rows of a chunk, int64 [B]."""
+        if chunk.rows is None:
+            chunk.rows = self._table.rows_of(np.frombuffer(chunk.handles, "<u8"))
+        return chunk.rows
+
+    def put_back(self, chunks: Iterable[Chunk]) -> None:
+        """Chunks that were picked and not carried out wait again, before all others."""
+        self._queue.extendleft(reversed([*chunks]))
+
+    def put_behind(self, chunks: Iterable[Chunk]) -> None:
+        """Chunks that have had their turn wait again, behind all others."""
+        self._queue.extend(chunks)
+
+    def drain(self) -> tuple[list[Job], list[Chunk | Control]]:
+        """All that waits, which waits no more."""
+        jobs, waiting = list(self._jobs), list(self._queue)
+        self._jobs.clear()
+        self._queue.clear()
+        return jobs, waiting
+
+    # Running
+
+    def set_busy(self, rows: np.ndarray | slice, count: int) -> None:
+        """The `count` sessions in `rows` are running, or begun and not finished: others of their chunks wait."""
+        self._table.is_busy[rows] = True
+        self._num_busy += count
+
+    def clear_busy(self, rows: np.ndarray | slice) -> None:
+        """They have finished."""
+        self._num_busy -= int(np.count_nonzero(self._table.is_busy[rows]))
+        self._table.is_busy[rows] = False
+
+
+def _late() -> CapacityError:
+    return CapacityError(
+        Reason.DEADLINE_EXCEEDED,
+        "timeout_milliseconds: the chunk had not begun by its deadline; nothing of it was applied",
+        Detail(field="timeout_milliseconds"),
+    )
