@@ -38,7 +38,6 @@ class CausalConvolution(nn.Module):
         super().__init__()
         self.part = part
         self.convolution = nn.Conv1d(width, part.channels, part.kernel, dilation=part.dilation)
-        _begin_large(self.convolution, part.activation)
 
     def forward(self, x: Tensor, past: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """x: [B, T, F]. Returns [B, T, channels] and the next state, each row's after its valid steps."""
@@ -56,7 +55,7 @@ class FrameEncoder(nn.Module):
         layers: list[nn.Module] = []
         for part in parts:
             layers += [nn.Conv2d(planes, part.channels, part.kernel, part.stride, part.kernel // 2), nn.ReLU()]
-            _begin_large(layers[-2], "relu")
+            _begin_large(layers[-2])
             layers += [nn.MaxPool2d(part.pool)] if part.pool > 1 else []
             planes = part.channels
         self.layers = nn.Sequential(*layers)
@@ -69,13 +68,13 @@ class FrameEncoder(nn.Module):
         return y
 
 
-def _begin_large(convolution: nn.Module, activation: str) -> None:
-    """Weights so large that what passes keeps its size (He et al., 2015); torch's own shrink it by more than half.
+def _begin_large(convolution: nn.Module) -> None:
+    """Weights that keep the size of what passes a ReLU (He et al., 2015); torch's own shrink it by more than half.
 
-    Moving digits were not learned at all without it: three convolutions left a fiftieth for the cells to see.
+    Moving digits were not learned at all without it: too little of them was left for the cells to see.
     """
-    assert isinstance(convolution, nn.Conv1d | nn.Conv2d)
-    nn.init.kaiming_uniform_(convolution.weight, nonlinearity="relu" if activation == "relu" else "tanh")
+    assert isinstance(convolution, nn.Conv2d)
+    nn.init.kaiming_uniform_(convolution.weight, nonlinearity="relu")
     assert convolution.bias is not None
     nn.init.zeros_(convolution.bias)
 
