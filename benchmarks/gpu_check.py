@@ -9,10 +9,10 @@ Dimension key: B rows of a tick, T steps.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,10 @@ from rich.table import Table
 
 from benchmarks.models import write_repository
 from eddy.service.arena import INITIAL_SLOT, NUM_RESERVED_SLOTS
+from eddy.service.catalog import read_graphs
 from eddy.service.contract import Contract, read_contract
 from eddy.service.engine import Engine
-from eddy.service.graph import ModelGraphs
-from eddy.service.ports import Port
+from eddy.service.example import example, example_feeds
 from eddy.service.runtime import available_providers, runtime_version
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -50,114 +50,126 @@ def main() -> int:
         paths = sorted(write_repository(Path(folder)).glob("*/*/model.onnx"))
         paths += sorted(Path("models").glob("*/*/model.onnx"))
         for path in paths:
-            failures += not _check_model(console, path)
+            failures += not check_model(console, path, CUDA)
     console.print("all laws hold" if not failures else f"{failures} models break a law")
     return 1 if failures else 0
 
 
-def _check_model(console: Console, path: Path) -> bool:
+def check_model(console: Console, path: Path, provider: str) -> bool:
+    """Shows the laws and the cost of a model's ticks on `provider`, against the CPU; whether all laws hold."""
     model = onnx.load(path)
     contract = read_contract(model)
+    graphs = read_graphs(path.parent, model, contract)
     name = f"{path.parent.parent.name}/{path.parent.name}"
-    engines = {
-        provider: Engine(ModelGraphs(model), contract, num_slots=_NUM_SLOTS, provider=provider)
-        for provider in (CUDA, CPU)
-    }
+    device, cpu = (Engine(graphs, contract, num_slots=_NUM_SLOTS, provider=each) for each in (provider, CPU))
     table = Table("law", "largest difference", "allowed", "holds", title=name)
     holds = True
-    for law, difference, allowed in _differences(engines[CUDA], engines[CPU], contract):
+    for law, difference, allowed in _differences(device, cpu, contract):
         fine = difference <= allowed
         holds &= fine
         table.add_row(law, f"{difference:.3g}", f"{allowed:.3g}", "yes" if fine else "NO")
     console.print(table)
-    costs = Table("B", "CUDA us", "CPU us", "CUDA steps/s", title=f"{name}: one tick, T = 1")
+    costs = Table("B", "device us", "CPU us", "device steps/s", title=f"{name}: one tick, T = 1")
     for rows in (2, 16, 64, 256, 1024):
-        cuda, cpu = (_tick_seconds(engines[provider], contract, rows) for provider in (CUDA, CPU))
-        costs.add_row(str(rows), f"{cuda * 1e6:.0f}", f"{cpu * 1e6:.0f}", f"{rows / cuda:,.0f}")
+        ours, theirs = (_tick_seconds(engine, contract, rows) for engine in (device, cpu))
+        costs.add_row(str(rows), f"{ours * 1e6:.0f}", f"{theirs * 1e6:.0f}", f"{rows / ours:,.0f}")
     console.print(costs)
     return holds
 
 
-def _differences(cuda: Engine, cpu: Engine, contract: Contract) -> list[tuple[str, float, float]]:
+def _differences(device: Engine, cpu: Engine, contract: Contract) -> list[tuple[str, float, float]]:
     """(law, largest absolute difference, allowed) for each law that an engine alone can show."""
-    generator = np.random.default_rng(0)
     rows = 8
-    inputs = [_values(port, rows, _NUM_STEPS, generator) for port in contract.inputs]
-    reference = _run(cpu, contract, inputs, [_NUM_STEPS])
-    whole = _run(cuda, contract, inputs, [_NUM_STEPS])
-    results = [("parity: CUDA = CPU, outputs and final state", _worst(whole, reference), TOLERANCE)]
+    feeds = example_feeds(contract, rows, _NUM_STEPS)
+    reference = _run(cpu, contract, feeds, [_NUM_STEPS])
+    whole = _run(device, contract, feeds, [_NUM_STEPS])
+    results = [("parity: device = CPU, outputs and final state", _worst(whole, reference), TOLERANCE)]
     chunked = max(
-        _worst(_run(cuda, contract, inputs, cuts), whole) for cuts in ([1] * _NUM_STEPS, [5, 3, 8, 8], [16, 4, 4])
+        _worst(_run(device, contract, feeds, cuts), whole) for cuts in ([1] * _NUM_STEPS, [5, 3, 8, 8], [16, 4, 4])
     )
     results.append(("chunk: however calls are cut", chunked, TOLERANCE))
     alone = 0.0
     for row in range(rows):
-        mine = [values[row : row + 1] for values in inputs]
-        got = _run(cuda, contract, mine, [_NUM_STEPS])
+        got = _run(device, contract, feeds, [_NUM_STEPS], rows=np.array([row]))
         alone = max(alone, _worst(got, [part[row : row + 1] for part in whole]))
     results.append(("batch: alone = among others", alone, TOLERANCE))
     # Marked neighbours: every other slot holds a large finite number, and must still hold it afterwards.
     slots = np.arange(2 * rows) + NUM_RESERVED_SLOTS
-    marked = [np.full((2 * rows, *state.shape), _MARKER, state.dtype) for state in contract.states]
-    cuda.write_states(slots, marked)
-    among = _run(cuda, contract, inputs, [_NUM_STEPS], slots[::2])
-    neighbours = max(
-        float(np.abs(got.astype(np.float64) - want).max())
-        for got, want in zip(cuda.read_states(slots[1::2]), [part[1::2] for part in marked], strict=True)
-    )
+    marked = [
+        np.full((2 * rows, *state.shape), _MARKER if state.dtype.kind == "f" else 1, state.dtype)
+        for state in contract.states
+    ]
+    device.write_states(slots, marked)
+    among = _run(device, contract, feeds, [_NUM_STEPS], slots=slots[::2])
+    neighbours = _worst(device.read_states(slots[1::2]), [part[1::2] for part in marked])
     results.append(("isolation: marked neighbours do not show", _worst(among, whole), 0.0))
     results.append(("isolation: neighbours are not touched", neighbours, 0.0))
+    if contract.has_whole:
+        raw = [values.tobytes() for values in feeds[: len(contract.inputs)]]
+        exact = [
+            [np.frombuffer(block, port.dtype) for port, block in zip(contract.outputs, blocks, strict=True)]
+            for blocks in (engine.run_whole(raw, rows, _NUM_STEPS) for engine in (device, cpu))
+        ]
+        results.append(("whole sequences: device = CPU", _worst(*exact), TOLERANCE))
     return results
 
 
 def _run(
     engine: Engine,
     contract: Contract,
-    inputs: Sequence[np.ndarray],
+    feeds: Sequence[np.ndarray],
     cuts: Sequence[int],
+    *,
     slots: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """Outputs [B, T, ...] and final states [B, ...] of fresh sessions, in calls of `cuts` steps."""
-    rows = len(inputs[0])
-    write = np.arange(rows) + NUM_RESERVED_SLOTS + 100 if slots is None else slots
-    read = np.full(rows, INITIAL_SLOT)
-    parts: list[list[np.ndarray]] = [[] for _ in contract.outputs]
-    done = 0
-    for steps in cuts:
-        chunk = [values[:, done : done + steps].tobytes() for values in inputs]
-        blocks = engine.run(chunk, read, write, rows, steps)
-        for port, part, block in zip(contract.outputs, parts, blocks, strict=True):
-            part.append(np.frombuffer(block, port.dtype).reshape(rows, steps, *port.shape))
+    """Outputs [B, T, ...] and final states [B, ...] of new sessions of some `rows`, in calls of `cuts` steps.
+
+    The streams of a model that looks ahead are ended, so that they answer every step.
+    """
+    rows = np.arange(len(feeds[0])) if rows is None else rows
+    count = len(rows)
+    write = rows + NUM_RESERVED_SLOTS + 100 if slots is None else slots
+    read = home = np.full(count, INITIAL_SLOT)
+    if contract.is_primed:
+        steps = min(5, contract.max_prime_steps)
+        source = [example(port, len(feeds[0]), steps)[rows] for port in contract.prime_inputs]
+        engine.begin(write, source, rows % steps + 1)
+        read = home = write
+    calls = [values[rows] for values in feeds]
+    chunks = [
+        (steps, [values[:, done : done + steps].tobytes() for values in calls])
+        for done, steps in zip(accumulate(cuts, initial=0), cuts, strict=False)
+    ]
+    if contract.emits:
+        chunks.append((1, list(contract.feed_end(count))))
+    parts: list[list[list[np.ndarray]]] = [[[] for _ in rows] for _ in contract.outputs]
+    for steps, raw in chunks:
+        blocks = engine.run(raw, read, write, count, steps, home)
         read = write
-        done += steps
-    return [np.concatenate(part, axis=1) for part in parts] + engine.read_states(write)
+        results = [port.view(block, count, steps) for port, block in zip(contract.results, blocks, strict=True)]
+        emitted = results[-1] if contract.emits else [steps] * count
+        for part, values in zip(parts, results, strict=False):
+            for row in range(count):
+                part[row].append(values[row, : emitted[row]])
+    outputs = [np.stack([np.concatenate(pieces) for pieces in part]) for part in parts]
+    states = zip(contract.states, engine.read_states(write), strict=True)
+    return outputs + [value for state, value in states if state.next_name]
 
 
 def _worst(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
     return max(
-        float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max()) for a, b in zip(got, wanted, strict=True)
+        float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0))
+        for a, b in zip(got, wanted, strict=True)
     )
 
 
 def _tick_seconds(engine: Engine, contract: Contract, rows: int, repeats: int = 30) -> float:
-    generator = np.random.default_rng(1)
-    inputs = [_values(port, rows, 1, generator).tobytes() for port in contract.inputs]
+    feeds = [values.tobytes() for values in example_feeds(contract, rows, 1)]
     slots = np.arange(rows) + NUM_RESERVED_SLOTS
     durations = []
     for _ in range(repeats):
         start = time.perf_counter()
-        engine.run(inputs, slots, slots, rows, 1)
+        engine.run(feeds, slots, slots, rows, 1, slots)
         durations.append(time.perf_counter() - start)
     return float(np.median(durations))
-
-
-def _values(port: Port, rows: int, num_steps: int, generator: np.random.Generator) -> np.ndarray:
-    shape = (rows, num_steps, *port.shape)
-    if port.dtype.kind == "f":
-        return generator.standard_normal(shape).astype(port.dtype)
-    low, high = int(port.minimum or 0), int(port.maximum or 1)
-    return generator.integers(low, high, shape, endpoint=True).astype(port.dtype)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

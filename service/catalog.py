@@ -152,7 +152,7 @@ class Catalog:
             file = ModelFile(name, folder.name, digest)
             graph = onnx.load_from_string(raw)
             contract = read_contract(graph)
-            served = self._serve(file, _graphs(folder, graph, contract), contract)
+            served = self._serve(file, read_graphs(folder, graph, contract), contract)
         except (OSError, DecodeError, ModelError) as error:
             return self._refused(ModelFile(name, folder.name, digest), _why(path, error), time.monotonic() - start)
         except Exception as error:  # noqa: BLE001  the root of one model's loading: the others are served
@@ -184,7 +184,7 @@ class Catalog:
         )
 
 
-def _graphs(folder: Path, step: onnx.ModelProto, contract: Contract) -> ModelGraphs:
+def read_graphs(folder: Path, step: onnx.ModelProto, contract: Contract) -> ModelGraphs:
     """The step graph with those that its contract names beside it.
 
     Raises:
