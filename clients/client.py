@@ -1,41 +1,29 @@
 """The client: one connection to a server, any number of sessions.
 
-Owns the channel, the stream shared by all sessions, and what is known of the server's models.
+Owns the stream shared by all sessions, and their opening; calls that need no stream are `unary`'s.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
-
-import grpc
-import numpy as np
-from google.protobuf.message import Message
+from typing import Any, Unpack
 
 from eddy.clients.batch import SessionBatch
-from eddy.clients.catalog import Catalog
 from eddy.clients.connection import Connection, Group
-from eddy.clients.errors import Disconnected, EddyError, from_rpc, invalid
+from eddy.clients.errors import EddyError, invalid
 from eddy.clients.generation import Calls, Completion, Continued, Generation
 from eddy.clients.sampling import GenerateOptions, Prompt, generate_request
-from eddy.clients.sequences import SequenceBatch
 from eddy.clients.session import Session, SessionGrant
 from eddy.clients.start import Prime, Primes, Start, States, start_of_many, start_of_one
-from eddy.clients.tensors import MESSAGE_OVERHEAD_BYTES, Sequences, Signature
-from eddy.clients.tls import Tls, open_channel
-from eddy.v1 import contract_pb2, generation_pb2, inference_pb2, models_pb2, sessions_pb2
-
-_Response = TypeVar("_Response", bound=Message)
-
-# The service's limits decide; the channel only has to let its replies through.
-_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+from eddy.clients.tensors import MESSAGE_OVERHEAD_BYTES, Signature
+from eddy.clients.tls import Tls
+from eddy.clients.unary import UnaryCalls
+from eddy.v1 import generation_pb2, inference_pb2
 
 
-class Client:
+class Client(UnaryCalls):
     """An asyncio client.
 
     Example:
@@ -50,54 +38,17 @@ class Client:
     """
 
     def __init__(self, target: str = "127.0.0.1:8500", *, tls: Tls | None = None, channel: Any = None) -> None:
-        self._target = target
-        self._tls = tls
-        self._own_channel = channel is None
+        super().__init__(target, tls=tls, channel=channel)
         # Changed only by the methods below, on one event loop.
-        self._channel = channel
         self._connection: Connection | None = None
         self._sessions: dict[int, Session] = {}
-        self._catalog = Catalog(self._get_model)
-
-    async def __aenter__(self) -> Self:
-        if self._channel is None:
-            self._channel = open_channel(self._target, self._tls, _OPTIONS)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Ends the stream and the channel; sessions that were not closed stay open until they are idle for too long."""
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
-        if self._own_channel and self._channel is not None:
-            await self._channel.close()
-            self._channel = None
-
-    # Models
-
-    async def models(self) -> list[models_pb2.ModelStatus]:
-        """Every model version in the server's repository, and why those that are not ready are not."""
-        response = await self._unary(
-            "ModelService/ListModels", models_pb2.ListModelsRequest(), models_pb2.ListModelsResponse
-        )
-        return list(response.models)
-
-    async def contract(self, model: str, version: str = "") -> contract_pb2.ModelContract:
-        """A model's contract: inputs, outputs, states, vocabulary, figures.
-
-        Raises:
-            NotFound: no such model or version.
-        """
-        return (await self._get_model(model, version)).contract
-
-    async def _get_model(self, model: str, version: str) -> models_pb2.GetModelResponse:
-        request = models_pb2.GetModelRequest(name=model, version=version)
-        return await self._unary("ModelService/GetModel", request, models_pb2.GetModelResponse)
+        await super().close()
 
     # Sessions
 
@@ -217,78 +168,7 @@ class Client:
         )
         return self._add(stream, group, grant)
 
-    async def sessions(self, model: str = "", page_size: int = 100) -> AsyncIterator[sessions_pb2.Session]:
-        """Every open session of the server, or of one model; ids are not told."""
-        token = ""
-        while True:
-            request = sessions_pb2.ListSessionsRequest(model=model, page_size=page_size, page_token=token)
-            response = await self._unary("SessionService/ListSessions", request, sessions_pb2.ListSessionsResponse)
-            for session in response.sessions:
-                yield session
-            token = response.next_page_token
-            if not token:
-                return
-
-    async def find_session(self, session_id: bytes) -> sessions_pb2.Session:
-        """What the server knows of a session.
-
-        Raises:
-            SessionEnded: no such session is open.
-        """
-        request = sessions_pb2.GetSessionRequest(session_id=session_id)
-        return (await self._unary("SessionService/GetSession", request, sessions_pb2.GetSessionResponse)).session
-
-    async def close_session(self, session_id: bytes) -> None:
-        """Ends a session by its id, whoever has it.
-
-        Raises:
-            SessionEnded: no such session is open.
-        """
-        request = sessions_pb2.CloseSessionRequest(session_id=session_id)
-        await self._unary("SessionService/CloseSession", request, sessions_pb2.CloseSessionResponse)
-
-    # Whole sequences and texts
-
-    async def infer(
-        self,
-        model: str,
-        sequences: Sequences,
-        version: str = "",
-        *,
-        timeout_seconds: float | None = None,
-        prime: Primes | None = None,
-        initial_states: States | None = None,
-    ) -> list[np.ndarray]:
-        """The outputs of whole sequences, each from the model's initial state; no session stays.
-
-        Args:
-            sequences: one array [T, ...] each, of any lengths; a mapping by name of such lists for several inputs.
-            version: the latest that is ready by default; naming it saves a call.
-            timeout_seconds: how long the server may take, no limit by default.
-            prime: as for `open_batch`, a list of one a sequence; initial_states: likewise.
-
-        Returns:
-            One array [T, ...] a sequence.
-
-        Raises:
-            InvalidInput, NotFound, ServerBusy, ModelUnavailable, Disconnected: see `eddy.errors`.
-        """
-        outputs = await self._infer(model, sequences, version, timeout_seconds, prime, initial_states, is_single=True)
-        (output,) = outputs.values()
-        return output
-
-    async def infer_outputs(
-        self,
-        model: str,
-        sequences: Sequences,
-        version: str = "",
-        *,
-        timeout_seconds: float | None = None,
-        prime: Primes | None = None,
-        initial_states: States | None = None,
-    ) -> dict[str, list[np.ndarray]]:
-        """As `infer`, for models with any number of outputs: each one's arrays by its name."""
-        return await self._infer(model, sequences, version, timeout_seconds, prime, initial_states, is_single=False)
+    # Texts
 
     def generate(
         self,
@@ -355,31 +235,6 @@ class Client:
 
     # Inner
 
-    async def _infer(
-        self,
-        model: str,
-        sequences: Sequences,
-        version: str,
-        timeout_seconds: float | None,
-        prime: Primes | None,
-        initial_states: States | None,
-        *,
-        is_single: bool,
-    ) -> dict[str, list[np.ndarray]]:
-        served = await self._catalog.served(model, version)
-        signature = Signature(served.contract)
-        if is_single:
-            signature.check_single_output("infer")
-        batch = SequenceBatch(signature, sequences, served.limits, prime, initial_states)
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        responses = []
-        for request in batch.requests(model, served.status.version):
-            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-            responses.append(
-                await self._unary("InferenceService/Infer", request, inference_pb2.InferResponse, remaining)
-            )
-        return batch.outputs(responses)
-
     async def _open(
         self,
         model: str,
@@ -444,18 +299,3 @@ class Client:
         if self._connection is None or self._connection.failure is not None:
             self._connection = Connection(self._open_channel(), self._ended)
         return self._connection
-
-    def _open_channel(self) -> Any:
-        if self._channel is None:
-            raise Disconnected("the client is not open: use it within `async with`", "CLOSED")
-        return self._channel
-
-    async def _unary(
-        self, method: str, request: Message, response_type: type[_Response], timeout_seconds: float | None = None
-    ) -> _Response:
-        call = self._open_channel().unary_unary(f"/eddy.v1.{method}")
-        try:
-            data = await call(request.SerializeToString(), timeout=timeout_seconds)
-        except grpc.RpcError as error:
-            raise from_rpc(error) from error
-        return response_type.FromString(data)
