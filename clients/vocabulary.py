@@ -5,14 +5,12 @@ Owns the encoding, which is the service's own. Must not know models beyond the v
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 
 from eddy.clients.errors import invalid
 from eddy.v1 import contract_pb2
 
 _SPACE = "\u2581"
-_WORD = re.compile(r"\w+|[^\w\s]")
 
 
 class Encoder:
@@ -36,7 +34,6 @@ class Encoder:
         self._field = field
         cuts: dict[str, Callable[[str], Iterator[str]]] = {
             "character": iter,
-            "word": self._words,
             "piece": self._pieces,
         }
         if not vocabulary.symbols or vocabulary.unit not in cuts:
@@ -59,10 +56,6 @@ class Encoder:
                 raise invalid("UNKNOWN_SYMBOL", self._field, repr(part), f"the model's {len(self._ids)} symbols")
             ids.append(found)
         return ids
-
-    @staticmethod
-    def _words(text: str) -> Iterator[str]:
-        return iter(_WORD.findall(text))
 
     def _pieces(self, text: str) -> Iterator[str]:
         """At every place the longest symbol, else one character."""

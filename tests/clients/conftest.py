@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from graphs import PortSpec, family
 from loopback import write_model
-from toys import write_ahead, write_primed, write_translator
+from toys import STATES, write_ahead, write_primed, write_translator
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,9 @@ def ahead(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def primed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`primed`, which reads pieces first, `primed-characters`, whose source is characters, and `history`."""
     root = tmp_path_factory.mktemp("primed")
-    write_model(root, "history")
+    history = family("history")
+    states = tuple(replace(state, values=STATES) for state in history.states)
+    write_model(root, "history", model=replace(history, states=states).model())
     write_primed(root)
     write_primed(root, "primed-characters", "character", has_unknown=False)
     return root

@@ -26,6 +26,8 @@ _INT, _BOOL = TensorProto.INT64, TensorProto.BOOL
 # The primed models' sources, as text: digits, a space, some digits at once, and a symbol for anything else.
 PIECES = ("?", "\u2402", "\u2403", "\u2581", *"123456789", "12", "\u25811", "\u25811234", "34")
 UNKNOWN, START, END = 0, 1, 2
+# What clients may begin a history with.
+STATES = (0, 1000)
 # Symbols of the restorer.
 LETTERS = ("?", *"abcdeé \n")
 # Symbols of the translator, as many as it has.
@@ -78,9 +80,9 @@ def write_primed(repository: Path, name: str = "primed", unit: str = "piece", *,
     Ids above 9 are digits too: what they spell is the sum of id times power of ten.
     """
     contract = _contract(name, "y")
-    contract.states.add(
-        name="history", next_name="history_next", dtype=contract_pb2.DATA_TYPE_INT64
-    ).initial.constant = 0
+    state = contract.states.add(name="history", next_name="history_next", dtype=contract_pb2.DATA_TYPE_INT64)
+    state.initial.constant = 0
+    state.range.minimum, state.range.maximum = STATES
     contract.graphs.prime, contract.ports.prime_length, contract.max_prime_steps = (
         "prime.onnx",
         "source_length",
