@@ -26,7 +26,7 @@ from rich.console import Console
 
 from benchmarks.machine import describe_machine
 from benchmarks.models import build_model
-from benchmarks.quantized import FLOAT32, VARIANTS, rewrite
+from benchmarks.quantized import FLOAT32, VARIANTS
 from benchmarks.shape import SHAPES
 from benchmarks.worker import ROOT
 from eddy.service.contract import read_contract
@@ -103,7 +103,7 @@ def _speeds(name: str, rows: int, steps: int, rounds: int) -> dict[str, float]:
     model = build_model(SHAPES[name])
     contract = read_contract(model)
     runs = {
-        variant.name: _runner(Stepper(rewrite(model, variant), contract), contract, rows, steps)
+        variant.name: _runner(Stepper(variant.rewrite(model), contract), contract, rows, steps)
         for variant in VARIANTS
         if steps == 1 or variant.takes_chunks
     }
@@ -146,7 +146,7 @@ def _quality(path: Path) -> tuple[dict[str, float], dict[str, int]]:
     streams = tokens[: length * _NUM_STREAMS].reshape(_NUM_STREAMS, length)
     bits, sizes = {}, {}
     for variant in VARIANTS:
-        written = rewrite(model, variant)
+        written = variant.rewrite(model)
         stepper = Stepper(written, contract)
         states = stepper.begin(_NUM_STREAMS)
         total = 0.0
@@ -182,7 +182,7 @@ def _laws() -> tuple[dict[str, float], dict[str, float]]:
         mine = generator.standard_normal((1, _LAW_STEPS, shape.features), np.float32)
         strangers = _LOUD * generator.standard_normal((max(_STRANGERS), _LAW_STEPS, shape.features), np.float32)
         for variant in VARIANTS:
-            stepper = Stepper(rewrite(model, variant), contract)
+            stepper = Stepper(variant.rewrite(model), contract)
             alone = _outputs(stepper, np.concatenate([mine, mine]), 1)
             for number in _STRANGERS:
                 among = _outputs(stepper, np.concatenate([mine, strangers[:number]]), 1)

@@ -20,6 +20,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from eddy.training.contract import extract_contract
+from eddy.training.quantize import quantize_graph
+
 _MICROSOFT = "com.microsoft"
 # MatMulNBits quantises K in blocks of so many; 32 is what its fast kernels want.
 _BLOCK = 32
@@ -41,10 +44,6 @@ class Cells:
         kind = _MICROSOFT if domain else ""
         self.nodes.append(helper.make_node(name, inputs, [output], name=output, domain=kind, **attributes))
         return output
-
-    def body(self) -> Cells:
-        """For the body of a Scan: its constants lie outside."""
-        return Cells(onnx.GraphProto())
 
     def split(self, inputs: list[str], outputs: list[str]) -> None:
         """Cuts features apart."""
@@ -70,37 +69,41 @@ class Variant:
     """One way to write an LSTM.
 
     Attributes:
-        rewrite: appends what stands for an LSTM node to the cells; None leaves the graph as it is.
+        rewrite: a step graph with its LSTM nodes written so; the graph that it is given stays as it is.
         takes_chunks: T may be anything; otherwise it is 1.
     """
 
     name: str
-    rewrite: Callable[[Cells, onnx.NodeProto], None] | None
+    rewrite: Callable[[onnx.ModelProto], onnx.ModelProto]
     takes_chunks: bool = False
 
 
-def rewrite(model: onnx.ModelProto, variant: Variant) -> onnx.ModelProto:
-    """A copy of a step graph whose LSTM nodes are written as `variant` wants."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    if variant.rewrite is None:
+def _nodes(write: Callable[[Cells, onnx.NodeProto], None]) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+    """Rewrites every LSTM node: `write` appends what stands for one to the cells."""
+
+    def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        cells = Cells(copy.graph)
+        for node in copy.graph.node:
+            if node.op_type == "LSTM":
+                write(cells, node)
+            else:
+                cells.nodes.append(node)
+        used = {name for node in cells.nodes for name in node.input}
+        kept = [tensor for tensor in copy.graph.initializer if tensor.name in used]
+        del copy.graph.node[:], copy.graph.initializer[:]
+        copy.graph.node.extend(cells.nodes)
+        copy.graph.initializer.extend([*kept, *cells.constants])
+        copy.opset_import.append(helper.make_opsetid(_MICROSOFT, 1))
         return copy
-    cells = Cells(copy.graph)
-    for node in copy.graph.node:
-        if node.op_type == "LSTM":
-            variant.rewrite(cells, node)
-        else:
-            cells.nodes.append(node)
-    del copy.graph.node[:]
-    copy.graph.node.extend(cells.nodes)
-    used = {name for node in cells.nodes for name in node.input}
-    kept = [tensor for tensor in copy.graph.initializer if tensor.name in used]
-    del copy.graph.initializer[:]
-    copy.graph.initializer.extend([*kept, *cells.constants])
-    copy.opset_import.append(helper.make_opsetid(_MICROSOFT, 1))
-    # What 8-bit integers in DequantizeLinear and the like want.
-    copy.opset_import[0].version = max(copy.opset_import[0].version, 17)
-    return copy
+
+    return rewrite
+
+
+def _shipped(model: onnx.ModelProto) -> onnx.ModelProto:
+    """What `eddy quantize` makes of it: `_fixed` for any T, with a Scan over the steps."""
+    return quantize_graph(model, extract_contract(model, "the measured model"))
 
 
 # The cell around a product
@@ -217,51 +220,6 @@ def _blocks(bits: int, accuracy: int) -> Product:
     return write
 
 
-def _scanned(cells: Cells, node: onnx.NodeProto) -> None:
-    """`_fixed` for any T: what comes of x for all steps at once, then a Scan over the steps with what comes of h."""
-    tag, (matrix, bias) = node.output[0], cells.matrix(node)
-    hidden = cells.weights[node.input[2]].shape[-1]
-    features = len(matrix) - hidden
-    scale = cells.constant(f"{tag}_scale", np.array(1 / _LEVELS, np.float32))
-    zero = cells.constant(f"{tag}_zero", np.array(_ZERO, np.uint8))
-    # 1. x of all steps, [T, B, F] -> [T, B, 4H].
-    if node.input[0].startswith("hidden_"):
-        whole = cells.add("QuantizeLinear", [node.input[0], scale, zero], f"{tag}_x_q")
-        given = cells.add(
-            "ms.MatMulIntegerToFloat",
-            [whole, *_scaled(cells, f"{tag}_W", tag, matrix[:features], bias)],
-            f"{tag}_given",
-        )
-    else:
-        product = cells.add("MatMul", [node.input[0], cells.constant(f"{tag}_W", matrix[:features])], f"{tag}_product")
-        given = cells.add("Add", [product, cells.constant(f"{tag}_b", bias)], f"{tag}_given")
-    # 2. The body: states [B, H] and gates of x [B, 4H] -> next states and h as the step's output.
-    _write_constants(cells, node)
-    constants = _scaled(cells, f"{tag}_R", tag, matrix[features:])
-    body = cells.body()
-    whole = body.add("QuantizeLinear", [f"{tag}_h", scale, zero], f"{tag}_h_q")
-    own = body.add("ms.MatMulIntegerToFloat", [whole, *constants], f"{tag}_own")
-    gates = body.add("Add", [own, f"{tag}_step"], f"{tag}_gates")
-    shown, after = _write_gates(body, tag, gates, f"{tag}_c")
-    body.add("Identity", [shown], f"{tag}_output")
-    inputs = [
-        _floats(f"{tag}_{name}", "B", width) for name, width in (("h", hidden), ("c", hidden), ("step", 4 * hidden))
-    ]
-    outputs = [_floats(name, "B", hidden) for name in (shown, after, f"{tag}_output")]
-    graph = helper.make_graph(body.nodes, f"{tag}_body", inputs, outputs)
-    # 3. The scan.
-    first = cells.constant(f"{tag}_first", np.array([0], np.int64))
-    second = cells.constant(f"{tag}_second", np.array([1], np.int64))
-    states = [
-        cells.add("Squeeze", [node.input[number], first], f"{tag}_{name}_before")
-        for number, name in ((5, "h"), (6, "c"))
-    ]
-    ends = [f"{tag}_{name}_end" for name in ("h", "c", "steps")]
-    cells.nodes.append(helper.make_node("Scan", [*states, given], ends, body=graph, num_scan_inputs=1))
-    for end, axis, output in zip([ends[2], *ends[:2]], (second, first, first), node.output, strict=True):
-        cells.add("Unsqueeze", [end, axis], output)
-
-
 def _scaled(cells: Cells, name: str, tag: str, matrix: np.ndarray, bias: np.ndarray | None = None) -> list[str]:
     """What `MatMulIntegerToFloat` wants beside bytes of the fixed scale."""
     values, scales = _columns(matrix)
@@ -273,10 +231,6 @@ def _scaled(cells: Cells, name: str, tag: str, matrix: np.ndarray, bias: np.ndar
         cells.constant(f"{name}_zeros", np.zeros(len(scales), np.int8)),
     ]
     return found if bias is None else [*found, cells.constant(f"{name}_b", bias)]
-
-
-def _floats(name: str, *axes: str | int) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, axes)
 
 
 # Other nodes in the LSTM's place
@@ -350,16 +304,16 @@ def _pack(matrix: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     return levels, scales.reshape(-1)
 
 
-FLOAT32 = Variant("float32 LSTM", None, takes_chunks=True)
+FLOAT32 = Variant("float32 LSTM", lambda model: model, takes_chunks=True)
 VARIANTS = (
     FLOAT32,
-    Variant("float32, plain operators", _cell(_plain)),
-    Variant("DynamicQuantizeLSTM", _dynamic, takes_chunks=True),
-    Variant("int8 weights, float32 LSTM", _stored, takes_chunks=True),
-    Variant("int8, a scale a row", _cell(_per_row)),
-    Variant("int8 state, fixed scale", _cell(_fixed)),
-    Variant("int8 state, fixed scale, Scan", _scanned, takes_chunks=True),
-    Variant("MatMulNBits, 8 bits", _cell(_blocks(8, 0))),
-    Variant("MatMulNBits, 8 bits, int8 activations", _cell(_blocks(8, 4))),
-    Variant("MatMulNBits, 4 bits, int8 activations", _cell(_blocks(4, 4))),
+    Variant("float32, plain operators", _nodes(_cell(_plain))),
+    Variant("DynamicQuantizeLSTM", _nodes(_dynamic), takes_chunks=True),
+    Variant("int8 weights, float32 LSTM", _nodes(_stored), takes_chunks=True),
+    Variant("int8, a scale a row", _nodes(_cell(_per_row))),
+    Variant("int8 state, fixed scale", _nodes(_cell(_fixed))),
+    Variant("int8 state, fixed scale, Scan", _shipped, takes_chunks=True),
+    Variant("MatMulNBits, 8 bits", _nodes(_cell(_blocks(8, 0)))),
+    Variant("MatMulNBits, 8 bits, int8 activations", _nodes(_cell(_blocks(8, 4)))),
+    Variant("MatMulNBits, 4 bits, int8 activations", _nodes(_cell(_blocks(4, 4)))),
 )

@@ -147,6 +147,14 @@ def _export_into(checkpoint: Path, directory: Path, block: int | None = None, lo
     print(directory / "model.onnx", report, sep=": ")
 
 
+def quantize(arguments: argparse.Namespace) -> None:
+    """`eddy quantize`: a model file with 8-bit recurrent weights."""
+    from eddy.training.quantize import quantize_model
+
+    report = quantize_model(find_model(arguments.model), arguments.output)
+    print(arguments.output / "model.onnx", report, sep=": ")
+
+
 def verify(arguments: argparse.Namespace) -> None:
     """`eddy verify`: the verdict on a model file."""
     from eddy.training.verify import verify as prove

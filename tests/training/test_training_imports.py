@@ -39,7 +39,7 @@ RANKS = (
     {"study.plan"},
     {"reference", "run", "evaluation", "probe"},
     {"train", "verify", "plot", "class_plot"},
-    {"export"},
+    {"export", "quantize"},
     {"study.trial"},
     {"actions", "package_actions", "study_actions"},
     {"commands"},
