@@ -14,8 +14,14 @@ from loopback import configure
 from schedule import plain_graph
 from wire import connected, run
 
+from eddy.clients.sampling import GenerateOptions
+from eddy.v1 import contract_pb2
+
 LENGTHS = (9, 1, 14)
 CHUNKS = (1, 4, 2, 3)
+TOKEN_MODELS = [
+    name for name in EXAMPLES if example(name).task in (contract_pb2.TASK_NEXT_TOKEN, contract_pb2.TASK_TRANSLATION)
+]
 
 
 def _repository(name: str) -> Path:
@@ -117,5 +123,27 @@ def test_whole_sequences(name: str) -> None:
                     assert len(arrays[number]) == case.length
                     if example(name).ends is None:
                         np.testing.assert_array_equal(arrays[number], case.wanted[port])
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("name", TOKEN_MODELS)
+def test_generation(name: str) -> None:
+    """A model of tokens writes what its most likely tokens are, each fed back to it."""
+    model, generator = example(name), np.random.default_rng(2)
+    start = model.start(generator)
+    prompt = [int(number) for number in model.example(generator, 4)[0]]
+    wanted = list(prompt)
+    for _ in range(8):
+        scores = plain_graph(model).whole([np.array(wanted)], start)[0][0]
+        wanted.append(int(scores[-1].argmax()))
+    options: GenerateOptions = {"max_tokens": 8, "temperature": 0.0}
+    if start is not None:
+        options["prime"] = start.inputs[0][: start.length]
+
+    async def scenario() -> None:
+        async with connected(configure(_repository(name))) as (_, client, _):
+            completion = await client.complete(model.name, prompt, **options)
+        assert [*prompt, *(token.id for token in completion.tokens)] == wanted
 
     run(scenario())
