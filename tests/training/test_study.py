@@ -19,6 +19,7 @@ from eddy.training.data import Example, SetData
 from eddy.training.errors import Stopped, StudyError
 from eddy.training.families.family import count_parameters
 from eddy.training.families.registry import build_model
+from eddy.training.heatmap import HeatMap, draw_heatmap
 from eddy.training.stop import Stop
 from eddy.training.study.cells import FIELDS, shapes
 from eddy.training.study.gradient import measure_gradient
@@ -26,7 +27,8 @@ from eddy.training.study.job import QUICK, SMALL, Job, Probe
 from eddy.training.study.page import write_page
 from eddy.training.study.plan import SECTIONS, find_sections, plan_jobs
 from eddy.training.study.pool import Pool
-from eddy.training.study.result import Measured, Result, Store
+from eddy.training.study.result import Measured, Result, Results, Store
+from eddy.training.study.section import Section
 from eddy.training.study.spread import Spread, Verdict, all_hold, is_higher, is_lower
 from eddy.training.study.trial import perform
 from eddy.training.tasks.registry import find_task
@@ -317,4 +319,66 @@ def test_no_size_overwrites_the_page_of_another(tmp_path: Path) -> None:
 def test_unknown_sections_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The message names those that there are."""
     assert main(["study", "tides", "--output", str(tmp_path)]) == 1
-    assert "expected some of recall, cells, depth" in capsys.readouterr().err
+    assert "expected some of recall, cells, depth, look-ahead, clips, attention" in capsys.readouterr().err
+
+
+class Everything(dict[str, float]):
+    """Any number that a section may ask for, drawn from its name and a seed."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._seed = seed
+
+    def __contains__(self, name: object) -> bool:
+        """All are there."""
+        return True
+
+    def __missing__(self, name: str) -> float:
+        """A number from 0.5 on."""
+        return 0.5 + (sum(map(ord, name)) + 7 * self._seed) % 10
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)
+def test_a_complete_section_shows_everything(section: Section) -> None:
+    """With all results there is no dash, no claim without a verdict, and every picture is shown and can be parsed."""
+    series = {
+        "lags": (1.0, 10.0, 100.0),
+        "gradient_fresh": (1.0, 0.1, 0.0),
+        "gradient_trained": (1.0, 0.5, 0.2),
+        "train_loss": (2.0, 1.0),
+        "validation_loss": (2.0, 1.5),
+        "attention": (0.9, 0.1, 0.2, 0.8),
+    }
+    texts = {"source": ("a", " b"), "written": ("c", " <d"), "reference": ("c d",)}
+    jobs = section.jobs(SMALL)
+    found = [Result(job, job.digest(), Measured(Everything(job.seed), series, texts), 1.0, "here") for job in jobs]
+    shown = section.show(Results(tuple(found), len(jobs)), SMALL)
+    assert "| - " not in shown.body
+    assert "nan" not in shown.body
+    assert shown.claims and all(claim.verdict is not Verdict.MISSING for claim in shown.claims)
+    assert re.findall(r"!\[[^\]]*\]\(([^)]*)\)", shown.body) == sorted(shown.pictures, key=shown.body.index)
+    for picture in shown.pictures.values():
+        assert "nan" not in picture
+        ElementTree.fromstring(picture)  # noqa: S314  # our own document
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)
+def test_a_section_with_one_result_shows_that(section: Section) -> None:
+    """A page can be written at any time: what is missing is a dash, and claims wait."""
+    jobs = section.jobs(SMALL)
+    result = Result(jobs[0], jobs[0].digest(), Measured({}, {"train_loss": (1.0,)}), 1.0, "here")
+    shown = section.show(Results((result,), len(jobs)), SMALL)
+    assert "| - " in shown.body
+    assert {claim.verdict for claim in shown.claims} == {Verdict.MISSING}
+
+
+def test_a_heat_map_shows_each_share() -> None:
+    """A cell for each share, white for nothing and full for all, labels escaped, spaces visible."""
+    heat = HeatMap("looks", ("one", "<two"), (" a", "b"), "written", "read", ((0.0, 1.0), (0.25, 0.75)))
+    drawn = draw_heatmap(heat)
+    root = ElementTree.fromstring(drawn)  # noqa: S314  # our own document
+    cells = [rect.attrib["fill"] for rect in root.iter("{http://www.w3.org/2000/svg}rect")][1:]
+    assert len(cells) == 4 and cells[:2] == ["#ffffff", "#1971c2"]
+    assert {"<two", "·a"} <= {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+    with pytest.raises(ValueError, match="expected 2 x 1"):
+        HeatMap("looks", ("one", "two"), ("a",), "written", "read", ((0.0, 1.0),))

@@ -11,7 +11,7 @@ FOLDER = Path(next(iter(eddy.training.__path__)))
 # From the bottom up: a module imports from lower ranks only.
 RANKS = (
     {"errors", "chart"},
-    {"fields", "storage", "stop", "svg", "terminal", "builder"},
+    {"fields", "storage", "stop", "heatmap", "svg", "terminal", "builder"},
     {"spec"},
     {"contract", "table", "curve", "families.family", "families.projection", "families.recurrent.parts"},
     {"families.nodes", "families.recurrent.spec", "families.translation.spec", "families.bidirectional.spec"},
@@ -34,8 +34,8 @@ RANKS = (
     {"recipe"},
     {"card", "checkpoint", "set_pass", "stream_pass", "trainer", "study.job", "study.spread"},
     {"study.result"},
-    {"study.section", "study.gradient", "study.speed", "study.pool"},
-    {"study.recall", "study.cells", "study.depth", "study.page"},
+    {"study.section", "study.gradient", "study.look", "study.speed", "study.pool"},
+    {f"study.{name}" for name in ("recall", "cells", "depth", "look_ahead", "clips", "attention", "page")},
     {"study.plan"},
     {"reference", "run", "evaluation", "probe"},
     {"train", "verify", "plot", "class_plot"},

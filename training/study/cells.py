@@ -202,7 +202,7 @@ def _claims(results: Results) -> list[Claim]:
     equal = at_parameters(TEXT, TEXT.figure)
     speed_1, speed_64 = (at_width(TEXT, f"steps_per_second_{batch}", alone=True) for batch in (1, 64))
     update = at_width(TEXT, "seconds_per_update")
-    milliseconds = {name: Spread(1e3 * s.median, 1e3 * s.low, 1e3 * s.high, s.count) for name, s in update.items()}
+    milliseconds = {name: s.moved(1e3) for name, s in update.items()}
     gram = spread(TEXT, "lstm", TEXT.width, "bits_per_character_4gram")
     last = spread(FORECAST, "lstm", FORECAST.width, "pinball_loss_last_value")
     return [

@@ -7,7 +7,7 @@ how a job is done.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -20,15 +20,13 @@ FORMAT = 1
 class Probe(StrEnum):
     """What is measured. TRAIN: losses and the test part's figures. The others add to that, but for SPEED.
 
-    GRADIENT: how much of the loss's gradient reaches inputs further back. LOOK_AHEAD: accuracy by look-ahead.
-    LENGTH: scores by sentence length, and attention weights. SPEED: steps per second of fresh weights in ONNX Runtime,
-    without training; such a job runs alone.
+    GRADIENT: how much of the loss's gradient reaches inputs further back. ATTENTION: where a translator looks. SPEED:
+    steps per second of fresh weights in ONNX Runtime, without training; such a job runs alone.
     """
 
     TRAIN = "train"
     GRADIENT = "gradient"
-    LOOK_AHEAD = "look-ahead"
-    LENGTH = "length"
+    ATTENTION = "attention"
     SPEED = "speed"
 
 
@@ -59,7 +57,7 @@ class Job:
     """One run.
 
     section: whose question it answers. variant: what is compared there. tables: a recipe's [data], [model] and
-    [training] as plain values, without the seed. options: what the probe needs to know beyond.
+    [training] as plain values, without the seed.
     """
 
     section: str
@@ -67,7 +65,6 @@ class Job:
     seed: int
     probe: Probe
     tables: Mapping[str, Mapping[str, Any]]
-    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

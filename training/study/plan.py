@@ -6,13 +6,23 @@ Owns: which sections there are. Pure: the same size gives the same runs.
 from collections.abc import Sequence
 
 from eddy.training.errors import OptionError
+from eddy.training.study.attention import AttentionSection
 from eddy.training.study.cells import CellsSection
+from eddy.training.study.clips import ClipsSection
 from eddy.training.study.depth import DepthSection
 from eddy.training.study.job import Job, Size
+from eddy.training.study.look_ahead import LookAheadSection
 from eddy.training.study.recall import RecallSection
 from eddy.training.study.section import Section
 
-SECTIONS: tuple[Section, ...] = (RecallSection(), CellsSection(), DepthSection())
+SECTIONS: tuple[Section, ...] = (
+    RecallSection(),
+    CellsSection(),
+    DepthSection(),
+    LookAheadSection(),
+    ClipsSection(),
+    AttentionSection(),
+)
 
 
 def find_sections(names: Sequence[str]) -> tuple[Section, ...]:

@@ -13,6 +13,17 @@ from eddy.training.study.result import Results
 from eddy.training.study.spread import Spread, Verdict
 from eddy.training.svg import draw_svg
 
+# The French message catalogues, as two sections read them.
+FRENCH: Mapping[str, object] = {
+    "catalogues": [
+        "wheel:django:*/locale/fr/LC_MESSAGES/*.po",
+        "wheel:wagtail:*/locale/fr/LC_MESSAGES/*.po",
+        "wheel:sphinx:*/locale/fr/LC_MESSAGES/*.po",
+        "wheel:superset:*/fr/LC_MESSAGES/*.po",
+    ],
+    "licence": "BSD-3-Clause AND BSD-2-Clause AND Apache-2.0",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:

@@ -27,6 +27,11 @@ class Spread:
             return Spread(math.nan, math.nan, math.nan, 0)
         return Spread(float(median(values)), min(values), max(values), len(values))
 
+    def moved(self, factor: float, offset: float = 0.0) -> "Spread":
+        """Every value times a positive factor, plus an offset."""
+        low, middle, high = (factor * value + offset for value in (self.low, self.median, self.high))
+        return Spread(middle, low, high, self.count)
+
     def show(self, form: str = ".3f") -> str:
         """`median (low to high)`, or a dash where nothing was measured. form: a format specification."""
         if not self.count:

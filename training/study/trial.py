@@ -17,11 +17,14 @@ from eddy.training.answers import Answers
 from eddy.training.contract import STEP_FILE, numpy_dtype
 from eddy.training.families.family import Model, count_parameters
 from eddy.training.families.registry import build_contract, build_model, write_graphs
+from eddy.training.families.shapes import on_grid
 from eddy.training.figures import Figure
 from eddy.training.recipe import Recipe
 from eddy.training.runtime import cpu_name, runtime_name
+from eddy.training.storage import make_folder
 from eddy.training.study.gradient import measure_gradient
 from eddy.training.study.job import Job, Probe
+from eddy.training.study.look import measure_look
 from eddy.training.study.result import Measured, Result
 from eddy.training.study.speed import measure_speed
 from eddy.training.tasks.registry import find_task
@@ -62,6 +65,13 @@ def _train(job: Job, recipe: Recipe, data: Any, model: Model) -> Measured:
     # 3. What they are worth.
     if job.probe is Probe.GRADIENT:
         series |= measure_gradient(model, data.test, "trained")
+    texts: dict[str, tuple[str, ...]] = {}
+    with TemporaryDirectory(prefix="eddy-") as folder:
+        answers = write_answers(model, Path(folder))
+        figures: list[Figure] = find_task(recipe.data).measure(answers, data, recipe.data)
+        if job.probe is Probe.ATTENTION:
+            looks, texts = measure_look(answers, data)
+            series |= looks
     values = {
         "updates": float(trainer.steps),
         "seconds_per_update": spent / trainer.steps,
@@ -70,11 +80,11 @@ def _train(job: Job, recipe: Recipe, data: Any, model: Model) -> Measured:
         "final_validation_loss": trainer.epochs[-1].validation,
         "final_train_loss": trainer.epochs[-1].train,
         **model_size(model),
-        **{figure.name: figure.value for figure in _test_figures(recipe, data, model)},
+        **{figure.name: figure.value for figure in figures},
     }
     series["train_loss"] = tuple(epoch.train for epoch in trainer.epochs)
     series["validation_loss"] = tuple(epoch.validation for epoch in trainer.epochs)
-    return Measured(values, series)
+    return Measured(values, series, texts)
 
 
 def model_size(model: Model) -> dict[str, float]:
@@ -84,9 +94,15 @@ def model_size(model: Model) -> dict[str, float]:
     return {"parameters": float(count_parameters(model)), "state_bytes": float(state)}
 
 
-def _test_figures(recipe: Recipe, data: Any, model: Model) -> list[Figure]:
-    """The task's own figures, by the graphs that would be served."""
-    contract = build_contract(model, recipe.name)
-    with TemporaryDirectory(prefix="eddy-") as folder:
-        write_graphs(model, Path(folder), contract)
-        return find_task(recipe.data).measure(Answers(Path(folder) / STEP_FILE, contract), data, recipe.data)
+def write_answers(model: Model, folder: Path) -> Answers:
+    """A model as the files that would be served, ready to answer; on other grids too where it has one."""
+    contract = build_contract(model, "study")
+    make_folder(folder)
+    write_graphs(model, folder, contract)
+
+    def on_another(block_steps: int, look_ahead_steps: int) -> Answers:
+        other = build_model(on_grid(model.spec, block_steps, look_ahead_steps)).eval()
+        other.load_state_dict(model.state_dict())
+        return write_answers(other, folder / f"{block_steps}-{look_ahead_steps}")
+
+    return Answers(folder / STEP_FILE, contract, on_another if contract.streaming.block_steps else None)
