@@ -126,8 +126,8 @@ def _map(results: Results) -> tuple[dict[str, str], list[str]]:
         rows = tuple(shares[i * width : (i + 1) * width] for i in range(len(written)))
         heat = HeatMap("Where attention looks", written, source, "written", "source", rows)
         caption = (
-            f"Seed {result.job.seed}, each row sums to 1; a dot is a space. Of test sentences of four to nine words "
-            "the one whose translation is nearest to a person's, by chrF: a wrong translation's map would say little. "
+            f"Seed {result.job.seed}, each row sums to 1; ▁ is the space before a word. Of test sentences of four to "
+            "nine words the one whose translation is nearest to a person's, by chrF: a wrong translation's map would say little. "
             f'A person wrote "{found.texts["reference"][0]}".'
         )
         return {"attention-map.svg": draw_heatmap(heat)}, [caption]
