@@ -18,6 +18,11 @@ LENGTHS = {1: "1-2", 3: "3-5", 6: "6-10", 11: "11 or more"}
 VARIANTS = {"attention": True, "none": False}
 LABELS = {"attention": "attention", "none": "no attention"}
 HIDDEN, EMBEDDING, EPOCHS = 128, 96, 9
+CAPTION = (
+    "Seed {seed}, each row sums to 1; ▁ is the space before a word. Of test sentences of four to nine words the one "
+    "whose translation is nearest to a person's, by chrF: a wrong translation's map would say little. A person wrote: "
+    "{reference}"
+)
 
 
 class AttentionSection:
@@ -125,11 +130,7 @@ def _map(results: Results) -> tuple[dict[str, str], list[str]]:
         shares, width = found.series["attention"], len(source)
         rows = tuple(shares[i * width : (i + 1) * width] for i in range(len(written)))
         heat = HeatMap("Where attention looks", written, source, "written", "source", rows)
-        caption = (
-            f"Seed {result.job.seed}, each row sums to 1; ▁ is the space before a word. Of test sentences of four to "
-            "nine words the one whose translation is nearest to a person's, by chrF: a wrong translation's map would say little. "
-            f'A person wrote "{found.texts["reference"][0]}".'
-        )
+        caption = CAPTION.format(seed=result.job.seed, reference=found.texts["reference"][0])
         return {"attention-map.svg": draw_heatmap(heat)}, [caption]
     return {}, []
 

@@ -88,7 +88,7 @@ class CellsSection:
             for probe in (Probe.TRAIN, Probe.SPEED)
             for field in FIELDS
             for cell, width in shapes(field)
-            for seed in size.seeds
+            for seed in size.seeds_for(probe)
         )
 
     def show(self, results: Results, size: Size) -> Shown:

@@ -37,7 +37,7 @@ class DepthSection:
             Job(self.name, variant, seed, probe, _tables(shape, size))
             for probe in (Probe.TRAIN, Probe.SPEED)
             for variant, (_, shape) in VARIANTS.items()
-            for seed in size.seeds
+            for seed in size.seeds_for(probe)
         )
 
     def show(self, results: Results, size: Size) -> Shown:

@@ -42,6 +42,10 @@ class Size:
         """So many of the full number of epochs, at least one."""
         return max(1, round(full * self.share))
 
+    def seeds_for(self, probe: Probe) -> tuple[int, ...]:
+        """The seeds of such jobs: of speed, which chance hardly moves, only one where little time is to be spent."""
+        return self.seeds if self.is_full or probe is not Probe.SPEED else self.seeds[:1]
+
     @property
     def is_full(self) -> bool:
         """True where nothing is left out."""
@@ -49,7 +53,7 @@ class Size:
 
 
 SMALL = Size("small", (1, 2, 3), 1.0)
-QUICK = Size("quick", (1, 2), 0.08)
+QUICK = Size("quick", (1, 2), 0.04)
 
 
 @dataclass(frozen=True, slots=True)
