@@ -120,7 +120,10 @@ def test_epochs_draw_phrases_and_forget(catalogue: str) -> None:
     assert all(UNKNOWN_ID not in example.targets["logits"] for example in first)
     words = {word.text for pair in data.pairs.train for word in split_words(pair.target)}
     for phrase in examples.phrases:
-        assert {word.text for word in split_words(data.pieces.decode(phrase.targets["logits"].tolist()))} <= words
+        *symbols, end = phrase.targets["logits"].tolist()
+        assert end == NO_TOKEN
+        assert {word.text for word in split_words(data.pieces.decode(symbols))} <= words
+    assert all(example.targets["logits"][-1] == END_ID for example in examples.pairs)
 
 
 def test_hints_say_which_words_belong_together(catalogue: str) -> None:

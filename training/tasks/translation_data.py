@@ -14,7 +14,7 @@ import numpy as np
 
 from eddy.training.alignment import Aligner, Word, extract_phrases, split_words
 from eddy.training.catalogues import Pair, Parts, load_pairs
-from eddy.training.data import Array, Example, SetData
+from eddy.training.data import NO_TOKEN, Array, Example, SetData
 from eddy.training.errors import DataError
 from eddy.training.fields import require
 from eddy.training.pieces import END_ID, START_ID, UNKNOWN_ID, Pieces, Tokens, fit_pieces
@@ -116,6 +116,7 @@ def load_translation(table: TranslationSource) -> TranslationData:
         tuple(_hint(pair, encode_pair(pair, pieces), pieces, table, aligner) for pair in part)
         for part in (pairs.train, _short(phrases, pieces, table))
     )
+    drawn = tuple(_without_end(example) for example in drawn)
     return TranslationData(
         TranslationExamples(table, train, drawn), validation, test, pieces.symbols, pieces.symbols, pairs=pairs
     )
@@ -128,6 +129,13 @@ def encode_pair(pair: Pair, pieces: Pieces) -> Example:
         {SOURCE: pieces.encode(pair.source), TOKENS: np.concatenate([[START_ID], target])},
         {LOGITS: np.concatenate([target, [END_ID]])},
     )
+
+
+def _without_end(example: Example) -> Example:
+    """A phrase: nothing is learned of where sentences end, which would be too early."""
+    targets = example.targets[LOGITS].copy()
+    targets[-1] = NO_TOKEN
+    return Example(example.inputs, {**example.targets, LOGITS: targets})
 
 
 def _hint(pair: Pair, example: Example, pieces: Pieces, table: TranslationSource, aligner: Aligner | None) -> Example:
