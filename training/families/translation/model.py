@@ -77,11 +77,11 @@ class TranslationModel(Model):
 
     def no_source(self, batch: int) -> Source:
         """What stands in the states of a session whose source was never given."""
-        device, places = self.bias.device, self.spec.max_source_steps
-        memory = torch.zeros(batch, places, self.spec.hidden, device=device)
-        words = torch.zeros(batch, places, self.spec.embedding, device=device)
-        state = tuple(torch.zeros(batch, 1, self.spec.hidden, device=device) for _ in self.spec.state_names)
-        return Source(memory, words, torch.full((batch, places), NOTHING, device=device), state)
+        spec, weights = self.spec, self.bias
+        memory = weights.new_zeros(batch, spec.max_source_steps, spec.hidden)
+        words = weights.new_zeros(batch, spec.max_source_steps, spec.embedding)
+        state = tuple(weights.new_zeros(batch, 1, spec.hidden) for _ in spec.state_names)
+        return Source(memory, words, weights.new_full((batch, spec.max_source_steps), NOTHING), state)
 
     def decode(self, tokens: Tensor, source: Source, state: State) -> tuple[Tensor, Tensor | None, State]:
         """tokens: int64 [B, T], each the symbol before the one asked for. state: each [B, 1, H].
