@@ -62,8 +62,12 @@ class BareModel:
 
     def step_of(self, rows: int) -> Callable[[], None]:
         """Runs one step of all rows, the states of the one before fed back."""
-        feed = self._feed(rows) | self.begin(rows)
-        return lambda: self._run(feed, feed)
+        return self.steps_from(self.begin(rows), rows)
+
+    def steps_from(self, states: Feed, rows: int) -> Callable[[], None]:
+        """Runs one step of all rows; `states` are those before it, and then those after it."""
+        feed = self._feed(rows)
+        return lambda: self._run(feed | states, states)
 
     def _feed(self, rows: int) -> Feed:
         """Inputs and ports of a step that every row takes and no stream ends with."""
