@@ -17,6 +17,8 @@ from typing import Any
 from eddy.service.config import KEYS, SECTIONS, VARIABLE_PREFIX, Config, ConfigError, Key
 
 CONFIG_VARIABLE = "EDDY_CONFIG"
+# Where training keeps its data packages; a server on the same machine does not mind.
+DATA_VARIABLE = "EDDY_DATA"
 DEFAULT = "default"
 
 _INTEGER = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")
@@ -131,7 +133,7 @@ def _of_environment(environment: Mapping[str, str]) -> Iterator[_Given]:
         found[1] for name, text in environment.items() if (found := _SERVICE_LINK.fullmatch(name)) and "://" in text
     ]
     for variable in sorted(environment):
-        if not variable.startswith(VARIABLE_PREFIX) or variable == CONFIG_VARIABLE:
+        if not variable.startswith(VARIABLE_PREFIX) or variable in (CONFIG_VARIABLE, DATA_VARIABLE):
             continue
         if variable in names and not (variable.endswith("_PORT") and "://" in environment[variable]):
             key = names[variable]

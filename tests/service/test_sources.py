@@ -129,6 +129,11 @@ def test_a_wrong_variable_is_refused(variable: str, text: str, complaint: str) -
     assert str(caught.value).startswith(f"{variable}: ")
 
 
+def test_the_folder_of_data_packages_is_trainings() -> None:
+    """EDDY_DATA, which `eddy data fetch` heeds, may be set where a server starts."""
+    assert load_config(environment={"EDDY_DATA": "/data"}) == load_config(environment={})
+
+
 def test_service_links_are_not_ours() -> None:
     """Variables that a container platform sets for a service called "eddy" or "eddy-server" are left alone."""
     links = {
