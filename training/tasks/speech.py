@@ -149,7 +149,8 @@ class SpeechTask(SetTask):
     ) -> None:
         """What frames and classes are."""
         contract.inputs[0].meaning = "linear prediction coefficients of a frame of sound"
-        contract.outputs[0].meaning = "logits of the speaker, from the frames so far"
+        frames = "the frames around" if contract.graphs.whole else "the frames so far"
+        contract.outputs[0].meaning = f"logits of the speaker, from {frames}"
 
     def show_figures(self, values: Mapping[str, float], source: SpeechSource) -> str:
         """Accuracy of utterances and of frames."""
