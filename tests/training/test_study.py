@@ -18,8 +18,9 @@ from eddy.training.__main__ import main
 from eddy.training.data import Example, SetData
 from eddy.training.errors import Stopped, StudyError
 from eddy.training.families.family import count_parameters
-from eddy.training.families.registry import build_model
+from eddy.training.families.registry import build_model, family_of
 from eddy.training.heatmap import HeatMap, draw_heatmap
+from eddy.training.spec import ClassHead, FeatureInput, FrameInput, QuantileHead, TokenHead, TokenInput
 from eddy.training.stop import Stop
 from eddy.training.study.cells import FIELDS, shapes
 from eddy.training.study.gradient import measure_gradient
@@ -30,7 +31,7 @@ from eddy.training.study.pool import Pool
 from eddy.training.study.result import Measured, Result, Results, Store
 from eddy.training.study.section import Section
 from eddy.training.study.spread import Spread, Verdict, all_hold, is_higher, is_lower
-from eddy.training.study.trial import perform
+from eddy.training.study.trial import model_size, perform
 from eddy.training.tasks.registry import find_task
 from eddy.training.train import build_spec
 
@@ -104,6 +105,20 @@ def test_every_planned_recipe_is_a_recipe(size: Any) -> None:
         recipe = job.recipe()
         assert recipe.training.seed == job.seed
         assert recipe.training.patience == recipe.training.epochs
+
+
+def test_every_planned_shape_can_be_served() -> None:
+    """What is measured is measured by graphs that are served, so every model has a contract and graphs."""
+    frames, tokens = FrameInput(12, 12), TokenInput(20)
+    letters, answers = ClassHead("letters", tuple("abc")), (ClassHead("one", ("a", "b")), ClassHead("two", ("c", "d")))
+    values = FeatureInput((0.0,), (1.0,)), (QuantileHead((1, 2), (0.1, 0.5, 0.9)),)
+    ports: dict[str, Any] = {"clips": (frames, answers), "series": values}
+    ports |= {name: (tokens, (TokenHead(20),)) for name in ("text", "translation")}
+    ports |= dict.fromkeys(("recall", "accents"), (tokens, (letters,)))
+    for recipe in {job.variant: job.recipe() for job in FULL}.values():
+        model = build_model(recipe.model.spec(*ports[recipe.data.kind]))
+        assert model_size(model)["state_bytes"] > 0
+        assert family_of(model.spec).graphs(model)
 
 
 def test_quick_is_much_less() -> None:

@@ -110,7 +110,7 @@ def _chart(results: Results) -> Chart:
     return Chart(
         title="Accents: errors against delay",
         x_label="delay in characters; line: median, band: all seeds",
-        y_label="share of wrong characters, of those that may carry an accent",
+        y_label="share of wrong characters",
         lines=lines,
         bands=bands,
         levels=tuple(Level(name, spread.median) for name, spread in levels.items() if spread.count),

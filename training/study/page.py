@@ -13,6 +13,7 @@ from eddy.training.storage import make_folder, write_whole
 from eddy.training.study.job import Size
 from eddy.training.study.result import Results, Store
 from eddy.training.study.section import Claim, Section, table
+from eddy.training.study.spread import Verdict
 
 PAGE, NOTES = "README.md", "notes"
 # In the page's first lines: which size it is of, so that one size never overwrites another's page.
@@ -86,8 +87,18 @@ def _head(size: Size, seconds: Sequence[float], machines: Sequence[str]) -> list
 
 
 def _summary(claims: Sequence[tuple[Section, Claim]]) -> str:
+    parts = ["## What came out"]
+    counts = {verdict: sum(claim.verdict is verdict for _, claim in claims) for verdict in Verdict}
+    parts.append(
+        f"{len(claims)} assertions: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n) + "."
+    )
+    against = [claim for _, claim in claims if claim.verdict is Verdict.FAILS]
+    if against:
+        parts.append("Against the textbook, with every seed:")
+        parts.append("\n".join(f"* Not so: *{claim.text}* {claim.measured}." for claim in against))
     rows = [(claim.text, f"[{section.name}](#{_anchor(section)})", f"**{claim.verdict}**") for section, claim in claims]
-    return "## What came out\n\n" + _plain_table(("assertion", "section", "measured"), rows)
+    parts.append(_plain_table(("assertion", "section", "measured"), rows))
+    return "\n\n".join(parts)
 
 
 def _section(section: Section, results: Results, body: str, claims: Sequence[Claim], folder: Path) -> str:

@@ -23,6 +23,8 @@ UPDATES = 1500
 EPOCHS = 25
 # The lag at which gradients are compared in words.
 FAR = 100
+# Smaller ones are not drawn: they would squash the others.
+LEAST = 1e-30
 GRADIENT_CAPTION = (
     "Norm of the gradient of the last step's loss in the embedded input so many steps before, relative to the norm one "
     "step before (0: below 1e-57):"
@@ -158,11 +160,15 @@ def _chart_gradient(results: Results, name: str, words: str) -> Chart:
     lines, bands = [], []
     for cell, label in CELLS.items():
         lags, spreads = relative_gradient(results, cell, name)
+        seen = [i for i, spread in enumerate(spreads) if spread.median >= LEAST]
+        lags, spreads = tuple(lags[i] for i in seen), [spreads[i] for i in seen]
         lines.append(Line(label, lags, tuple(s.median for s in spreads)))
-        bands.append(Band(label, lags, tuple(s.low for s in spreads), tuple(s.high for s in spreads), of=label))
+        bands.append(
+            Band(label, lags, tuple(max(s.low, LEAST) for s in spreads), tuple(s.high for s in spreads), of=label)
+        )
     return Chart(
         title=f"Gradient that reaches back, {words}",
-        x_label="steps before the loss; line: median, band: all seeds",
+        x_label=f"steps before the loss; line: median, band: all seeds; down to {LEAST:g}",
         y_label="norm, relative to one step before",
         lines=tuple(lines),
         bands=tuple(bands),

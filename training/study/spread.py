@@ -45,7 +45,7 @@ class Verdict(StrEnum):
 
     HOLDS = "holds"
     FAILS = "does not hold"
-    OPEN = "undecided: the seeds overlap"
+    OPEN = "undecided"
     MISSING = "not measured"
 
 
