@@ -82,9 +82,9 @@ def _about(size: Size) -> str:
         f"A handwritten digit moves through {FRAMES} frames of 12 x 12, a bar hides three of its eight rows or columns "
         "in each, and noise lies over all. Asked at every frame: which digit, which of eight directions. CNN: two "
         f"convolutions within each frame. RNN: one LSTM layer of {HIDDEN} units. A CNN alone has in its place a causal "
-        f"convolution over the last frames and a dense layer. {size.epochs(EPOCHS)} epochs of 90 updates; accuracy after "
-        "the last frame, on clips of images that no training clip shows. One frame, shuffled: the same model given the last frame alone, or all "
-        "frames in random order."
+        f"convolution over the last frames and a dense layer. {size.epochs(EPOCHS)} epochs of 90 updates; accuracy "
+        "after the last frame, on clips of images that no training clip shows. One frame, shuffled: the same model "
+        "given the last frame alone, or all frames in random order."
     )
 
 
