@@ -103,7 +103,7 @@ class Surprises:
 class Restorations:
     """A model's steps that rewrites text character by character, such as one that restores accents.
 
-    Where it says the unknown symbol, the character stays as it is.
+    Where it says the unknown symbol, or does not know the character, that stays as it is.
     """
 
     def __init__(self, alphabet: Alphabet, output: str) -> None:
@@ -118,7 +118,8 @@ class Restorations:
     def record(self, position: int, given: Any, outputs: Outputs) -> Record:
         """The character and what it should be."""
         best = int(outputs[self._output].argmax())
-        restored = given if best == self._alphabet.unknown else self._alphabet.symbols[best]
+        is_known = self._alphabet.knows(given) and best != self._alphabet.unknown
+        restored = self._alphabet.symbols[best] if is_known else given
         return {"position": position, "symbol": given, "restored": restored}
 
     def cells(self, record: Record) -> list[str]:

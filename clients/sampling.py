@@ -26,7 +26,8 @@ class GenerateOptions(TypedDict, total=False):
     Attributes:
         version: of the model; the latest that is ready by default.
         max_tokens: generated tokens at most; the server's limit by default.
-        temperature: logits are divided by it; 1 by default, 0 for always the most likely token.
+        temperature: logits are divided by it; 0 for always the most likely token, as translators do by
+            default; 1 by default for other models.
         top_k: only the k most likely tokens; all by default.
         top_p: only the most likely tokens that together reach this probability, in (0, 1]; 1 by default.
         seed: the same seed gives the same text; by default the server chooses one, and `started.seed` says which.

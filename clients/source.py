@@ -161,6 +161,10 @@ class Alphabet:
         self._ids = {symbol: number for number, symbol in enumerate(self.symbols)}
         self.unknown = vocabulary.unknown_id if vocabulary.HasField("unknown_id") else None
 
+    def knows(self, character: str) -> bool:
+        """The character has a token of its own."""
+        return character in self._ids
+
     def encode(self, character: str) -> int:
         """A character's token id; the unknown token's where the model has one.
 

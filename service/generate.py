@@ -22,8 +22,8 @@ from eddy.service.sessions import NO_STREAM
 from eddy.service.start import Start, read_start
 from eddy.service.stops import StopMatcher
 from eddy.service.vocabulary import Vocabulary
+from eddy.v1 import contract_pb2, inference_pb2
 from eddy.v1 import generation_pb2 as wire
-from eddy.v1 import inference_pb2
 
 _MAX_STOPS = 16
 _MAX_STOP_CHARACTERS = 256
@@ -181,7 +181,7 @@ class GenerateCall:
             prompt,
             Sampling(
                 asked.seed if asked.HasField("seed") else int.from_bytes(self._host.random_bytes(8), "little"),
-                asked.temperature if asked.HasField("temperature") else 1.0,
+                asked.temperature if asked.HasField("temperature") else self._usual_temperature(),
                 asked.top_k,
                 asked.top_p if asked.HasField("top_p") else 1.0,
             ),
@@ -192,6 +192,10 @@ class GenerateCall:
             request.num_alternatives,
             self._read_outputs(request.outputs),
         )
+
+    def _usual_temperature(self) -> float:
+        """A translator is asked for what its source means, other models for something that they might go on with."""
+        return 0.0 if self._model.contract.message.task == contract_pb2.TASK_TRANSLATION else 1.0
 
     def _read_outputs(self, names: Sequence[str]) -> tuple[int, ...]:
         """The numbers of further outputs to send."""

@@ -14,6 +14,9 @@ from toys import LOOK_AHEAD, write_ahead, write_restorer, write_translator
 from eddy import SyncClient
 from eddy.clients.attention import draw_attention
 from eddy.clients.pictures import RestoredPicture
+from eddy.clients.reading import Restorations
+from eddy.clients.source import Alphabet
+from eddy.v1 import contract_pb2
 from examples.server import ServerProcess
 
 TEXT = "a bed, deceased\nbee"
@@ -170,3 +173,11 @@ def test_mistakes(server: ServerProcess, arguments: list[str], code: int, messag
     assert (done.returncode, done.stdout) == (code, "")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_character_that_the_model_does_not_know_stays() -> None:
+    """Whatever the model says of the unknown symbol: it cannot know what stands there."""
+    vocabulary = contract_pb2.Vocabulary(symbols=["\ufffd", "e", "é"], unknown_id=0, unit="character")
+    restorations = Restorations(Alphabet(vocabulary), "characters")
+    says = {"characters": np.array([0.0, 0.0, 5.0])}
+    assert [restorations.record(0, given, says)["restored"] for given in ("e", "\n", "é")] == ["é", "\n", "é"]
