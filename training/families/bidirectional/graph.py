@@ -3,8 +3,8 @@
 Owns: the loop over blocks, states and outputs. Must not know contracts or files. What is computed is defined in
 `latency`; which frames and how many blocks there are is `frames`' work.
 
-One loop runs as many blocks as the row with the most completes; a row with fewer keeps its state, and has windows of no
-steps. A call that completes no block runs no layer.
+The layers run on the rows that complete a block. One loop runs as many blocks as the row with the most completes; a row
+with fewer keeps its state, and has windows of no steps. A call that completes no block runs no layer.
 """
 
 import numpy as np
@@ -52,9 +52,10 @@ def build_step_graph(model: BidirectionalModel) -> onnx.ModelProto:
 
 
 def _write_state_in(build: GraphBuilder, spec: BidirectionalSpec, name: str) -> list[str]:
-    """State [B, L, H] -> one [1, B, H] per layer."""
+    """State [B, L, H] -> one [1, A, H] per layer, of the active rows."""
     parts = [f"{name}_rows_{layer}" for layer in range(spec.layers)]
-    build.split("Split", [name, build.shape(*[1] * spec.layers)], parts, name, axis=1)
+    active = build.node("Gather", [name, "active"], f"{name}_active", axis=0)
+    build.split("Split", [active, build.shape(*[1] * spec.layers)], parts, name, axis=1)
     return [
         build.node("Reshape", [part, build.shape(1, -1, spec.hidden)], f"{name}_{i}") for i, part in enumerate(parts)
     ]
@@ -63,9 +64,9 @@ def _write_state_in(build: GraphBuilder, spec: BidirectionalSpec, name: str) -> 
 def _write_loop(
     build: GraphBuilder, spec: BidirectionalSpec, weights: Weights, steps: str, befores: dict[str, list[str]]
 ) -> tuple[str, dict[str, list[str]]]:
-    """Run the blocks over steps [K * Nc + R, B, width] and states [1, B, H] by name and layer.
+    """Run the blocks over steps [K * Nc + R, A, width] and states [1, A, H] by name and layer.
 
-    Returns the last layer's outputs [K, Nc, B, 2H], and the states after each row's last block.
+    Returns the last layer's outputs [K, Nc, A, 2H], and the states after each row's last block.
     """
     # 1. The body: the window's lengths, its steps, the layers.
     body = build.body("block")
@@ -77,14 +78,14 @@ def _write_loop(
     for layer in range(spec.layers):
         carried = {name: f"{name}_{layer}_carried" for name in befores}
         # The same in every block, so they are made outside.
-        begin = write_initial(build, spec, weights, layer, (1,))
+        begin = write_initial(build, spec, weights, layer, (1,), "num_active")
         x, ends = write_window_layer(body, spec, weights, layer, x, carried, begin)
         after |= {(name, layer): end for name, end in ends.items()}
     body.node("Identity", ["go"], "go_on")
     # 2. Its ports, in the order that the operator wants: number, condition, states; condition, states, scanned outputs.
-    carried_in = [floats(f"{name}_{layer}_carried", 1, "B", spec.hidden) for name, layer in keys]
-    carried_out = [floats(after[key], 1, "B", spec.hidden) for key in keys]
-    scanned = floats(x, spec.block_steps, "B", 2 * spec.hidden)
+    carried_in = [floats(f"{name}_{layer}_carried", 1, "A", spec.hidden) for name, layer in keys]
+    carried_out = [floats(after[key], 1, "A", spec.hidden) for key in keys]
+    scanned = floats(x, spec.block_steps, "A", 2 * spec.hidden)
     graph = body.graph(
         [integers("block_number"), booleans("go"), *carried_in],
         [booleans("go_on"), *carried_out, scanned],
@@ -98,12 +99,12 @@ def _write_loop(
 
 
 def _write_lengths(body: GraphBuilder, spec: BidirectionalSpec) -> None:
-    """Of block `block_number`: `first` int64 [1]; `has_block_wide` bool [1, B, 1]; the steps, int32 [B]."""
+    """Of block `block_number`: `first` int64 [1]; `has_block_wide` bool [1, A, 1]; the steps, int32 [A]."""
     body.node("Mul", ["block_number", body.scalar(spec.block_steps)], "first_frame")
     body.node("Unsqueeze", ["first_frame", body.shape(0)], "first")
-    body.node("Less", ["block_number", "blocks"], "has_block")
+    body.node("Less", ["block_number", "active_blocks"], "has_block")
     body.node("Unsqueeze", ["has_block", body.shape(0, 2)], "has_block_wide")
-    body.node("Sub", ["known", "first_frame"], "remaining")
+    body.node("Sub", ["active_known", "first_frame"], "remaining")
     body.node("Where", ["has_block", "remaining", body.scalar(0)], "readable")
     body.node("Min", ["readable", body.scalar(spec.block_steps)], "own_frames")
     body.node("Sub", ["readable", "own_frames"], "further_frames")
@@ -116,9 +117,14 @@ def _write_lengths(body: GraphBuilder, spec: BidirectionalSpec) -> None:
 def _write_state_out(
     build: GraphBuilder, spec: BidirectionalSpec, weights: Weights, name: str, parts: list[str]
 ) -> None:
-    """[1, B, H] per layer -> [B, L, H] under the name `<name>_next`; the initial values where the stream ends."""
-    rows = [build.node("Reshape", [part, build.shape(-1, 1, spec.hidden)], f"{part}_rows") for part in parts]
-    after = build.node("Concat", rows, f"{name}_after", axis=1)
+    """[1, A, H] per layer -> [B, L, H] under the name `<name>_next`; the initial values where the stream ends.
+
+    Rows that are not active keep theirs.
+    """
+    rows = [build.node("Transpose", [part], f"{part}_rows", perm=[1, 0, 2]) for part in parts]
+    active = build.node("Concat", rows, f"{name}_active_after", axis=1)
+    places = build.node("Unsqueeze", ["active", build.shape(1)], f"{name}_active_rows")
+    after = build.node("ScatterND", [name, places, active], f"{name}_after")
     ended = build.node("Unsqueeze", [FLUSH, build.shape(1, 2)], f"{name}_ends")
     initial = build.zero()
     if spec.learned_state:
@@ -127,12 +133,18 @@ def _write_state_out(
 
 
 def _write_outputs(build: GraphBuilder, spec: BidirectionalSpec, weights: Weights, hidden: str) -> None:
-    """The heads over [K, Nc, B, 2H], looked up batch first: [B, P + T, ...], zero from `emitted` on."""
-    # Row b's output number t is projected row t * B + b; what is not emitted is the row of zeros behind them all.
-    build.node("Mul", ["block_frames", "batch"], "num_rows")
+    """The heads over [K, Nc, A, 2H], looked up batch first: [B, P + T, ...], zero from `emitted` on."""
+    # Output number t of the active row number a is projected row t * A + a; what is not emitted is the row of zeros
+    # behind them all.
+    build.node("Mul", ["block_frames", "num_active"], "num_rows")
     build.node("Range", [build.scalar(0), "stride", build.scalar(1)], "output_numbers")
-    build.node("Mul", ["output_numbers", "batch"], "output_starts")
-    build.node("Unsqueeze", ["rows", build.shape(1)], "row_column")
+    build.node("Mul", ["output_numbers", "num_active"], "output_starts")
+    build.node(
+        "Cast", [build.node("Greater", ["blocks", build.scalar(0)], "is_active")], "active_ones", to=TensorProto.INT64
+    )
+    build.node("CumSum", ["active_ones", build.scalar(0)], "active_numbers_from_1")
+    build.node("Sub", ["active_numbers_from_1", build.scalar(1)], "active_numbers")
+    build.node("Unsqueeze", ["active_numbers", build.shape(1)], "row_column")
     build.node("Add", ["output_starts", "row_column"], "output_places")
     build.node("Unsqueeze", [EMITTED, build.shape(1)], "emitted_column")
     build.node("Less", ["output_numbers", "emitted_column"], "is_emitted")

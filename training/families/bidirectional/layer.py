@@ -16,7 +16,7 @@ _MODULES = {"forward": ("forwards",), "reverse": ("backwards",), "bidirectional"
 
 def write_whole_layer(build: GraphBuilder, spec: BidirectionalSpec, weights: Weights, layer: int, x: str) -> str:
     """One layer over whole sequences from its initial state on: [T, B, width] -> [T, B, 2H]. Reads `batch`."""
-    begin = write_initial(build, spec, weights, layer, (0, 1))
+    begin = write_initial(build, spec, weights, layer, (0, 1), "batch")
     y = _write_cells(build, spec, weights, layer, "bidirectional", [x, "", *begin] if begin else [x])
     # [T, D, B, H]: the two directions of a step come to stand side by side.
     turned = build.node("Transpose", [y], f"turned_{layer}", perm=[0, 2, 1, 3])
@@ -67,13 +67,13 @@ def write_window_layer(
 
 
 def write_initial(
-    build: GraphBuilder, spec: BidirectionalSpec, weights: Weights, layer: int, directions: tuple[int, ...]
+    build: GraphBuilder, spec: BidirectionalSpec, weights: Weights, layer: int, directions: tuple[int, ...], batch: str
 ) -> list[str]:
-    """Learned initial states of a layer, [D, B, H] each, for B rows as `batch` says; none where they are zeros."""
+    """Learned initial states of a layer, [D, B, H] each, for as many rows as `batch` says; none where they are 0."""
     if not spec.learned_state:
         return []
     label = f"{layer}_" + "_".join(map(str, directions))
-    build.node("Unsqueeze", ["batch", build.shape(0)], f"batch_axis_{label}")
+    build.node("Unsqueeze", [batch, build.shape(0)], f"batch_axis_{label}")
     build.node("Concat", [build.shape(1), f"batch_axis_{label}", build.shape(1)], f"initial_axes_{label}", axis=0)
     values = {name: weights[f"initial_{name}"][list(directions), layer][:, None] for name in spec.hidden_names}
     constants = [build.constant(f"initial_{name}_{label}", value) for name, value in values.items()]
