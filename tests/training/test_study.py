@@ -30,7 +30,7 @@ from eddy.training.study.plan import SECTIONS, find_sections, plan_jobs
 from eddy.training.study.pool import Pool
 from eddy.training.study.result import Measured, Result, Results, Store
 from eddy.training.study.section import Section
-from eddy.training.study.spread import Spread, Verdict, all_hold, is_higher, is_lower
+from eddy.training.study.spread import Spread, Verdict, all_hold, is_below, is_higher, is_lower, ratio
 from eddy.training.study.trial import model_size, perform
 from eddy.training.tasks.registry import find_task
 from eddy.training.train import build_spec
@@ -287,6 +287,9 @@ def test_verdicts_need_every_seed() -> None:
     assert is_higher(high, Spread.over([])) is Verdict.MISSING
     assert all_hold([Verdict.HOLDS, Verdict.OPEN]) is Verdict.OPEN
     assert all_hold([Verdict.FAILS, Verdict.OPEN]) is Verdict.FAILS
+    assert is_below(low, 4.0) is Verdict.HOLDS and is_below(high, 4.0) is Verdict.OPEN
+    assert is_below(high, 3.0) is Verdict.FAILS and is_below(Spread.over([]), 3.0) is Verdict.MISSING
+    assert ratio([1, 4], [2, 2]) == Spread(1.25, 0.5, 2.0, 2)
     assert wide.show(".0f") == "5 (2 to 9)"
 
 

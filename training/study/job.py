@@ -53,7 +53,7 @@ class Size:
 
 
 SMALL = Size("small", (1, 2, 3), 1.0)
-QUICK = Size("quick", (1, 2), 0.04)
+QUICK = Size("quick", (1, 2), 0.1)
 
 
 @dataclass(frozen=True, slots=True)

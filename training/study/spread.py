@@ -63,6 +63,16 @@ def is_lower(one: Spread, other: Spread) -> Verdict:
     return is_higher(other, one)
 
 
+def is_below(one: Spread, limit: float) -> Verdict:
+    """Whether every seed is below a fixed number."""
+    return is_lower(one, Spread(limit, limit, limit, 1)) if one.count else Verdict.MISSING
+
+
+def ratio(one: Sequence[float], other: Sequence[float]) -> Spread:
+    """Seed by seed, for what was measured of the same weights: one divided by the other, neither of them 0."""
+    return Spread.over([a / b for a, b in zip(one, other, strict=True)])
+
+
 def all_hold(verdicts: Sequence[Verdict]) -> Verdict:
     """Of an assertion in several parts: the worst of their verdicts, what fails before what is open."""
     order = (Verdict.MISSING, Verdict.FAILS, Verdict.OPEN, Verdict.HOLDS)
