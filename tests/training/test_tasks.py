@@ -133,7 +133,7 @@ def test_a_digit_moves_one_way_and_comes_back() -> None:
     image = np.zeros((1, 8, 8), np.float32)
     image[0, 2, 5] = 1
     images = Images(image, np.array([3]))
-    source = ClipsSource("s", "CC0-1.0", size=16, frames=17, hidden=0, noise=0)
+    source = ClipsSource("s", "CC0-1.0", size=16, frames=17, speed=1, hidden=0, noise=0)
     ways = np.arange(len(DIRECTIONS))
     clips = draw_clips(source, images, np.zeros(8, np.int64), ways, np.random.default_rng(0))
     for clip, (down, right) in zip(clips, DIRECTIONS.values(), strict=True):
@@ -146,7 +146,7 @@ def test_a_digit_moves_one_way_and_comes_back() -> None:
 def test_bars_hide_half_of_a_digit_in_every_frame() -> None:
     """Of a white image half the pixels are left, rows or columns, others in other frames; all show in the end."""
     images = Images(np.ones((1, 8, 8), np.float32), np.array([0]))
-    source = ClipsSource("s", "CC0-1.0", size=8, frames=16, noise=0)
+    source = ClipsSource("s", "CC0-1.0", size=8, frames=16, hidden=4, noise=0)
     [clip] = draw_clips(source, images, np.zeros(1, np.int64), np.zeros(1, np.int64), np.random.default_rng(0))
     assert (clip.sum(axis=(1, 2)) == 32).all()
     assert len({frame.tobytes() for frame in clip}) > 4
@@ -156,7 +156,7 @@ def test_images_are_in_one_part_only_and_the_first_frame_has_no_direction(wheel:
     """Four of forty images test, in all eight directions; every frame asks for the digit."""
     task, source = ClipsTask(), ClipsSource(wheel + DIGITS, "CC0-1.0", frames=4)
     data = task.load(source)
-    assert (len(data.train.epoch(1)), len(data.validation), len(data.test)) == (64, 32, 32)
+    assert (len(data.train.epoch(1)), len(data.validation), len(data.test)) == (128, 32, 32)
     directions = np.stack([example.targets["direction"] for example in data.test])
     assert (directions[:, 0] == NO_TOKEN).all()
     assert np.bincount(directions[:, 1]).tolist() == [4] * 8
@@ -224,7 +224,13 @@ def test_a_task_goes_the_whole_way(kind: str, wheel: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("kind", "key", "value"),
-    [("activity", "window", 0), ("clips", "size", 7), ("clips", "hidden", 8), ("speech", "seed", -1)],
+    [
+        ("activity", "window", 0),
+        ("clips", "size", 7),
+        ("clips", "speed", 3),
+        ("clips", "hidden", 8),
+        ("speech", "seed", -1),
+    ],
 )
 def test_impossible_data_tables_are_refused(kind: str, key: str, value: int) -> None:
     """The message names the key and what came."""

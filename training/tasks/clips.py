@@ -30,7 +30,7 @@ from eddy.v1 import contract_pb2 as pb
 
 SAMPLE_CLIPS = 6
 # Frames at which accuracy is stated, beside the last.
-STATED = (1, 2, 4, 8)
+STATED = (1, 2, 4)
 # Seeds of the two fixed parts.
 _VALIDATION, _TEST = 1, 2
 
@@ -145,8 +145,8 @@ class ClipsTask(SetTask):
         """Split, drawing and sample."""
         return (
             "split 80/10/10 by image, at random.\n"
-            f"A clip has {source.frames} frames of {source.size}x{source.size}. One digit of 8x8 moves by a pixel a "
-            f"frame in one of {len(DIRECTIONS)} directions;\n"
+            f"A clip has {source.frames} frames of {source.size}x{source.size}. One digit of 8x8 moves by "
+            f"{source.speed} pixels a frame in one of {len(DIRECTIONS)} directions;\n"
             "what leaves the frame comes in on the other side. A bar hides "
             f"{source.hidden} of the digit's 8 rows or columns in every frame, another\n"
             f"one each time, under noise of deviation {source.noise:g}, where white is 1. Training draws "
