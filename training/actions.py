@@ -14,11 +14,13 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from eddy.training.contract import STEP_FILE, read_contract
 from eddy.training.curve import chart_curve, read_curve
 from eddy.training.errors import LocationError, OptionError, Stopped
 from eddy.training.figures import HIGHER, Figure, compare_figures
 from eddy.training.location import CHECKPOINT_FILE, MODELS, RUNS, find_model, find_model_or_checkpoint, is_run
 from eddy.training.recipe import Recipe, load_recipe, shipped_recipes
+from eddy.training.spec import FLOAT32
 from eddy.training.stop import Stop
 from eddy.training.tasks.registry import BASELINES
 from eddy.v1 import contract_pb2 as pb
@@ -71,9 +73,10 @@ def _train_shipped(arguments: argparse.Namespace, stop: Stop) -> None:
     for name in arguments.recipe or shipped_recipes():
         recipe = load_recipe(Path(name))
         checkpoint = _train_into(recipe, runs / recipe.name, arguments, stop, command)
-        directory = models / recipe.name / str(recipe.version)
-        _export_into(checkpoint, directory)
-        _evaluate_into(directory / "model.onnx", recipe)
+        for precision in recipe.precisions:
+            directory = models / recipe.model_name(precision) / str(recipe.version)
+            _export_into(checkpoint, directory, precision)
+            _evaluate_into(directory / STEP_FILE, recipe)
 
 
 def _option(name: str, value: object) -> list[str]:
@@ -136,15 +139,22 @@ def export(arguments: argparse.Namespace) -> None:
     from eddy.training.checkpoint import load_checkpoint
 
     recipe = load_checkpoint(arguments.checkpoint).recipe
-    directory = arguments.output or MODELS / recipe.name / str(recipe.version)
-    _export_into(arguments.checkpoint, directory, arguments.block, arguments.look_ahead)
+    directory = arguments.output or MODELS / recipe.model_name(arguments.precision) / str(recipe.version)
+    _export_into(arguments.checkpoint, directory, arguments.precision, arguments.block, arguments.look_ahead)
+    if arguments.precision != FLOAT32:
+        figures = read_contract(directory / STEP_FILE).training.figures
+        show_figures(str(directory), [Figure(figure.name, figure.value, figure.unit) for figure in figures])
 
 
-def _export_into(checkpoint: Path, directory: Path, block: int | None = None, look_ahead: int | None = None) -> None:
+def _export_into(
+    checkpoint: Path, directory: Path, precision: str, block: int | None = None, look_ahead: int | None = None
+) -> None:
     from eddy.training.export import export_checkpoint
 
-    report = export_checkpoint(checkpoint, directory, block_steps=block, look_ahead_steps=look_ahead)
-    print(directory / "model.onnx", report, sep=": ")
+    report = export_checkpoint(
+        checkpoint, directory, block_steps=block, look_ahead_steps=look_ahead, precision=precision
+    )
+    print(directory / STEP_FILE, report, sep=": ")
 
 
 def quantize(arguments: argparse.Namespace) -> None:

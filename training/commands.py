@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from eddy.training.errors import Stopped, TrainingError
+from eddy.training.spec import FLOAT32, PRECISIONS
 
 
 def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -113,9 +114,16 @@ def _add_export(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
         "Exports a checkpoint of an ended run. The model appears only when it is proven.",
         "runs/text-gru/checkpoint.pt",
         "runs/mine/checkpoint.pt --output models/mine/2",
+        "runs/text-lstm/checkpoint.pt --precision int8",
     )
     export.add_argument("checkpoint", type=Path)
     export.add_argument("--output", type=Path, metavar="DIR", help="folder of the model (default: models/NAME/VERSION)")
+    export.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=FLOAT32,
+        help="recurrent models: int8 is faster from about 256 units on; prints what it loses (default: float32)",
+    )
     export.add_argument(
         "--block", type=int, metavar="N", help="bidirectional models: steps answered together (default: the recipe's)"
     )

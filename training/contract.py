@@ -12,7 +12,17 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from eddy.training.errors import ContractError
-from eddy.training.spec import ClassHead, FrameInput, Head, Input, QuantileHead, TokenHead, TokenInput, head_shape
+from eddy.training.spec import (
+    FLOAT32,
+    ClassHead,
+    FrameInput,
+    Head,
+    Input,
+    QuantileHead,
+    TokenHead,
+    TokenInput,
+    head_shape,
+)
 from eddy.training.storage import write_whole
 from eddy.v1 import contract_pb2 as pb
 
@@ -24,6 +34,11 @@ STEP_FILE = "model.onnx"
 def sample_path(path: Path, contract: pb.ModelContract) -> Path:
     """Where unseen input lies beside a model file: text for a model of tokens, CSV for others."""
     return path.with_name("sample.txt" if contract.vocabulary.symbols else "sample.csv")
+
+
+def precision_of(contract: pb.ModelContract) -> str:
+    """What the recurrent layers compute with, one of PRECISIONS where training wrote it."""
+    return contract.precision or FLOAT32
 
 
 def streaming_contract(name: str, description: str, family: str) -> pb.ModelContract:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from eddy.training.answers import Answers
 from eddy.training.card import write_card
-from eddy.training.contract import load_model, read_contract, write_contract
+from eddy.training.contract import load_model, precision_of, read_contract, write_contract
 from eddy.training.data import describe_origin
 from eddy.training.errors import ContractError, DataError
-from eddy.training.figures import Figure
+from eddy.training.figures import IN_FLOAT32, SPEEDUP, Figure
 from eddy.training.recipe import Recipe, load_recipe
 from eddy.training.tasks.registry import find_task
 from eddy.v1 import contract_pb2 as pb
@@ -30,14 +30,16 @@ def evaluate_model(path: Path, recipe: Recipe | None = None) -> list[Figure]:
     """
     contract = read_contract(path)
     recipe = recipe or load_recipe(Path(contract.training.recipe.removesuffix(".toml")))
-    if recipe.name != contract.name:
+    if recipe.model_name(precision_of(contract)) != contract.name:
         raise ContractError(f"{path}: name: got recipe {recipe.name!r}, expected the one of {contract.name!r}")
     found = measure_model(path, contract, recipe)
     measured = {figure.name for figure in found}
     kept = [
         Figure(f.name, f.value, f.unit)
         for f in contract.training.figures
-        if f.name in KEPT or (OTHER_GRID in f.name and f.name not in measured)
+        if f.name in KEPT
+        or f.name.startswith((IN_FLOAT32, SPEEDUP))
+        or (OTHER_GRID in f.name and f.name not in measured)
     ]
     del contract.training.figures[:]
     contract.training.figures.extend(pb.Figure(name=f.name, value=f.value, unit=f.unit) for f in [*kept, *found])

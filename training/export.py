@@ -1,9 +1,10 @@
 """Export: a checkpoint becomes a verified model in the model repository.
 
 Owns: what the files of `models/<name>/<version>/` are and that none appears there unproven. Order: build the graph,
-fill the contract, write a draft, probe it, verify it against the checkpoint, then give it its name.
+fill the contract, write a draft, probe it, verify it against the checkpoint, write its card, then give it its name.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,27 +13,38 @@ import torch
 
 from eddy.training.card import write_card
 from eddy.training.checkpoint import Checkpoint, load_checkpoint
-from eddy.training.contract import STEP_FILE, read_contract, sample_path
+from eddy.training.contract import STEP_FILE, precision_of, read_contract, sample_path, write_contract
 from eddy.training.errors import CheckpointError
+from eddy.training.evaluation import KEPT, evaluate_model
 from eddy.training.families.family import Model, count_parameters
 from eddy.training.families.recurrent.spec import RecurrentSpec
 from eddy.training.families.registry import all_examples, build_contract, build_model, write_graphs
-from eddy.training.families.shapes import on_grid, spec_from_dict
+from eddy.training.families.shapes import at_precision, on_grid, spec_from_dict
+from eddy.training.figures import Figure, in_float32
 from eddy.training.probe import probe
-from eddy.training.spec import FeatureInput, LinearHead, Spec
+from eddy.training.spec import FLOAT32, FeatureInput, LinearHead, Spec
+from eddy.training.speedup import measure_speedup
 from eddy.training.storage import make_folder
-from eddy.training.tasks.registry import find_task
+from eddy.training.tasks.registry import BASELINES, find_task
 from eddy.training.verify import Report, verify
 from eddy.v1 import contract_pb2 as pb
 
 
 def export_checkpoint(
-    checkpoint: Path, directory: Path, *, block_steps: int | None = None, look_ahead_steps: int | None = None
+    checkpoint: Path,
+    directory: Path,
+    *,
+    block_steps: int | None = None,
+    look_ahead_steps: int | None = None,
+    precision: str = FLOAT32,
 ) -> Report:
     """Write `model.onnx`, other graphs of the model, its card `README.md` and a sample of unseen input.
 
     block_steps, look_ahead_steps: another grid than the recipe's, for a bidirectional model; raises OptionError for
-    others. Raises CheckpointError, ExportError or VerificationError; `model.onnx` appears only when everything holds.
+    others. precision: one of PRECISIONS; in int8 the model is measured again on the test part of its data, and beside
+    the one in float32 for speed; raises OptionError or RecipeError for models that have none, DataError where the data
+    has changed. Raises CheckpointError, ExportError or VerificationError; `model.onnx` appears only when everything
+    holds.
     """
     source = load_checkpoint(checkpoint)
     if source.progress is not None:
@@ -40,21 +52,36 @@ def export_checkpoint(
             f"{checkpoint}: got a run that stands at {len(source.epochs)} of {source.recipe.training.epochs} epochs, "
             "expected one that has ended: go on with `eddy train --resume`"
         )
-    source = replace(source, spec=on_grid(source.spec, block_steps, look_ahead_steps))
+    plain = replace(source, spec=on_grid(source.spec, block_steps, look_ahead_steps))
+    source = replace(plain, spec=at_precision(plain.spec, precision))
     make_folder(directory)
-    with TemporaryDirectory(prefix=".unproven-", dir=directory) as draft:
-        export_graphs(source.build(), Path(draft), describe(source))
-        report = verify(Path(draft) / STEP_FILE, checkpoint)
-        _move_graphs(Path(draft), directory)
-    model = directory / STEP_FILE
-    contract = read_contract(model)
-    sample_path(model, contract).write_text(source.sample, encoding="utf-8")
-    write_card(model, source.recipe, contract)
+    with TemporaryDirectory(prefix=".unproven-", dir=directory) as folder:
+        draft = Path(folder)
+        model = draft / STEP_FILE
+        export_graphs(source.build(), draft, describe(source))
+        report = verify(model, checkpoint)
+        contract = read_contract(model)
+        sample_path(model, contract).write_text(source.sample, encoding="utf-8")
+        if precision == FLOAT32:
+            write_card(model, source.recipe, contract)
+        else:
+            _compare(model, contract, plain)
+            evaluate_model(model, source.recipe)
+        _move(draft, directory)
     return report
 
 
-def _move_graphs(draft: Path, directory: Path) -> None:
-    """Give proven graphs their names; the step graph last, since its contract names the others."""
+def _compare(model: Path, contract: pb.ModelContract, plain: Checkpoint) -> None:
+    """Write into a model's contract how much faster it is than the same checkpoint in float32."""
+    with TemporaryDirectory(prefix="eddy-") as folder:
+        export_graphs(plain.build(), Path(folder), describe(plain))
+        found = measure_speedup(Path(folder) / STEP_FILE, model)
+    contract.training.figures.extend(pb.Figure(name=f.name, value=f.value, unit=f.unit) for f in found)
+    write_contract(model, contract)
+
+
+def _move(draft: Path, directory: Path) -> None:
+    """Give proven files their names; the step graph last, since its contract names the others."""
     for path in sorted(draft.iterdir(), key=lambda path: path.name == STEP_FILE):
         path.replace(directory / path.name)
 
@@ -73,6 +100,11 @@ def describe(source: Checkpoint) -> pb.ModelContract:
     recipe = source.recipe
     model = source.build()
     contract = build_contract(model, recipe.name, recipe.description)
+    figures: Sequence[Figure] = source.figures
+    if precision_of(contract) != FLOAT32:
+        contract.name = recipe.model_name(contract.precision)
+        contract.description += f", {contract.precision}"
+        figures = in_float32(figures, KEPT, BASELINES)
     find_task(recipe.data).describe(contract, recipe.data, source.symbols, source.source_symbols)
     contract.training.CopyFrom(
         pb.Training(
@@ -82,7 +114,7 @@ def describe(source: Checkpoint) -> pb.ModelContract:
             seed=recipe.training.seed,
             parameters=count_parameters(model),
             framework=f"torch {torch.__version__}",
-            figures=[pb.Figure(name=f.name, value=f.value, unit=f.unit) for f in source.figures],
+            figures=[pb.Figure(name=f.name, value=f.value, unit=f.unit) for f in figures],
         )
     )
     return contract

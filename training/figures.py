@@ -6,7 +6,7 @@ behind. Must not know how they are computed.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from eddy.training.storage import write_whole
@@ -14,6 +14,9 @@ from eddy.training.storage import write_whole
 SHARE = "share"
 # How figures begin of which more is better; of all others less is.
 HIGHER = ("accuracy", "bleu", "chrf")
+# How figures of a model in another precision begin that compare it with the one in float32: that one's quality, and
+# steps per second over that one's, by the rows of a call.
+IN_FLOAT32, SPEEDUP = "float32_", "speedup_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,20 @@ def compare_figures(figures: Sequence[Figure], names: Iterable[str]) -> list[Com
         for figure in figures
     ]
     return [comparison for comparison in found if comparison.baselines]
+
+
+def in_float32(figures: Sequence[Figure], kept: Iterable[str], baselines: Iterable[str]) -> list[Figure]:
+    """The figures of a model in float32, as the same model in another precision states them.
+
+    kept: figures that belong to both. baselines: by name; theirs are left out.
+    """
+    kept, baselines = tuple(kept), tuple(baselines)
+    theirs = {f"{figure.name}_{name}" for figure in figures for name in baselines}
+    return [
+        figure if figure.name in kept else replace(figure, name=f"{IN_FLOAT32}{figure.name}")
+        for figure in figures
+        if figure.name not in theirs
+    ]
 
 
 def write_figures(path: Path, figures: Sequence[Figure]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from eddy.training.errors import RecipeError
 from eddy.training.families.shapes import parse_architecture
 from eddy.training.fields import build, refuse_unknown, require, typed
-from eddy.training.spec import Architecture
+from eddy.training.spec import FLOAT32, PRECISIONS, Architecture
 from eddy.training.tasks.registry import find_table
 from eddy.training.tasks.task import Source
 
@@ -61,7 +61,10 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One training run. The name is also the model's name in the repository."""
+    """One training run. The name is also the model's name in the repository.
+
+    precisions: what a shipped model is exported in, each as a model of its own.
+    """
 
     name: str
     description: str
@@ -69,11 +72,18 @@ class Recipe:
     model: Architecture
     training: Schedule
     version: int = field(default=1)
+    precisions: tuple[str, ...] = (FLOAT32,)
 
     def __post_init__(self) -> None:
         plain = self.name != "" and all(c.isascii() and (c.isalnum() or c in "-_.") for c in self.name)
         require(plain and not self.name.startswith("."), "name", self.name, "letters, digits, '-', '_' and '.'")
         require(self.version >= 1, "version", self.version, "1 or more")
+        known = self.precisions and set(self.precisions) <= set(PRECISIONS)
+        require(known, "precisions", self.precisions, f"some of {', '.join(PRECISIONS)}")
+
+    def model_name(self, precision: str) -> str:
+        """The name of the model in the repository: the recipe's, with the precision behind it unless float32."""
+        return self.name if precision == FLOAT32 else f"{self.name}-{precision}"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, the same layout as the TOML file; `parse_recipe` reads it back."""
@@ -118,4 +128,5 @@ def parse_recipe(table: Mapping[str, Any]) -> Recipe:
     for name in ("name", "description"):
         require(isinstance(table.get(name), str), name, table.get(name), "text")
     typed(table.get("version", 1), int, "version")
+    parts["precisions"] = typed(table.get("precisions", (FLOAT32,)), tuple[str, ...], "precisions")
     return Recipe(**{**table, **parts})

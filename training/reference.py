@@ -14,7 +14,7 @@ from eddy.training.data import Tokens, Vocabulary
 from eddy.training.errors import CheckpointError
 from eddy.training.families.family import StreamingModel, Tensors
 from eddy.training.families.registry import family_of
-from eddy.training.families.shapes import on_grid
+from eddy.training.families.shapes import at_precision, on_grid
 from eddy.training.generation import Logits
 from eddy.v1 import contract_pb2 as pb
 
@@ -42,17 +42,21 @@ class TorchStream:
         return logits
 
 
-def run_reference(checkpoint: Path, inputs: Tensors, streaming: pb.Streaming) -> tuple[Tensors, Tensors]:
+def run_reference(
+    checkpoint: Path, inputs: Tensors, contract: pb.ModelContract, seen: Tensors | None = None
+) -> tuple[Tensors, Tensors]:
     """Run a checkpoint's model over whole inputs [B, T, ...] from its initial state.
 
-    streaming: the exported model's, for the grid that it was exported on.
+    contract: the exported model's, for the grid and the precision that it was exported in. seen: the step graph's
+    states after every step, where it rounds them; see `Family.reference`.
     Returns what the step graph should answer, outputs and final states, and what the whole graph should; both by the
     names that the graphs give them, the second empty without such a graph. Raises CheckpointError for an unusable file,
     ContractError where the inputs are not this model's.
     """
-    source = load_checkpoint(checkpoint)
+    source, streaming = load_checkpoint(checkpoint), contract.streaming
     if streaming.block_steps:
         source = replace(source, spec=on_grid(source.spec, streaming.block_steps, streaming.look_ahead_steps))
+    source = replace(source, spec=at_precision(source.spec, contract.precision))
     model = source.build()
     family = family_of(model.spec)
-    return family.reference(model, inputs), family.exact(model, inputs)
+    return family.reference(model, inputs, seen), family.exact(model, inputs)

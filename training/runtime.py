@@ -83,6 +83,18 @@ class Runtime:
             raise ContractError(f"{self._path}: rows emitted {counts} outputs, expected {steps} each")
         return {n: np.stack([np.concatenate([p[n] for p in row]) for row in pieces]) for n in names} | finals
 
+    def trace(self, inputs: Tensors) -> Tensors:
+        """Every state after each single step of [B, T, ...] inputs, [B, T, ...], by graph output name.
+
+        Only for models whose outputs come with their inputs and that begin without a source.
+        """
+        batch, steps = next(iter(inputs.values())).shape[:2]
+        states, found = self.start(batch), []
+        for step in range(steps):
+            _, states = self.advance({name: value[:, step : step + 1] for name, value in inputs.items()}, states)
+            found.append(states)
+        return {state.next_name: np.stack([one[state.name] for one in found], axis=1) for state in self._moving}
+
     def run_whole(self, inputs: Tensors) -> Tensors:
         """The whole graph over [B, T, ...] inputs: every output, [B, T, ...]. Raises ContractError without one."""
         if self._whole is None:

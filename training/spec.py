@@ -12,6 +12,9 @@ from eddy.training.errors import RecipeError
 from eddy.training.fields import build, require
 
 CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru")
+# What recurrent layers compute with, as contracts name it.
+FLOAT32, INT8 = "float32", "int8"
+PRECISIONS = (FLOAT32, INT8)
 
 
 @dataclass(frozen=True, slots=True)

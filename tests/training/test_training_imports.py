@@ -17,7 +17,8 @@ RANKS = (
     {"families.nodes", "families.recurrent.spec", "families.translation.spec", "families.bidirectional.spec"},
     {"families.shapes", "families.recurrent.convolution", "families.recurrent.examples", "families.translation.model"}
     | {f"families.bidirectional.{name}" for name in ("frames", "layer", "model")},
-    {"families.recurrent.attention", "families.translation.graph", "families.bidirectional.latency"},
+    {"families.recurrent.attention", "families.recurrent.quantised"}
+    | {"families.translation.graph", "families.bidirectional.latency"},
     {"families.recurrent.model", "families.bidirectional.graph"},
     {"families.recurrent.graph"},
     {"families.recurrent.family", "families.translation.family", "families.bidirectional.family"},
@@ -37,7 +38,7 @@ RANKS = (
     {"study.section", "study.gradient", "study.look", "study.speed", "study.pool"},
     {f"study.{name}" for name in ("recall", "cells", "depth", "look_ahead", "clips", "attention", "page")},
     {"study.plan"},
-    {"reference", "run", "evaluation", "probe"},
+    {"reference", "run", "evaluation", "probe", "speedup"},
     {"train", "verify", "plot", "class_plot"},
     {"export", "quantize"},
     {"study.trial"},
@@ -65,6 +66,7 @@ WITH_TORCH = (
             "recurrent.family",
             "recurrent.graph",
             "recurrent.model",
+            "recurrent.quantised",
             "registry",
             "translation.family",
             "translation.graph",

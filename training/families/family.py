@@ -81,9 +81,11 @@ class Family(Protocol[S_contra, M]):
     def graphs(self, model: M) -> dict[str, onnx.ModelProto]:
         """File name -> graph, without metadata; STEP_FILE is the step graph, the contract's `graphs` names the rest."""
 
-    def reference(self, model: M, inputs: Tensors) -> Tensors:
+    def reference(self, model: M, inputs: Tensors, seen: Tensors | None = None) -> Tensors:
         """Torch's answer to whole inputs [B, T, ...] from the initial state.
 
+        seen: the step graph's states after every step, [B, T, ...], by its output names; they settle what a model that
+        rounds its states may round either way, and are nothing to others.
         Every output and final state under the step graph's output names. Raises ContractError for other inputs.
         """
 

@@ -4,6 +4,7 @@ Owns: the table from a family's tag to the dataclasses of its shape. Must not kn
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from eddy.training.errors import OptionError, RecipeError
@@ -11,7 +12,7 @@ from eddy.training.families.bidirectional.spec import BidirectionalArchitecture,
 from eddy.training.families.recurrent.spec import RecurrentArchitecture, RecurrentSpec
 from eddy.training.families.translation.spec import TranslationArchitecture, TranslationSpec
 from eddy.training.fields import build, require
-from eddy.training.spec import Architecture, Spec
+from eddy.training.spec import FLOAT32, Architecture, Spec
 
 # What a recipe or a checkpoint without a tag means: those from before there were families.
 DEFAULT = RecurrentSpec.kind
@@ -55,3 +56,16 @@ def on_grid(spec: Spec, block_steps: int | None, look_ahead_steps: int | None) -
         raise OptionError(f"block and look-ahead: got a {spec.kind} model, expected a bidirectional one")
     block_steps = spec.block_steps if block_steps is None else block_steps
     return spec.on_grid(block_steps, spec.look_ahead_steps if look_ahead_steps is None else look_ahead_steps)
+
+
+def at_precision(spec: Spec, precision: str) -> Spec:
+    """A recurrent model's specification in another precision, one of PRECISIONS; "" leaves it as it is.
+
+    Raises OptionError for models of other families in anything but float32, RecipeError for those of this one that have
+    no such precision.
+    """
+    if isinstance(spec, RecurrentSpec):
+        return replace(spec, precision=precision or spec.precision)
+    if precision not in ("", FLOAT32):
+        raise OptionError(f"precision {precision}: got a {spec.kind} model, expected a recurrent one")
+    return spec

@@ -212,7 +212,7 @@ class Training(_message.Message):
     def __init__(self, recipe: _Optional[str] = ..., data: _Optional[str] = ..., data_licence: _Optional[str] = ..., seed: _Optional[int] = ..., parameters: _Optional[int] = ..., framework: _Optional[str] = ..., figures: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ...) -> None: ...
 
 class ModelContract(_message.Message):
-    __slots__ = ("schema_version", "name", "task", "description", "inputs", "outputs", "states", "graphs", "ports", "streaming", "numerics", "vocabulary", "training", "family", "prime_inputs", "max_prime_steps", "source_vocabulary")
+    __slots__ = ("schema_version", "name", "task", "description", "inputs", "outputs", "states", "graphs", "ports", "streaming", "numerics", "vocabulary", "training", "family", "prime_inputs", "max_prime_steps", "source_vocabulary", "precision")
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -230,6 +230,7 @@ class ModelContract(_message.Message):
     PRIME_INPUTS_FIELD_NUMBER: _ClassVar[int]
     MAX_PRIME_STEPS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_VOCABULARY_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     name: str
     task: Task
@@ -247,4 +248,5 @@ class ModelContract(_message.Message):
     prime_inputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     max_prime_steps: int
     source_vocabulary: Vocabulary
-    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., graphs: _Optional[_Union[Graphs, _Mapping]] = ..., ports: _Optional[_Union[Ports, _Mapping]] = ..., streaming: _Optional[_Union[Streaming, _Mapping]] = ..., numerics: _Optional[_Union[Numerics, _Mapping]] = ..., vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., family: _Optional[str] = ..., prime_inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., max_prime_steps: _Optional[int] = ..., source_vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ...) -> None: ...
+    precision: str
+    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., graphs: _Optional[_Union[Graphs, _Mapping]] = ..., ports: _Optional[_Union[Ports, _Mapping]] = ..., streaming: _Optional[_Union[Streaming, _Mapping]] = ..., numerics: _Optional[_Union[Numerics, _Mapping]] = ..., vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., family: _Optional[str] = ..., prime_inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., max_prime_steps: _Optional[int] = ..., source_vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., precision: _Optional[str] = ...) -> None: ...

@@ -58,7 +58,7 @@ class BidirectionalFamily:
         return {STEP_FILE: build_step_graph(model), WHOLE_FILE: build_whole_graph(model)}
 
     @torch.no_grad()
-    def reference(self, model: BidirectionalModel, inputs: Tensors) -> Tensors:
+    def reference(self, model: BidirectionalModel, inputs: Tensors, seen: Tensors | None = None) -> Tensors:
         """Outputs of streams that end with the input; the states as they are before that end."""
         x, spec = _read(model, inputs), model.spec
         lengths = torch.full((len(x),), x.shape[1])

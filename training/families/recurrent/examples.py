@@ -2,7 +2,16 @@
 
 from eddy.training.families.recurrent.parts import Attention, Convolution, FrameConvolution
 from eddy.training.families.recurrent.spec import RecurrentSpec
-from eddy.training.spec import ClassHead, FeatureInput, FrameInput, LinearHead, QuantileHead, TokenHead, TokenInput
+from eddy.training.spec import (
+    INT8,
+    ClassHead,
+    FeatureInput,
+    FrameInput,
+    LinearHead,
+    QuantileHead,
+    TokenHead,
+    TokenInput,
+)
 
 _VALUES = FeatureInput((1.0, -2.0, 0.0), (2.0, 0.5, 1.0))
 _TOKENS = TokenInput(11, 6)
@@ -22,6 +31,9 @@ def recurrent_examples() -> dict[str, RecurrentSpec]:
         "lstm": RecurrentSpec("lstm", 1, 12, _TOKENS, _SYMBOLS),
         "lstm-2-layers": RecurrentSpec("lstm", 2, 12, _TOKENS, _SYMBOLS, dropout=0.1),
         "lstm-4-layers-residual": RecurrentSpec("lstm", 4, 12, _TOKENS, _SYMBOLS, dropout=0.1, residual=True),
+        "lstm-int8": RecurrentSpec("lstm", 2, 12, _TOKENS, _SYMBOLS, precision=INT8),
+        "gru-int8": RecurrentSpec("gru", 2, 12, _VALUES, _PLAIN, precision=INT8),
+        "rnn-int8": RecurrentSpec("rnn_tanh", 1, 12, _VALUES, _PLAIN, learned_state=True, precision=INT8),
         "gru-4-layers-residual": RecurrentSpec("gru", 4, 12, _VALUES, _PLAIN, residual=True),
         "lstm-learned-state": RecurrentSpec("lstm", 2, 12, _TOKENS, _SYMBOLS, learned_state=True),
         "rnn-learned-state": RecurrentSpec("rnn_tanh", 1, 12, _VALUES, _PLAIN, learned_state=True),

@@ -10,7 +10,9 @@ from eddy.training.families.recurrent.examples import recurrent_examples
 from eddy.training.families.recurrent.graph import build_step_graph
 from eddy.training.families.recurrent.model import RecurrentModel
 from eddy.training.families.recurrent.parts import StateShape
+from eddy.training.families.recurrent.quantised import check_initial
 from eddy.training.families.recurrent.spec import KIND, RecurrentSpec
+from eddy.training.spec import INT8
 from eddy.v1 import contract_pb2 as pb
 
 _CELL_NAMES = {"rnn_tanh": "tanh RNN", "rnn_relu": "ReLU RNN", "lstm": "LSTM", "gru": "GRU"}
@@ -29,7 +31,7 @@ class RecurrentFamily:
         """Ports, states and graphs."""
         spec = model.spec
         contract = streaming_contract(name, description or _describe(spec), spec.cell)
-        contract.task = task_of(spec.heads)
+        contract.task, contract.precision = task_of(spec.heads), spec.precision
         contract.inputs.append(describe_input(spec.input))
         contract.outputs.extend(describe_head(head) for head in spec.heads)
         if not spec.states:
@@ -45,6 +47,8 @@ class RecurrentFamily:
             )
             if state.is_count and spec.attention is not None:
                 added.range.maximum = spec.attention.past
+            if state.name == "h" and spec.precision == INT8:
+                added.range.minimum, added.range.maximum = -1, 1
         return contract
 
     def graphs(self, model: RecurrentModel) -> dict[str, onnx.ModelProto]:
@@ -52,13 +56,14 @@ class RecurrentFamily:
         return {STEP_FILE: build_step_graph(model)}
 
     @torch.no_grad()
-    def reference(self, model: RecurrentModel, inputs: Tensors) -> Tensors:
+    def reference(self, model: RecurrentModel, inputs: Tensors, seen: Tensors | None = None) -> Tensors:
         """Outputs and final states of one call over everything."""
         name = model.spec.input.name
         if set(inputs) != {name}:
             raise ContractError(f"the model file reads {sorted(inputs)}, the checkpoint {name!r}")
         x = torch.from_numpy(inputs[name])
-        outputs, state = model(x, model.initial_state(len(x)))
+        guide = torch.from_numpy(seen["h_next"]) if seen and model.spec.precision == INT8 else None
+        outputs, state = model(x, model.initial_state(len(x)), seen=guide)
         finals = zip(model.spec.state_names, state, strict=True)
         return {key: value.numpy() for key, value in outputs.items()} | {f"{n}_next": v.numpy() for n, v in finals}
 
@@ -76,6 +81,8 @@ def _initial(model: RecurrentModel, state: StateShape) -> pb.InitialState:
     if not state.is_learned:
         return pb.InitialState(constant=0.0)
     value = model.get_parameter(f"initial_{state.name}").detach().cpu().numpy()
+    if model.spec.precision == INT8:
+        check_initial(state.name, value)
     return pb.InitialState(data=value.astype("<f4").tobytes())
 
 
@@ -84,7 +91,8 @@ def _describe(spec: RecurrentSpec) -> str:
     parts = [f"{len(spec.frame_convolutions)} convolutions of each frame"] if spec.frame_convolutions else []
     parts += [f"{len(spec.convolutions)} causal convolutions"] if spec.convolutions else []
     layers = f"{spec.layers} layers of {_CELL_NAMES[spec.cell]}" if spec.layers else "a dense layer"
-    parts.append(f"{layers}, {spec.hidden} units" + (", residual" if spec.residual else ""))
+    options = (", residual" if spec.residual else "") + (", int8" if spec.precision == INT8 else "")
+    parts.append(f"{layers}, {spec.hidden} units{options}")
     parts += [f"attention to its last {spec.attention.window} steps"] if spec.attention else []
     return "; ".join(parts)
 

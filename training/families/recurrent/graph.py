@@ -13,8 +13,9 @@ from eddy.training.families.nodes import Weights, weights_of, write_head, write_
 from eddy.training.families.recurrent.attention import write_attention
 from eddy.training.families.recurrent.convolution import write_convolution, write_frames
 from eddy.training.families.recurrent.model import RecurrentModel
+from eddy.training.families.recurrent.quantised import read_layers, write_quantised_layer
 from eddy.training.families.recurrent.spec import RecurrentSpec
-from eddy.training.spec import FrameInput, TokenInput, head_shape
+from eddy.training.spec import INT8, FrameInput, TokenInput, head_shape
 
 
 def build_step_graph(model: RecurrentModel) -> onnx.ModelProto:
@@ -48,11 +49,16 @@ def build_step_graph(model: RecurrentModel) -> onnx.ModelProto:
 def _write_layers(build: GraphBuilder, spec: RecurrentSpec, steps: str, weights: Weights) -> str:
     """[T, B, width] -> [T, B, H], and the cells' next states."""
     befores = {name: _write_state_in(build, spec, name) for name in spec.cell_state_names}
+    layers = [_layer_weights(spec, weights, layer) for layer in range(spec.layers)]
+    quantised = read_layers(spec, layers) if spec.precision == INT8 else []
     afters: dict[str, list[str]] = {name: [] for name in spec.cell_state_names}
     for layer in range(spec.layers):
         before = {name: befores[name][layer] for name in befores}
         given = steps
-        steps, after = write_layer(build, spec.cell, str(layer), given, _layer_weights(spec, weights, layer), before)
+        if quantised:
+            steps, after = write_quantised_layer(build, quantised[layer], str(layer), given, before)
+        else:
+            steps, after = write_layer(build, spec.cell, str(layer), given, layers[layer], before)
         if spec.residual and layer:
             steps = build.node("Add", [steps, given], f"hidden_{layer}_and_input")
         for name, value in after.items():

@@ -14,8 +14,9 @@ from eddy.training.families.family import Outputs, State, StreamingModel
 from eddy.training.families.projection import build_projection, project
 from eddy.training.families.recurrent.attention import WindowAttention
 from eddy.training.families.recurrent.convolution import CausalConvolution, FrameEncoder
+from eddy.training.families.recurrent.quantised import read_layers, run_layer
 from eddy.training.families.recurrent.spec import RecurrentSpec
-from eddy.training.spec import FeatureInput, FrameInput, TokenInput
+from eddy.training.spec import INT8, FeatureInput, FrameInput, TokenInput
 
 _LAYERS: dict[str, type[nn.RNNBase]] = {"rnn_tanh": nn.RNN, "rnn_relu": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 # A learned initial state begins as small numbers, so that units differ from the first step on.
@@ -75,13 +76,22 @@ class RecurrentModel(StreamingModel):
                 found.append(torch.zeros((batch, *state.shape), dtype=dtype, device=device))
         return tuple(found)
 
-    def forward(self, x: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Outputs, State]:
+    def layer_weights(self, layer: int) -> list[Tensor]:
+        """weight_ih, weight_hh, bias_ih, bias_hh of a layer."""
+        module, index = (self.stack[layer], 0) if self.spec.residual else (self.recurrent, layer)
+        parts = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        return [module.get_parameter(f"{part}_l{index}") for part in parts]
+
+    def forward(
+        self, x: Tensor, state: State, lengths: Tensor | None = None, seen: Tensor | None = None
+    ) -> tuple[Outputs, State]:
         """Run T steps.
 
         x: int64 [B, T] token ids, float32 [B, T, F] values in their own units, or float32 frames [B, T, ...].
         state: as `initial_state` gives. lengths: int64 [B] on the CPU, the valid steps of each row, 1 to T; None for
-        T. Returns every head's output by its name, [B, T, ...], of which those behind a row's valid steps mean
-        nothing, and each row's state after its last valid step.
+        T. seen: in int8, the exported graph's h after every step, [B, T, L, H]; see `quantised`. Returns every head's
+        output by its name, [B, T, ...], of which those behind a row's valid steps mean nothing, and each row's state
+        after its last valid step.
         """
         # 1. States by name; they come back in the same order.
         before = dict(zip(self.spec.state_names, state, strict=True))
@@ -92,7 +102,10 @@ class RecurrentModel(StreamingModel):
         if self.spec.convolutions:
             for index, convolution in enumerate(self.convolutions):
                 y, after[f"conv_{index}"] = convolution(y, before[f"conv_{index}"], placed)
-        y = self._run_layers(y, before, after, lengths)
+        if self.spec.precision == INT8:
+            y = self._run_quantised(y, before, after, placed, seen)
+        else:
+            y = self._run_layers(y, before, after, lengths)
         # 3. From the layers to the heads.
         if self.spec.attention is not None:
             y, after["past"], after["past_count"] = self.attention(y, before["past"], before["past_count"], placed)
@@ -134,6 +147,29 @@ class RecurrentModel(StreamingModel):
             finals = [torch.cat(layers) for layers in zip(*pieces, strict=True)]
         for name, value in zip(self.spec.cell_state_names, finals, strict=True):
             after[name] = value.transpose(0, 1).contiguous()
+        return y
+
+    def _run_quantised(
+        self,
+        y: Tensor,
+        before: dict[str, Tensor],
+        after: dict[str, Tensor],
+        lengths: Tensor | None,
+        seen: Tensor | None,
+    ) -> Tensor:
+        """As `_run_layers`, in 8 bits and without gradient: such a model is not trained."""
+        weights = [[w.detach().cpu().numpy() for w in self.layer_weights(i)] for i in range(self.spec.layers)]
+        finals = []
+        levels: Tensor | None = None
+        for index, layer in enumerate(read_layers(self.spec, weights)):
+            given = [before[name][:, index] for name in self.spec.cell_state_names]
+            guide = None if seen is None else seen[:, :, index]
+            x = levels if layer.reads_levels and levels is not None else y
+            z, levels, final = run_layer(layer, x, given, lengths, guide)
+            y = z + y if self.spec.residual and index else z
+            finals.append(final)
+        for name, values in zip(self.spec.cell_state_names, zip(*finals, strict=True), strict=True):
+            after[name] = torch.stack(values, dim=1)
         return y
 
 

@@ -9,7 +9,19 @@ from typing import Any, ClassVar
 
 from eddy.training.families.recurrent.parts import Attention, Convolution, FrameConvolution, StateShape
 from eddy.training.fields import build, require
-from eddy.training.spec import CELLS, FrameInput, Head, Input, TokenInput, check_ports, ports_from_dict, ports_to_dict
+from eddy.training.spec import (
+    CELLS,
+    FLOAT32,
+    INT8,
+    PRECISIONS,
+    FrameInput,
+    Head,
+    Input,
+    TokenInput,
+    check_ports,
+    ports_from_dict,
+    ports_to_dict,
+)
 
 KIND = "recurrent"
 
@@ -21,7 +33,8 @@ class RecurrentSpec:
     cell: one of CELLS. layers: L; with none, one dense layer of H units with ReLU is in their place. hidden: H, units
     per layer. dropout: share of units dropped after every layer while training; the recurrence itself keeps all of
     them. residual: what goes into a layer is added to what comes out, from the second layer on. learned_state: the
-    state before the first step is trained too, instead of zeros.
+    state before the first step is trained too, instead of zeros. precision: what the layers compute with, one of
+    PRECISIONS; models are trained in float32.
     """
 
     kind: ClassVar[str] = KIND
@@ -37,6 +50,7 @@ class RecurrentSpec:
     frame_convolutions: tuple[FrameConvolution, ...] = ()
     convolutions: tuple[Convolution, ...] = ()
     attention: Attention | None = None
+    precision: str = FLOAT32
 
     def __post_init__(self) -> None:
         require(self.cell in CELLS, "cell", self.cell, f"one of {', '.join(CELLS)}")
@@ -49,6 +63,11 @@ class RecurrentSpec:
         number = len(self.frame_convolutions)
         require(is_video or not number, "frame_convolutions", number, "none where the input is not frames")
         require(min(self.maps_shape) >= 1, "frame_convolutions", self.maps_shape, "a row and a column left over")
+        require(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
+        if self.precision == INT8:
+            require(self.layers >= 1, "precision", self.precision, "float32 for a model without recurrent layers")
+            bounded = self.cell != "rnn_relu"
+            require(bounded, "precision", self.precision, "float32 for a ReLU RNN, whose state has no bound")
         check_ports(self.input, self.heads)
 
     @property

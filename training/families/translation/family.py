@@ -77,7 +77,7 @@ class TranslationFamily:
         return {STEP_FILE: build_step_graph(model), PRIME_FILE: build_prime_graph(model)}
 
     @torch.no_grad()
-    def reference(self, model: TranslationModel, inputs: Tensors) -> Tensors:
+    def reference(self, model: TranslationModel, inputs: Tensors, seen: Tensors | None = None) -> Tensors:
         """Outputs and final states of one call over everything.
 
         inputs: `tokens` [B, T]; with `source` [B, S] and `source_length` [B] the source is read first, without them
