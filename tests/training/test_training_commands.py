@@ -153,7 +153,7 @@ def test_sampling_and_plotting_a_model_file_need_no_torch(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train"], "OptionError: recipe: got 0, expected one: a TOML file or one of forecast-gru, "),
+        (["train"], "OptionError: recipe: got 0, expected one: a TOML file or one of "),
         (["train", "text-gru", "--models", "x"], "OptionError: --models: got it without --shipped"),
         (["train", "--shipped", "--output", "x"], "OptionError: --output: got it with --shipped"),
         (["train", "text-gru", "--max-steps", "0"], "OptionError: --max-steps: got 0, expected at least 1"),
