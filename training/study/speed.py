@@ -19,6 +19,8 @@ BATCHES = (1, 64)
 # A burst is long enough for the clock and short enough to fall between two interruptions now and then.
 BURST_SECONDS = 0.002
 BURSTS = 600
+# Single calls before them, by which a burst's number of calls is chosen.
+WARM_UP_CALLS = 30
 
 
 def measure_speed(model: Model) -> Measured:
@@ -38,12 +40,10 @@ def measure_speed(model: Model) -> Measured:
 def _seconds_per_call(runtime: Runtime, batch: int) -> float:
     inputs = draw_inputs(runtime.contract, batch, 1)
     states = runtime.start(batch)
-    started = time.perf_counter()
-    for _ in range(20):
-        _, states = runtime.advance(inputs, states)
-    calls = max(1, round(BURST_SECONDS / ((time.perf_counter() - started) / 20)))
-    best = float("inf")
-    for _ in range(BURSTS):
+    best, calls = float("inf"), 1
+    for burst in range(WARM_UP_CALLS + BURSTS):
+        if burst == WARM_UP_CALLS:
+            calls = max(1, round(BURST_SECONDS / best))
         started = time.perf_counter()
         for _ in range(calls):
             _, states = runtime.advance(inputs, states)
