@@ -29,7 +29,7 @@ PRIME_FILE = "prime.onnx"
 _CELL_NAMES = {"gru": "GRU", "lstm": "LSTM"}
 _MEANINGS = {
     MEMORY: "the encoder's output for every symbol of the source",
-    WORDS: "the vector of every symbol of the source",
+    WORDS: "every symbol of the source, an index into the source vocabulary's symbols; their number beyond its end",
     MASK: f"added to attention's scores: 0 where the source has a symbol, {NOTHING:g} elsewhere",
     "h": "the decoder's hidden state",
     "c": "the decoder's cell state",
@@ -63,13 +63,17 @@ class TranslationFamily:
         if spec.attention:
             contract.outputs.append(_describe_attention(spec))
         for state, shape in memory_shapes(spec).items():
-            initial = pb.InitialState(constant=NOTHING if state == MASK else 0.0)
+            begins = {MASK: NOTHING, WORDS: spec.vocabulary_size}
+            initial = pb.InitialState(constant=begins.get(state, 0.0))
             contract.states.add(name=state, shape=shape, immutable=True, initial=initial)
         for state in spec.state_names:
             initial = pb.InitialState(constant=0.0)
             contract.states.add(name=state, next_name=f"{state}_next", shape=[1, spec.hidden], initial=initial)
         for entry in contract.states:
-            entry.dtype, entry.meaning = pb.DATA_TYPE_FLOAT32, _MEANINGS[entry.name]
+            entry.dtype = pb.DATA_TYPE_INT64 if entry.name == WORDS else pb.DATA_TYPE_FLOAT32
+            entry.meaning = _MEANINGS[entry.name]
+            if entry.name == WORDS:
+                entry.range.CopyFrom(pb.ValueRange(minimum=0, maximum=spec.vocabulary_size))
         return contract
 
     def graphs(self, model: TranslationModel) -> dict[str, onnx.ModelProto]:

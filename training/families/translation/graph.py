@@ -50,8 +50,8 @@ def build_prime_graph(model: TranslationModel) -> onnx.ModelProto:
     for name, last in zip(spec.state_names, lasts, strict=True):
         _write_bridge(build, spec, weights, name, last)
     if spec.attention:
-        _write_memory(build, spec, embedded)
-    outputs = [floats(name, "B", *shape) for name, shape in memory_shapes(spec).items()]
+        _write_memory(build, spec)
+    outputs = _memory_ports(spec)
     outputs += [floats(name, "B", 1, spec.hidden) for name in spec.state_names]
     return build.model([integers(SOURCE, "B", "S"), integers(SOURCE_LENGTH, "B")], outputs)
 
@@ -72,7 +72,9 @@ def build_step_graph(model: TranslationModel) -> onnx.ModelProto:
     hidden, after = write_layer(build, spec.cell, "decoder", steps, decoder, before)
     for name, value in after.items():
         build.node("Reshape", [value, to_rows], f"{name}_next")
-    mixed = _write_attention(build, weights, hidden) if spec.attention else _write_mix(build, weights, hidden)
+    mixed = (
+        _write_attention(build, spec, weights, hidden, table) if spec.attention else _write_mix(build, weights, hidden)
+    )
     # The table is stored once; ONNX Runtime turns the constant when it loads the graph.
     by_symbol = build.node("Transpose", [table], "embedding_turned", perm=[1, 0])
     scores = build.node("MatMul", [mixed, by_symbol], "scores_of_symbols")
@@ -84,13 +86,18 @@ def build_step_graph(model: TranslationModel) -> onnx.ModelProto:
 def memory_shapes(spec: TranslationSpec) -> dict[str, tuple[int, ...]]:
     """The immutable states, shape of one row; none without attention."""
     places = spec.max_source_steps
-    shapes: dict[str, tuple[int, ...]] = {MEMORY: (places, spec.hidden), WORDS: (places, spec.embedding)}
-    return shapes | {MASK: (places,)} if spec.attention else {}
+    return {MEMORY: (places, spec.hidden), WORDS: (places,), MASK: (places,)} if spec.attention else {}
+
+
+def _memory_ports(spec: TranslationSpec) -> list[onnx.ValueInfoProto]:
+    """The immutable states' typed ports; `words` holds ids."""
+    shapes = memory_shapes(spec).items()
+    return [(integers if name == WORDS else floats)(name, "B", *shape) for name, shape in shapes]
 
 
 def _step_ports(spec: TranslationSpec) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
     """The step graph's typed inputs and outputs."""
-    memory = [floats(name, "B", *shape) for name, shape in memory_shapes(spec).items()]
+    memory = _memory_ports(spec)
     states = [floats(name, "B", 1, spec.hidden) for name in spec.state_names]
     nexts = [floats(f"{name}_next", "B", 1, spec.hidden) for name in spec.state_names]
     outputs = [floats("logits", "B", "T", spec.vocabulary_size)]
@@ -125,8 +132,8 @@ def _write_bridge(build: GraphBuilder, spec: TranslationSpec, weights: Weights, 
     build.node("Tanh", [moved], name)
 
 
-def _write_memory(build: GraphBuilder, spec: TranslationSpec, embedded: str) -> None:
-    """The encoder's outputs Y [S, 2, B, H/2] and the symbols' vectors [S, B, E] -> memory, words and mask."""
+def _write_memory(build: GraphBuilder, spec: TranslationSpec) -> None:
+    """The encoder's outputs Y [S, 2, B, H/2] and the source -> memory, words and mask."""
     zero = build.constant("zero", np.array(0, np.float32))
     places = build.constant("places", np.arange(spec.max_source_steps, dtype=np.int64)[None])
     by_row = build.node("Unsqueeze", [SOURCE_LENGTH, build.shape(1)], "length_of_row")
@@ -140,14 +147,13 @@ def _write_memory(build: GraphBuilder, spec: TranslationSpec, embedded: str) -> 
     outputs = build.node("Transpose", ["Y"], "Y_batch_first", perm=[2, 0, 1, 3])
     joined = build.node("Reshape", [outputs, build.shape(0, 0, spec.hidden)], "Y_joined")
     build.node("Pad", [joined, pads], MEMORY)
-    # The operator writes 0 beyond a row's length by itself; the vectors of whatever stands there are put out here.
-    words = build.node("Transpose", [embedded], "words_batch_first", perm=[1, 0, 2])
-    padded = build.node("Pad", [words, pads], "words_padded")
-    by_place = build.node("Unsqueeze", [valid, build.shape(2)], "valid_of_place")
-    build.node("Where", [by_place, padded, zero], WORDS)
+    # The operator writes 0 beyond a row's length by itself; whatever stands there in the source is put out here.
+    row_pads = build.node("Concat", [none, none, none, missing], "row_pads", axis=0)
+    padded = build.node("Pad", [SOURCE, row_pads], "words_padded")
+    build.node("Where", [valid, padded, build.scalar(spec.vocabulary_size)], WORDS)
 
 
-def _write_attention(build: GraphBuilder, weights: Weights, hidden: str) -> str:
+def _write_attention(build: GraphBuilder, spec: TranslationSpec, weights: Weights, hidden: str, table: str) -> str:
     """Decoder outputs [T, B, H] -> what the output layer reads, [T, B, E]; writes `attention`."""
     wide, single = build.shape(1), build.shape(2)
     asked = build.constant("query_weight", weights["attention.query.weight"].T)
@@ -162,7 +168,7 @@ def _write_attention(build: GraphBuilder, weights: Weights, hidden: str) -> str:
     weighed = build.node("Softmax", [build.node("Add", [scores, mask], "scores_masked")], "weights_of_step", axis=-1)
     build.node("Squeeze", [weighed, single], ATTENTION)
     context = _write_look(build, "context", weighed, memory, single)
-    seen = _write_look(build, "seen", weighed, build.node("Unsqueeze", [WORDS, wide], "words_of_row"), single)
+    seen = _write_seen(build, spec, table)
     copied = build.node("MatMul", [seen, build.constant("copy_weight", weights["attention.copy.weight"].T)], "copied")
     joined = build.node("Concat", [context, hidden], "context_and_hidden", axis=-1)
     return build.node("Add", [_write_mix(build, weights, joined), copied], "mixed_and_copied")
@@ -173,6 +179,24 @@ def _write_look(build: GraphBuilder, name: str, weighed: str, values: str, singl
     product = build.node("MatMul", [weighed, values], f"{name}_of_step")
     squeezed = build.node("Squeeze", [product, single], f"{name}_batch_first")
     return build.node("Transpose", [squeezed], name, perm=[1, 0, 2])
+
+
+def _write_seen(build: GraphBuilder, spec: TranslationSpec, table: str) -> str:
+    """The mean of the source's vectors by the shares of `attention`, [T, B, E].
+
+    The shares are summed by symbol and multiplied with the table, which is less work than to look up every vector.
+    Places beyond the source's end stand for a symbol behind the last, which is cut off.
+    """
+    size = spec.vocabulary_size
+    given = build.node("Shape", [spec.tokens.name], "rows_and_steps")
+    sums = build.node("Concat", [given, build.shape(size + 1)], "sums_shape", axis=0)
+    nothing = build.node("Expand", [build.constant("no_share", np.zeros((1, 1, 1), np.float32)), sums], "no_shares")
+    by_step = build.node("Unsqueeze", [WORDS, build.shape(1)], "words_of_row")
+    symbols = build.node("Expand", [by_step, build.node("Shape", [ATTENTION], "attention_shape")], "words_of_step")
+    inputs = [nothing, symbols, ATTENTION]
+    summed = build.node("ScatterElements", inputs, "shares_of_symbols", axis=2, reduction="add")
+    known = build.node("Slice", [summed, build.shape(0), build.shape(size), build.shape(2)], "shares_of_known")
+    return build.node("Transpose", [build.node("MatMul", [known, table], "seen_batch_first")], "seen", perm=[1, 0, 2])
 
 
 def _write_mix(build: GraphBuilder, weights: Weights, steps: str) -> str:
