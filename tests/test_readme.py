@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.request import urlopen
 
+import av
 import numpy as np
 import pytest
 import yaml
@@ -346,7 +347,19 @@ def test_paths_and_links_exist() -> None:
         assert (ROOT / line.split()[0]).exists(), line
 
 
-def test_small_examples_run(server: ServerProcess) -> None:
+def _write_film(path: Path) -> str:
+    """A short grey film in which a bright square moves to the right."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10, width=64, height=64, pix_fmt="yuvj420p")
+        for number in range(8):
+            picture = np.zeros((64, 64, 3), np.uint8)
+            picture[16:48, 4 * number : 4 * number + 32] = 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return str(path)
+
+
+def test_small_examples_run(server: ServerProcess, tmp_path: Path) -> None:
     """The short scripts run against a server and print what they promise."""
     sample = str(ROOT / "models" / "forecast-gru" / "1" / "sample.csv")
     cases = {
@@ -354,6 +367,7 @@ def test_small_examples_run(server: ServerProcess) -> None:
         "stream_csv": [sample, "glucose", server.target],
         "many_sessions": [server.target],
         "sync_client": [server.target],
+        "stream_video": [_write_film(tmp_path / "film.avi"), server.target],
     }
     environment = os.environ | {"PYTHONWARNINGS": "error"}
     for name, arguments in cases.items():
