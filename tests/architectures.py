@@ -12,10 +12,14 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import torch
 from graphs import FileFamily, family_from_file
 
 from eddy.training.export import write_example
 from eddy.training.families.registry import all_examples
+
+# More threads only wait for each other.
+torch.set_num_threads(1)
 
 EXAMPLES = tuple(all_examples())
 # The hand-made graphs have names of their own.

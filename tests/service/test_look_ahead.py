@@ -26,6 +26,9 @@ from eddy.training.families.registry import build_contract
 from eddy.training.spec import LinearHead, TokenInput
 from eddy.v1 import errors_pb2, inference_pb2
 
+# More threads only wait for each other.
+torch.set_num_threads(1)
+
 SPEC = BidirectionalSpec("lstm", 2, 10, TokenInput(9, 5), (LinearHead(3),), 0.0)
 BLOCK = 4
 LOOK_AHEADS = (0, 2, 4, 8, 16, 64)
