@@ -18,9 +18,10 @@ import numpy as np
 from rich.table import Table
 
 from eddy import Client
+from examples import forecast, text
 from examples.model import Model
-from examples.screen import Picture, Screen
-from examples.server import ServerProcess
+from examples.screen import Picture
+from examples.stage import Stage
 
 _PROOF_STEPS = 48
 
@@ -43,22 +44,21 @@ class Disagreement(Exception):
     """A session's outputs among others differ from those alone by more than the model's contract allows."""
 
 
-async def play(
-    client: Client,
-    server: ServerProcess,
-    screen: Screen,
-    sensor: tuple[Model, np.ndarray],
-    writer: tuple[Model, np.ndarray],
-) -> str:
-    """Plays the scene; returns a line for the summary.
+def choose(stage: Stage) -> list[Model]:
+    """A forecaster and a text model."""
+    return [forecast.choose(stage)[0], text.choose(stage)[0]]
 
-    Args:
-        sensor, writer: a model each and a real series of its inputs, [N, ...]; every session reads it from its own
-            place on.
+
+async def play(stage: Stage, models: list[Model]) -> str:
+    """Plays the scene; returns a line for the summary.
 
     Raises:
         Disagreement: the proof failed.
     """
+    client, server, screen = stage.client, stage.server, stage.screen
+    # A model each and a real series of its inputs, [N, ...]; every session reads it from its own place on.
+    sensor = models[0], forecast.read_series(models[0]).values
+    writer = models[1], text.Writer(models[1], "").encode(text.read_sample(models[1]))
     num_batch, num_coroutines = (500, 64) if screen.is_quick else (4000, 256)
     duration = 0.5 if screen.is_quick else 4.0
     screen.say(

@@ -1,4 +1,4 @@
-"""The demo: `make demo`, or `python -m examples.demo`. Real input through a real server, in about a minute.
+"""The demo: `make demo`, or `python -m examples.demo`. Real input through a real server, in a minute and a half.
 
 Owns the order of the scenes, the arguments and the exit code. Needs no torch. The server process is ended on every
 way out: at the end, on an error, on Ctrl-C (exit code 130) and on SIGTERM (143).
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the demo; returns the process's exit code."""
-    parser = argparse.ArgumentParser(prog="python -m examples.demo", description="Eddy in about a minute.")
+    parser = argparse.ArgumentParser(prog="python -m examples.demo", description="Eddy in a minute and a half.")
+    parser.add_argument("--models", type=Path, metavar="DIR", help="another model repository than the shipped models")
     parser.add_argument("--quick", action="store_true", help="a run of a few seconds without pauses")
     parser.add_argument("--record", type=Path, metavar="FILE.svg", help="nothing moves; a picture of all is written")
     options = parser.parse_args(arguments)
     exits = _Exits()
     try:
-        return _run(exits, is_quick=options.quick, picture=options.record)
+        return _run(exits, models=options.models, is_quick=options.quick, picture=options.record)
     except ModuleNotFoundError as error:
         print(f"demo: the package {error.name!r} is not installed; run `make demo`, which installs it", file=sys.stderr)
         return 1
@@ -48,7 +49,7 @@ class _Exits:
 
     def __init__(self) -> None:
         # Changed only by `play` and by the signal handler, both on the main thread.
-        self._task: asyncio.Task[list[str]] | None = None
+        self._task: asyncio.Task[dict[str, str]] | None = None
         self._number = 0
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._leave)
@@ -59,10 +60,10 @@ class _Exits:
             raise SystemExit(128 + number)
         self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
-    def play(self, scenes: Coroutine[Any, Any, list[str]]) -> list[str]:
+    def play(self, scenes: Coroutine[Any, Any, dict[str, str]]) -> dict[str, str]:
         """Runs the scenes on an event loop of their own."""
 
-        async def run() -> list[str]:
+        async def run() -> dict[str, str]:
             self._task = asyncio.ensure_future(scenes)
             return await self._task
 
@@ -74,32 +75,33 @@ class _Exits:
             self._task = None
 
 
-def _run(exits: _Exits, *, is_quick: bool, picture: Path | None) -> int:
+def _run(exits: _Exits, *, models: Path | None, is_quick: bool, picture: Path | None) -> int:
     from examples.crowd import Disagreement
     from examples.screen import Screen
-    from examples.server import ServerFailed, ServerProcess
+    from examples.server import MODELS, ServerFailed, ServerProcess
+    from examples.stage import MissingModel
 
     screen = Screen(is_quick=is_quick, is_recording=picture is not None)
     begin = time.monotonic()
-    server = ServerProcess()
+    server = ServerProcess(MODELS if models is None else models)
     screen.say(f"[bold blue]Eddy[/] streams recurrent models.  [dim]$ {' '.join(server.command)}[/]")
     try:
         with server:
             lines = _scenes(exits, server, screen)
-    except (ServerFailed, Disagreement) as error:
+    except (ServerFailed, MissingModel, Disagreement) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
-    screen.title(5, "What was shown")
-    for name, line in zip(("text", "forecast", "sessions", "retries"), lines, strict=True):
-        screen.say(f"{name:<10} {line}")
-    screen.say(f"server     drained, exit code {server.exit_code}; the demo took {time.monotonic() - begin:.0f} s")
+    screen.title(len(lines) + 1, "What was shown")
+    for name, line in lines.items():
+        screen.say(f"{name:<12} {line}")
+    screen.say(f"{'server':<12} drained, exit code {server.exit_code}; the demo took {time.monotonic() - begin:.0f} s")
     screen.say("\nNext: [bold].venv/bin/eddy serve[/], then the scripts in examples/; see README.md.")
     if picture is not None:
         screen.save(picture)
     return server.exit_code or 0
 
 
-def _scenes(exits: _Exits, server: ServerProcess, screen: Screen) -> list[str]:
+def _scenes(exits: _Exits, server: ServerProcess, screen: Screen) -> dict[str, str]:
     from eddy.clients.errors import EddyError
     from examples.server import ServerFailed
 
@@ -109,31 +111,33 @@ def _scenes(exits: _Exits, server: ServerProcess, screen: Screen) -> list[str]:
         raise ServerFailed(f"{type(error).__name__}: {error}; the server's log ends:\n{server.log_tail()}") from error
 
 
-async def _play(server: ServerProcess, screen: Screen) -> list[str]:
+async def _play(server: ServerProcess, screen: Screen) -> dict[str, str]:
+    """Plays the scenes; returns a line of each for the summary, by its name."""
     from eddy import Client
-    from examples import crowd, forecast, retry, text
-    from examples.server import MODELS, ServerFailed
+    from examples import accents, crowd, forecast, retry, text, translation, video
+    from examples.stage import Stage
 
+    scenes = {
+        "text": ("Text, token by token", text),
+        "forecast": ("A time series, value by value", forecast),
+        "accents": ("Accents restored, a little later", accents),
+        "video": ("Film, frame by frame", video),
+        "translation": ("Translation, token by token", translation),
+        "sessions": ("Many sessions at once", crowd),
+        "retries": ("Sent again, applied once", retry),
+    }
     async with Client(server.target) as client:
-        models = await _introduce(client, server, screen)
-        writers, forecasters = (_by_quality(models, task) for task in ("TASK_NEXT_TOKEN", "TASK_FORECAST"))
-        if not writers or not forecasters:
-            raise ServerFailed(f"{MODELS} has no text model and forecaster that are ready; see `make models`")
-        lines = []
-        screen.title(1, "Text, token by token")
-        lines.append(await text.play(client, screen, writers))
-        screen.title(2, "A time series, value by value")
-        lines.append(await forecast.play(client, screen, forecasters[0]))
-        screen.title(3, "Many sessions at once")
-        tokens = text.Writer(writers[0], "").encode(text.read_sample(writers[0]))
-        values = forecast.read_series(forecasters[0]).values
-        lines.append(await crowd.play(client, server, screen, (forecasters[0], values), (writers[0], tokens)))
-        screen.title(4, "Sent again, applied once")
-        lines.append(await retry.play(client, server, screen, writers[0], tokens))
+        stage = Stage(client, server, screen, await _introduce(client, server, screen))
+        # All of them before the first scene: nobody waits a minute to be told that a model is missing.
+        chosen = {name: scene.choose(stage) for name, (_, scene) in scenes.items()}
+        lines = {}
+        for number, (name, (title, scene)) in enumerate(scenes.items(), 1):
+            screen.title(number, title)
+            lines[name] = await scene.play(stage, chosen[name])
     return lines
 
 
-async def _introduce(client: Client, server: ServerProcess, screen: Screen) -> list[Model]:
+async def _introduce(client: Client, server: ServerProcess, screen: Screen) -> tuple[Model, ...]:
     """Says what is served; returns the models that are ready."""
     from rich.table import Table
 
@@ -143,14 +147,21 @@ async def _introduce(client: Client, server: ServerProcess, screen: Screen) -> l
     if unready := await asyncio.to_thread(server.why_not_ready):
         screen.say(f"[yellow]not every model is ready: {unready}[/]")
     statuses = [status for status in await client.models() if status.ready]
-    models = [Model(status, await client.contract(status.name, status.version)) for status in statuses]
+    models = [
+        Model(
+            status,
+            await client.contract(status.name, status.version),
+            server.models / status.name / status.version,
+        )
+        for status in statuses
+    ]
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     for name in ("model", "cell", "parameters", "a session's state", "same in any batch"):
         table.add_column(name, justify="right" if name in ("parameters", "a session's state") else "left")
     for model in models:
         table.add_row(*_model_row(model))
     screen.console.print(table)
-    return models
+    return tuple(models)
 
 
 def _model_row(model: Model) -> tuple[str, ...]:
@@ -158,15 +169,6 @@ def _model_row(model: Model) -> tuple[str, ...]:
     same = "yes" if contract.numerics.bitwise else f"within {contract.numerics.tolerance:g}"
     size = f"{model.status.state_bytes_per_session:,} bytes"
     return (f"[bold]{model.name}[/]", contract.family, f"{contract.training.parameters:,}", size, same)
-
-
-def _by_quality(models: list[Model], task: str) -> list[Model]:
-    """The models of a task, the best by its card first; four at most, as many as a screen holds."""
-
-    def quality(model: Model) -> float:
-        return model.figure("bits_per_character", model.figure("mae", float("inf")))
-
-    return sorted((model for model in models if model.task == task), key=quality)[:4]
 
 
 if __name__ == "__main__":

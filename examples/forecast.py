@@ -17,11 +17,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eddy import Client
 from eddy.clients import chart
 from eddy.clients.reading import Forecasts, read_contract
 from examples.model import Model
 from examples.screen import Screen
+from examples.stage import Stage
 
 _PACE_SECONDS = 1 / 10
 _TABLE_ROWS = 8
@@ -93,8 +93,18 @@ def read_series(model: Model) -> Series:
     )
 
 
-async def play(client: Client, screen: Screen, model: Model) -> str:
+def choose(stage: Stage) -> list[Model]:
+    """The forecaster of the least error."""
+    return stage.choose(
+        "forecaster",
+        lambda model: model.figure("mae", float("inf")),
+        lambda contract: Model.task_of(contract) == "TASK_FORECAST",
+    )[:1]
+
+
+async def play(stage: Stage, models: list[Model]) -> str:
     """Plays the scene; returns a line for the summary."""
+    [model], screen = models, stage.screen
     series = read_series(model)
     reading = series.reading
     furthest = max(reading.horizons)
@@ -109,7 +119,7 @@ async def play(client: Client, screen: Screen, model: Model) -> str:
     span = series.truth[series.start - 60 : series.start + number + furthest]
     margin = 0.15 * (span.max() - span.min())
     bounds = (float(span.min() - margin), float(span.max() + margin))
-    async with client.session(model.name) as session:
+    async with stage.client.session(model.name) as session:
         await session.step(series.values[max(0, series.start - _HISTORY) : series.start])
         with screen.picture() as picture:
             for step in range(series.start, series.start + number):

@@ -14,13 +14,22 @@ from grpc_status import rpc_status
 
 from eddy import Client
 from eddy.v1 import inference_pb2, inference_pb2_grpc, sessions_pb2, sessions_pb2_grpc
+from examples import text
 from examples.model import Model
 from examples.screen import Screen
 from examples.server import ServerProcess
+from examples.stage import Stage
 
 
-async def play(client: Client, server: ServerProcess, screen: Screen, model: Model, tokens: np.ndarray) -> str:
+def choose(stage: Stage) -> list[Model]:
+    """A text model."""
+    return text.choose(stage)[:1]
+
+
+async def play(stage: Stage, models: list[Model]) -> str:
     """Plays the scene; returns a line for the summary."""
+    [model], client, server, screen = models, stage.client, stage.server, stage.screen
+    tokens = text.Writer(model, "").encode(text.read_sample(model))
     await asyncio.to_thread(_repeat, server, screen, model, tokens)
     same = await _come_back(client, server, model.name, tokens)
     screen.say(

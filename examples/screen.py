@@ -67,6 +67,11 @@ class Screen:
         """Rows that a picture may take with its title above and the cursor below it."""
         return max(12, min(self.console.height, 44) - 3) if self.is_moving else 20
 
+    @property
+    def has_colours(self) -> bool:
+        """What is drawn may be told apart by its colours."""
+        return self.console.color_system is not None
+
     def title(self, number: int, text: str) -> None:
         """Begins a scene."""
         self.console.print()

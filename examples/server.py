@@ -41,6 +41,7 @@ class ServerProcess:
     """
 
     def __init__(self, models: Path = MODELS, arguments: Sequence[str] = ()) -> None:
+        self.models = models
         self.command = ["eddy", "serve", "--model-repository", os.path.relpath(models), *arguments]
         # Port 0: the server picks free ports and says which. Arguments given come later and win.
         ports = ["--grpc-port", "0", "--http-port", "0"]

@@ -19,9 +19,11 @@ from rich.text import Text
 from eddy import Client, Session
 from examples.model import Model
 from examples.screen import Screen
+from examples.stage import Stage
 
 _PROMPT_CHARACTERS = 200
 _TEMPERATURE = 0.6
+_NUM_MODELS = 4
 # Fast enough to stream, slow enough to read along.
 _PACE_SECONDS = 1 / 24
 _STYLES = ("green", "cyan", "magenta", "blue")
@@ -58,8 +60,18 @@ class Writer:
         return int(generator.choice(len(shares), p=shares / shares.sum()))
 
 
-async def play(client: Client, screen: Screen, models: list[Model]) -> str:
+def choose(stage: Stage) -> list[Model]:
+    """The models that write characters, the best first; as many as a screen holds."""
+    return stage.choose(
+        "text model",
+        lambda model: model.figure("bits_per_character", float("inf")),
+        lambda contract: Model.task_of(contract) == "TASK_NEXT_TOKEN" and contract.vocabulary.unit == "character",
+    )[:_NUM_MODELS]
+
+
+async def play(stage: Stage, models: list[Model]) -> str:
     """Plays the scene; returns a line for the summary."""
+    client, screen = stage.client, stage.screen
     sample = read_sample(models[0])
     number = 60 if screen.is_quick else 280
     writers = [Writer(model, style) for model, style in zip(models, cycle(_STYLES), strict=False)]

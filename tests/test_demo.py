@@ -1,6 +1,7 @@
 """The demo, as a newcomer runs it: in a process of its own, without a terminal."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,9 +48,17 @@ def test_quick_demo_shows_everything_and_needs_no_torch(tmp_path: Path) -> None:
         "2 · A time series, value by value",
         "now",
         "last value",
-        "3 · Many sessions at once",
+        "3 · Accents restored, a little later",
+        "all answered",
+        "characters behind",
+        "4 · Film, frame by frame",
+        "frame 16 of 16",
+        "All answers again, the film in one call of Infer: the same",
+        "5 · Translation, token by token",
+        "by a beam search of 4",
+        "6 · Many sessions at once",
         "the same, bit for bit",
-        "4 · Sent again, applied once",
+        "7 · Sent again, applied once",
         "replayed: true",
         "REPEAT_MISMATCH",
         "equal an unbroken run's",
@@ -75,13 +84,56 @@ def test_interrupted_demo_ends_its_server(number: signal.Signals, code: int) -> 
 
 def test_missing_models_are_said(tmp_path: Path) -> None:
     """A copy of the examples without models beside it: the demo says what is missing, and ends with code 1."""
-    for name in ("__init__", "demo", "server", "screen", "model", "text", "forecast", "crowd", "retry"):
-        target = tmp_path / "copy" / "examples" / f"{name}.py"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text((ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8"), encoding="utf-8")
+    shutil.copytree(ROOT / "examples", tmp_path / "copy" / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     run = subprocess.run(  # noqa: S603  # our own command
         COMMAND, cwd=tmp_path / "copy", capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
     )
     assert run.returncode == 1
     assert "model repository" in run.stderr
     assert "make setup" in run.stderr
+
+
+def test_a_missing_model_is_an_error(tmp_path: Path) -> None:
+    """Where a scene has no model the demo says which before the first scene, and ends with code 1."""
+    shutil.copytree(ROOT / "models" / "text-rnn", tmp_path / "models" / "text-rnn")
+    run = subprocess.run(  # noqa: S603  # our own command
+        [*COMMAND, "--models", str(tmp_path / "models")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "has no forecaster that is ready" in run.stderr
+    assert "1 · Text" not in run.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_demo_moves_on_a_terminal() -> None:
+    """On a terminal pictures are drawn over each other, in colours, and the demo ends by itself with exit code 0."""
+    import pty
+
+    leader, follower = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
+    with subprocess.Popen(  # noqa: S603  # our own command
+        COMMAND, cwd=ROOT, env=environment, stdin=follower, stdout=follower, stderr=follower
+    ) as process:
+        os.close(follower)
+        shown = b""
+        while chunk := _read(leader):
+            shown += chunk
+        assert process.wait(PATIENCE_SECONDS) == 0
+    os.close(leader)
+    text = shown.decode("utf-8", "replace")
+    assert "\x1b[2K\x1b[1A" in text, "nothing was drawn over"
+    assert "\x1b[48;" in text, "frames of films without colours"
+    assert "What was shown" in text
+
+
+def _read(terminal: int) -> bytes:
+    """What the demo has drawn since; nothing once it has ended, which Linux tells by an error."""
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        return b""
