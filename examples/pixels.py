@@ -5,11 +5,15 @@ Owns the drawing. With colours a character holds two pixels, one above the other
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import numpy as np
 from rich.text import Text
 
 # From black to white, for a dark background.
 _SHADES = " .:-=+*#%@"
+# Terminals of 256 colours have 24 greys, from this one on.
+_DARKEST, _LIGHTEST = 232, 23
 
 
 def draw(frame: np.ndarray, *, has_colours: bool, scale: int = 1) -> Text:
@@ -19,14 +23,20 @@ def draw(frame: np.ndarray, *, has_colours: bool, scale: int = 1) -> Text:
         pixels = np.vstack([pixels, np.zeros((1, pixels.shape[1]))])
     above, below = pixels[::2], pixels[1::2]
     lines = Text(no_wrap=True)
-    for number, (upper, lower) in enumerate(zip(above, below, strict=True)):
+    for number, (upper, lower) in enumerate(zip(_levels(above), _levels(below), strict=True)):
         lines.append("\n" if number else "")
-        for top, bottom in zip(upper.tolist(), lower.tolist(), strict=True):
+        for (top, bottom), run in groupby(zip(upper, lower, strict=True)):
+            length = len(list(run))
             if has_colours:
-                lines.append("▀", f"{_grey(top)} on {_grey(bottom)}")
+                lines.append("▀" * length, f"color({_DARKEST + top}) on color({_DARKEST + bottom})")
             else:
-                lines.append(_SHADES[round((top + bottom) / 2 * (len(_SHADES) - 1))])
+                lines.append(_SHADES[(top + bottom) * (len(_SHADES) - 1) // (2 * _LIGHTEST)] * length)
     return lines
+
+
+def _levels(pixels: np.ndarray) -> list[list[int]]:
+    levels: list[list[int]] = np.round(pixels * _LIGHTEST).astype(int).tolist()
+    return levels
 
 
 def shrink(frame: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -37,8 +47,3 @@ def shrink(frame: np.ndarray, rows: int, columns: int) -> np.ndarray:
     )
     sums = np.add.reduceat(np.add.reduceat(frame.astype(np.float64), down[:-1], axis=0), across[:-1], axis=1)
     return (sums / np.outer(np.diff(down), np.diff(across))).astype(np.float32)
-
-
-def _grey(value: float) -> str:
-    level = round(255 * value)
-    return f"#{level:02x}{level:02x}{level:02x}"

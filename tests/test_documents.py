@@ -53,7 +53,15 @@ def test_the_demos_picture_is_a_recording() -> None:
     root = ElementTree.parse(ROOT / name).getroot()  # noqa: S314  # our own picture
     assert root.tag.endswith("svg")
     words = " ".join(" ".join(root.itertext()).replace("\N{NO-BREAK SPACE}", " ").split())
-    for said in ("Text, token by token", "A time series, value by value", "Many sessions at once", "Sent again"):
+    for said in (
+        "Text, token by token",
+        "A time series, value by value",
+        "Accents restored",
+        "Film, frame by frame",
+        "Translation, token by token",
+        "Many sessions at once",
+        "Sent again",
+    ):
         assert said in words, said
 
 
