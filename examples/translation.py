@@ -141,5 +141,8 @@ def _source(pair: Pair) -> Text:
 def _card_line(model: Model) -> str:
     """Scores over the whole test part, by the model's card."""
     names = {"": "beam search", "_greedy": "greedy", "_dictionary": "word by word", "_copy": "copied"}
-    figures = model.told({f"chrf{end}": text for end, text in names.items()}, ".1f")
-    return f"chrF over the whole test part, by the model's card: {figures}."
+    scores = [
+        f"{score} {model.told({f'{name}{end}': text for end, text in names.items()}, '.1f')}"
+        for name, score in (("bleu", "BLEU"), ("chrf", "chrF"))
+    ]
+    return f"Over the whole test part, by the model's card: {'; '.join(scores)}."
