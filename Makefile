@@ -37,7 +37,7 @@ $(VENV)/.dev: $(VENV)/.setup
 
 setup: $(VENV)/.setup  ## leave the environment in .venv, with .venv/bin/eddy
 
-demo: $(VENV)/.setup  ## text, forecast, accents, film and translation through a live server, in the terminal
+demo: $(VENV)/.setup  ## text, forecast, sensor, accents, film and translation through a live server, in the terminal
 	$(BIN)/python -m examples.demo
 
 test: $(VENV)/.dev  ## all tests

@@ -114,12 +114,13 @@ def _scenes(exits: _Exits, server: ServerProcess, screen: Screen) -> dict[str, s
 async def _play(server: ServerProcess, screen: Screen) -> dict[str, str]:
     """Plays the scenes; returns a line of each for the summary, by its name."""
     from eddy import Client
-    from examples import accents, crowd, forecast, retry, text, translation, video
+    from examples import accents, activity, crowd, forecast, retry, text, translation, video
     from examples.stage import Stage
 
     scenes = {
         "text": ("Text, token by token", text),
         "forecast": ("A time series, value by value", forecast),
+        "sensor": ("A smartwatch, reading by reading", activity),
         "accents": ("Accents restored, a little later", accents),
         "video": ("Film, frame by frame", video),
         "translation": ("Translation, token by token", translation),

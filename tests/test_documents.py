@@ -56,6 +56,7 @@ def test_the_demos_picture_is_a_recording() -> None:
     for said in (
         "Text, token by token",
         "A time series, value by value",
+        "A smartwatch, reading by reading",
         "Accents restored",
         "Film, frame by frame",
         "Translation, token by token",
