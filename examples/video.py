@@ -21,7 +21,7 @@ from rich.text import Text
 from eddy.v1 import contract_pb2
 from examples import pixels
 from examples.model import Model
-from examples.screen import Screen
+from examples.screen import Picture, Screen
 from examples.stage import Stage
 
 FILM = Path(__file__).resolve().parent / "video" / "carphone.npz"
@@ -30,6 +30,7 @@ _PACE_SECONDS = 1 / 3
 _FILM_PACE_SECONDS = 1 / 10
 _PANEL_COLUMNS = 36
 _SCALE = 2
+_NUM_ROUNDS = 3
 _ARROWS = {
     "right": "→", "down-right": "↘", "down": "↓", "down-left": "↙",
     "left": "←", "up-left": "↖", "up": "↑", "up-right": "↗",
@@ -79,22 +80,19 @@ async def play(stage: Stage, models: list[Model]) -> str:
 async def _digits(stage: Stage, model: Model) -> tuple[int, int, int]:
     """Clips side by side, one session each; returns right answers, questions, and frames of a clip."""
     screen = stage.screen
-    clips = _read_clips(model)[: max(1, min(3, screen.width // _PANEL_COLUMNS))]
+    clips = _read_clips(model)
+    side = max(1, min(3, screen.width // _PANEL_COLUMNS))
+    rounds = [clips[begin : begin + side] for begin in range(0, len(clips) - side + 1, side)]
+    rounds = rounds[: 1 if screen.is_quick else _NUM_ROUNDS]
     screen.say(
-        f"Handwritten digits, unseen ones, move through {len(clips)} films while a bar and noise hide parts of them. "
-        f"[bold]{model.name}[/] gets frame after frame, a session a film; its answers stand below. {model.data}"
+        f"Handwritten digits, unseen ones, move through {len(rounds) * side} films, {side} at a time, while a bar and "
+        f"noise hide parts of them. [bold]{model.name}[/] gets frame after frame, a session a film; its answers stand "
+        f"below. {model.data}"
     )
-    length = min(len(clip.frames) for clip in clips)
-    port = model.contract.inputs[0].name
-    async with stage.client.batch(model.name, len(clips)) as batch:
-        with screen.picture() as picture:
-            for number in range(length):
-                outputs = await batch.step_outputs({port: np.stack([clip.frames[number] for clip in clips])})
-                for row, clip in enumerate(clips):
-                    clip.shown = number + 1
-                    clip.said = {name: _shares(values[row]) for name, values in outputs.items()}
-                picture.show(_page(model, clips, screen), is_last=number == length - 1)
-                await screen.pace(_PACE_SECONDS)
+    with screen.picture() as picture:
+        for number, clips in enumerate(rounds):
+            await _show_round(stage, model, clips, picture, is_last=number == len(rounds) - 1)
+    clips = [clip for each in rounds for clip in each]
     answers = [
         labels[int(clip.said[name].argmax())] == clip.wanted[name]
         for clip in clips
@@ -102,7 +100,20 @@ async def _digits(stage: Stage, model: Model) -> tuple[int, int, int]:
     ]
     figures = model.told({f"accuracy_{name}": name for name in _labels(model.contract)}, ".1%")
     screen.say(f"Right after the last frame over the whole test part, by the model's card: {figures}.")
-    return sum(answers), len(answers), length
+    return sum(answers), len(answers), len(clips[0].frames)
+
+
+async def _show_round(stage: Stage, model: Model, clips: list[Clip], picture: Picture, *, is_last: bool) -> None:
+    """Some clips side by side, to their ends."""
+    port, length = model.contract.inputs[0].name, min(len(clip.frames) for clip in clips)
+    async with stage.client.batch(model.name, len(clips)) as batch:
+        for number in range(length):
+            outputs = await batch.step_outputs({port: np.stack([clip.frames[number] for clip in clips])})
+            for row, clip in enumerate(clips):
+                clip.shown = number + 1
+                clip.said = {name: _shares(values[row]) for name, values in outputs.items()}
+            picture.show(_page(model, clips, stage.screen), is_last=is_last and number == length - 1)
+            await stage.screen.pace(_PACE_SECONDS)
 
 
 def _read_clips(model: Model) -> list[Clip]:
@@ -142,14 +153,10 @@ def _panel(model: Model, clip: Clip, screen: Screen) -> Panel:
         is_right = labels[best] == clip.wanted[name]
         label = f"{labels[best]} {_ARROWS.get(labels[best], '')}".strip()
         share = clip.said[name][best]
-        table.add_row(name, Text(f"{label:<12}", "bold green" if is_right else "bold red"), _bar(share), f"{share:.0%}")
+        table.add_row(name, Text(f"{label:<14}", "bold green" if is_right else "bold red"), f"{share:4.0%}")
     wanted = " ".join(_ARROWS.get(each, each) for each in clip.wanted.values())
     title = f"truth {wanted} · frame {clip.shown} of {len(clip.frames)}"
     return Panel(Group(picture, table), title=title, title_align="left", border_style="blue", width=_PANEL_COLUMNS)
-
-
-def _bar(share: float) -> str:
-    return f"{'█' * round(4 * share):<4}"
 
 
 # A real film

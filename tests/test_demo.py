@@ -54,7 +54,7 @@ def test_quick_demo_shows_everything_and_needs_no_torch(tmp_path: Path) -> None:
         "all answered",
         "characters behind",
         "5 · Film, frame by frame",
-        "frame 16 of 16",
+        "direction",
         "All answers again, the film in one call of Infer: the same",
         "6 · Translation, token by token",
         "by a beam search of 4",
