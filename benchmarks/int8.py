@@ -24,15 +24,19 @@ import onnx
 import onnxruntime as ort
 from rich.console import Console
 
+from benchmarks.figure import Measurement, Note, figure
 from benchmarks.machine import describe_machine
-from benchmarks.models import build_model
-from benchmarks.quantized import FLOAT32, VARIANTS
-from benchmarks.shape import SHAPES
+from benchmarks.models import build_model, model_path
+from benchmarks.plan import Plan
+from benchmarks.quantized import FLOAT32, SHIPPED, VARIANTS
+from benchmarks.shape import LSTM_512, SHAPES
 from benchmarks.worker import ROOT
 from eddy.service.contract import read_contract
 
 # Rows and steps of a call.
 _CALLS = ((2, 1), (16, 1), (256, 1), (16, 16))
+# Those of a busy server, for the figure of `make bench`.
+_BUSY_ROWS = 256
 _LAW_STEPS = 24
 _STRANGERS = (1, 2, 4, 7, 30, 63)
 # Inputs of strangers are so much larger.
@@ -88,6 +92,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(_line("float32 LSTM, us a call", *micros, "", "", "", ""))
     console.print(", ".join(f"{name} {value}" for name, value in describe_machine().items()))
     return 0
+
+
+def measure(repository: Path, names: Sequence[str], plan: Plan) -> Measurement:
+    """`int8_speedup`: the wide model of the repository as `eddy quantize` writes it, over the model itself."""
+    model = onnx.load(model_path(repository, LSTM_512.name))
+    contract = read_contract(model)
+    plain, shipped = (
+        _runner(Stepper(variant.rewrite(model), contract), contract, _BUSY_ROWS, 1) for variant in (FLOAT32, SHIPPED)
+    )
+    ratios, micros = [], []
+    for _ in range(plan.repetitions):
+        before, mine, after = (_seconds(run, plan.ceiling_seconds / 3) for run in (plain, shipped, plain))
+        ratios.append((before + after) / 2 / mine)
+        micros.append(mine * 1e6)
+    text = f"{median(micros):,.0f} us a call of {_BUSY_ROWS} rows, one thread, without the server"
+    return Measurement(tuple(figure(name, ratios) for name in names), (Note("int8_speedup", text),))
 
 
 def _line(*cells: str) -> str:

@@ -305,6 +305,7 @@ def _pack(matrix: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 FLOAT32 = Variant("float32 LSTM", lambda model: model, takes_chunks=True)
+SHIPPED = Variant("int8 state, fixed scale, Scan", _shipped, takes_chunks=True)
 VARIANTS = (
     FLOAT32,
     Variant("float32, plain operators", _nodes(_cell(_plain))),
@@ -312,7 +313,7 @@ VARIANTS = (
     Variant("int8 weights, float32 LSTM", _nodes(_stored), takes_chunks=True),
     Variant("int8, a scale a row", _nodes(_cell(_per_row))),
     Variant("int8 state, fixed scale", _nodes(_cell(_fixed))),
-    Variant("int8 state, fixed scale, Scan", _shipped, takes_chunks=True),
+    SHIPPED,
     Variant("MatMulNBits, 8 bits", _nodes(_cell(_blocks(8, 0)))),
     Variant("MatMulNBits, 8 bits, int8 activations", _nodes(_cell(_blocks(8, 4)))),
     Variant("MatMulNBits, 4 bits, int8 activations", _nodes(_cell(_blocks(4, 4)))),

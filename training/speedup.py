@@ -37,7 +37,8 @@ def measure_speedup(before: Path, after: Path) -> list[Figure]:
 
 
 def _stepper(runtime: Runtime, rows: int) -> Callable[[], object]:
-    inputs, states = draw_inputs(runtime.contract, rows, 1), runtime.start(rows)
+    drawn, states = draw_inputs(runtime.contract, rows, 1), runtime.start(rows)
+    inputs = {port.name: drawn[port.name] for port in runtime.contract.inputs}
     return lambda: runtime.advance(inputs, states)
 
 

@@ -17,10 +17,11 @@ from eddy.training.errors import ExportError, OptionError, RecipeError, Verifica
 from eddy.training.evaluation import evaluate_model
 from eddy.training.export import draw_model, export_checkpoint, export_graphs
 from eddy.training.families.family import Tensors
+from eddy.training.families.quantised import WEIGHT_LEVELS, Layer
 from eddy.training.families.recurrent.family import RECURRENT
+from eddy.training.families.recurrent.levels import levels_of
 from eddy.training.families.recurrent.model import RecurrentModel
 from eddy.training.families.recurrent.parts import Attention, Convolution
-from eddy.training.families.recurrent.quantised import WEIGHT_LEVELS, Layer, levels_of
 from eddy.training.families.recurrent.spec import RecurrentSpec
 from eddy.training.families.registry import all_examples, build_contract
 from eddy.training.families.shapes import at_precision, spec_from_dict

@@ -27,7 +27,7 @@ VARIANTS = (
     "translation-gru",
 )
 # Hidden states in steps of 1/127, over 64 steps of an untrained model.
-PARITY = 0.05
+CLOSE = 0.05
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -37,8 +37,14 @@ def test_every_law_holds_bit_for_bit_and_the_result_is_close(name: str, tmp_path
     report = quantize_model(tmp_path / "float32" / "model.onnx", tmp_path / "int8")
     contract = read_contract(tmp_path / "int8" / "model.onnx")
     assert report.bitwise and contract.numerics.bitwise
-    assert 0 < contract.numerics.parity_max_difference < PARITY
-    assert "8 bits" in contract.description
+    difference, *speeds = contract.training.figures
+    assert [figure.name for figure in speeds] == ["speedup_1", "speedup_16", "speedup_256"]
+    assert difference.name == "float32_largest_difference"
+    assert 0 < difference.value < CLOSE
+    assert (contract.name, contract.precision) == (f"{name}-int8", "int8")
+    assert contract.description.endswith(", int8")
+    with pytest.raises(ExportError, match="precision: got int8, expected a model in float32"):
+        quantize_model(tmp_path / "int8" / "model.onnx", tmp_path / "again")
 
 
 def test_weights_take_a_quarter(tmp_path: Path) -> None:

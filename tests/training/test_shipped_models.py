@@ -14,7 +14,15 @@ from eddy.training.tasks.series_data import SeriesSource
 from eddy.training.verify import verify
 
 MODELS = Path(__file__).parents[2] / "models"
-NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
+# A recipe's model in each of its precisions -> the recipe.
+RECIPE_OF = {
+    load_recipe(path).model_name(precision): load_recipe(path)
+    for path in sorted(RECIPES.glob("*.toml"))
+    for precision in load_recipe(path).precisions
+}
+NAMES = sorted(RECIPE_OF)
+# What 8 bits may cost a figure of the test part, as a share of it.
+INT8_LOSS = 0.005
 MAX_BYTES = 3_000_000
 # What the best shipped model of a task reaches at least (shares), or at most (bits), on its test part.
 FLOORS = {
@@ -50,7 +58,7 @@ def test_shipped_model_is_small_and_keeps_its_contract(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_model_beats_its_baselines(name: str) -> None:
     """In every figure that baselines have too; texts and forecasts by a margin."""
-    data, figures = load_recipe(Path(name)).data, figures_of(name)
+    data, figures = RECIPE_OF[name].data, figures_of(name)
     compared = compare_figures(figures, BASELINES)
     assert compared
     for comparison in compared:
@@ -67,10 +75,24 @@ def test_shipped_model_beats_its_baselines(name: str) -> None:
         _beats_forecasts(values, data)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("-int8")])
+def test_eight_bits_lose_little_and_gain_speed(name: str) -> None:
+    """Beside the same weights in float32, which are shipped too: every figure, and calls of more than one row."""
+    values = {figure.name: figure.value for figure in figures_of(name)}
+    plain = {figure.name: figure.value for figure in figures_of(name.removesuffix("-int8"))}
+    compared = [figure for figure in values if f"float32_{figure}" in values]
+    assert compared
+    for figure in compared:
+        assert values[f"float32_{figure}"] == pytest.approx(plain[figure], rel=1e-5)
+        assert values[figure] == pytest.approx(values[f"float32_{figure}"], rel=INT8_LOSS)
+    assert min(values["speedup_16"], values["speedup_256"]) > 1
+    assert read_contract(MODELS / name / "1" / "model.onnx").precision == "int8"
+
+
 @pytest.mark.parametrize("kind", FLOORS)
 def test_the_best_of_a_task_reaches_its_floor(kind: str) -> None:
     """The quality that the project promises of what it ships."""
-    names = [name for name in NAMES if load_recipe(Path(name)).data.kind == kind]
+    names = [name for name in NAMES if RECIPE_OF[name].data.kind == kind]
     values: list[Mapping[str, Any]] = [{f.name: f.value for f in figures_of(name)} for name in names]
     for figure, floor in FLOORS[kind].items():
         if figure.startswith(HIGHER):

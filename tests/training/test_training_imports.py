@@ -13,11 +13,12 @@ RANKS = (
     {"errors", "chart"},
     {"fields", "storage", "stop", "heatmap", "svg", "terminal", "builder"},
     {"spec"},
-    {"contract", "table", "curve", "families.family", "families.projection", "families.recurrent.parts"},
+    {"contract", "table", "curve", "families.family", "families.projection", "families.quantised"}
+    | {"families.recurrent.parts"},
     {"families.nodes", "families.recurrent.spec", "families.translation.spec", "families.bidirectional.spec"},
     {"families.shapes", "families.recurrent.convolution", "families.recurrent.examples", "families.translation.model"}
     | {f"families.bidirectional.{name}" for name in ("frames", "layer", "model")},
-    {"families.recurrent.attention", "families.recurrent.quantised"}
+    {"families.recurrent.attention", "families.recurrent.levels"}
     | {"families.translation.graph", "families.bidirectional.latency"},
     {"families.recurrent.model", "families.bidirectional.graph"},
     {"families.recurrent.graph"},
@@ -66,7 +67,7 @@ WITH_TORCH = (
             "recurrent.family",
             "recurrent.graph",
             "recurrent.model",
-            "recurrent.quantised",
+            "recurrent.levels",
             "registry",
             "translation.family",
             "translation.graph",

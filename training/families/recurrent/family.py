@@ -8,9 +8,9 @@ from eddy.training.errors import ContractError, ExportError
 from eddy.training.families.family import Tensors
 from eddy.training.families.recurrent.examples import recurrent_examples
 from eddy.training.families.recurrent.graph import build_step_graph
+from eddy.training.families.recurrent.levels import check_initial
 from eddy.training.families.recurrent.model import RecurrentModel
 from eddy.training.families.recurrent.parts import StateShape
-from eddy.training.families.recurrent.quantised import check_initial
 from eddy.training.families.recurrent.spec import KIND, RecurrentSpec
 from eddy.training.spec import INT8
 from eddy.v1 import contract_pb2 as pb

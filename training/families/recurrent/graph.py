@@ -10,10 +10,11 @@ import onnx
 
 from eddy.training.builder import Array, GraphBuilder, floats, integers
 from eddy.training.families.nodes import Weights, weights_of, write_head, write_input, write_layer, write_linear
+from eddy.training.families.quantised import write_quantised_layer
 from eddy.training.families.recurrent.attention import write_attention
 from eddy.training.families.recurrent.convolution import write_convolution, write_frames
+from eddy.training.families.recurrent.levels import read_layers
 from eddy.training.families.recurrent.model import RecurrentModel
-from eddy.training.families.recurrent.quantised import read_layers, write_quantised_layer
 from eddy.training.families.recurrent.spec import RecurrentSpec
 from eddy.training.spec import INT8, FrameInput, TokenInput, head_shape
 

@@ -14,7 +14,7 @@ from eddy.training.families.family import Outputs, State, StreamingModel
 from eddy.training.families.projection import build_projection, project
 from eddy.training.families.recurrent.attention import WindowAttention
 from eddy.training.families.recurrent.convolution import CausalConvolution, FrameEncoder
-from eddy.training.families.recurrent.quantised import read_layers, run_layer
+from eddy.training.families.recurrent.levels import read_layers, run_layer
 from eddy.training.families.recurrent.spec import RecurrentSpec
 from eddy.training.spec import INT8, FeatureInput, FrameInput, TokenInput
 
@@ -89,7 +89,7 @@ class RecurrentModel(StreamingModel):
 
         x: int64 [B, T] token ids, float32 [B, T, F] values in their own units, or float32 frames [B, T, ...].
         state: as `initial_state` gives. lengths: int64 [B] on the CPU, the valid steps of each row, 1 to T; None for
-        T. seen: in int8, the exported graph's h after every step, [B, T, L, H]; see `quantised`. Returns every head's
+        T. seen: in int8, the exported graph's h after every step, [B, T, L, H]; see `levels`. Returns every head's
         output by its name, [B, T, ...], of which those behind a row's valid steps mean nothing, and each row's state
         after its last valid step.
         """

@@ -1,39 +1,32 @@
-"""Recurrent layers in 8 bits: weights with a scale a column, hidden states in steps of 1/127.
+"""Recurrent layers in 8 bits, as ONNX nodes: weights with a scale a column, hidden states in steps of 1/127.
 
-Owns: the arithmetic, in torch and in ONNX nodes.
+Owns: the numbers of a layer and the graph of it, for whoever builds or rewrites a graph. Must not know torch.
 
 The h of an LSTM, a GRU and a tanh RNN lies in [-1, 1], so its scale is fixed: no data decides it, and no row of a
 batch can move another one's. Products of levels are sums of integers, exact in any order, so a row's bits depend
 neither on its batch nor on how its steps are cut. What reads an input without such a bound stays float32 (the first
 layer's, and a sum of a residual stack), as do gates, cell states, and all that lies around the layers.
 
-A h that lies halfway between two levels may go to either: torch and ONNX Runtime differ by 1e-7 there, and the level by
-1/127 then. So torch can be told what the graph's h was, and takes that level where both are right.
-
 Weights have 64 levels on each side of 0, not 127: processors without VNNI add products in pairs in 16 bits, and
 255 * 64 * 2 is the most that fits. That costs nothing measurable (docs/benchmarks/int8.md).
+
+Dimension key: B batch, T steps, H hidden, G gates (4 in an LSTM, 3 in a GRU, 1 in an RNN).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from onnx import TensorProto
-from torch import Tensor
 
 from eddy.training.builder import Array, GraphBuilder, floats
-from eddy.training.errors import ExportError
-from eddy.training.families.recurrent.spec import RecurrentSpec
 
 STATE_LEVELS = 127
 # An unsigned byte that stands for 0; levels then reach from -128 to 127.
 ZERO = 128
 WEIGHT_LEVELS = 64
-# How far from the middle between two levels both are right, in levels: far more than two float32 results differ by.
-TIE = 1e-3
 
-_STEP = np.float32(1 / STATE_LEVELS)
+STEP = np.float32(1 / STATE_LEVELS)
 # Row blocks of torch's stacked gate weights, those that a sigmoid follows first:
 # LSTM i, f, g, o -> i, f, o, g; GRU r, z, n as they are.
 _BLOCKS = {"rnn_tanh": (0,), "lstm": (0, 1, 3, 2), "gru": (0, 1, 2)}
@@ -66,21 +59,6 @@ class Layer:
         self.bias: Floats = bias_ih + outer
 
 
-def read_layers(spec: RecurrentSpec, weights: Sequence[LayerWeights]) -> list[Layer]:
-    """The layers of a model from torch's weights. A layer that reads another one's h alone reads levels."""
-    return [
-        Layer(spec.cell, given, reads_levels=layer == 1 or (layer > 1 and not spec.residual))
-        for layer, given in enumerate(weights)
-    ]
-
-
-def check_initial(name: str, value: Array) -> None:
-    """Raise ExportError for learned initial states h outside of [-1, 1], which have no level."""
-    largest = float(np.abs(value).max())
-    if name == "h" and largest > 1:
-        raise ExportError(f"initial state {name!r}: got a value of size {largest:g}, expected at most 1 in int8")
-
-
 def _reorder(cell: str, weight: Array) -> Floats:
     blocks = np.split(weight, len(_BLOCKS[cell]))
     return np.concatenate([blocks[block] for block in _BLOCKS[cell]])
@@ -89,79 +67,11 @@ def _reorder(cell: str, weight: Array) -> Floats:
 def _to_levels(matrix: Array) -> tuple[Array, Floats]:
     """Float32 [K, N] -> int8 [K, N], and the scale of a sum of products with levels of h, float32 [N]."""
     scales = np.maximum(np.abs(matrix).max(axis=0) / np.float32(WEIGHT_LEVELS), np.float32(1e-12))
-    return np.round(matrix / scales).astype(np.int8), scales * _STEP
-
-
-# In torch
-
-
-def levels_of(h: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Hidden states float32 -> levels, whole numbers in float64.
-
-    seen: the graph's h, whose level is taken where both are right.
-    """
-    exact = h / float(_STEP)
-    own = exact.round().clamp(-ZERO, ZERO - 1)
-    if seen is None:
-        return own.double()
-    other = (seen / float(_STEP)).round().clamp(-ZERO, ZERO - 1)
-    return torch.where((exact - other).abs() <= 0.5 + TIE, other, own).double()
-
-
-def run_layer(
-    layer: Layer, x: Tensor, before: Sequence[Tensor], lengths: Tensor | None, seen: Tensor | None
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """One layer over [B, T, width]; x holds levels in float64 where the layer reads levels.
-
-    before: h and, of an LSTM, c, float32 [B, H]. lengths: int64 [B], the steps that count. seen: the graph's h after
-    each step, [B, T, H]. Sums are float64, so that integers are exact in them; what the graph rounds to float32
-    between steps is rounded here as well. Returns h of every step, its levels, and the states after each row's last
-    valid step.
-    """
-    # 1. What comes of the input, for all steps.
-    given = x.double() @ torch.from_numpy(layer.given.astype(np.float64))
-    if layer.reads_levels:
-        given = given * torch.from_numpy(layer.given_scale).double()
-    given = given + torch.from_numpy(layer.bias).double()
-    # 2. Step by step.
-    own, scale = torch.from_numpy(layer.own.astype(np.float64)), torch.from_numpy(layer.own_scale).double()
-    states, level = list(before), levels_of(before[0])
-    steps, levels = [], []
-    for t in range(x.shape[1]):
-        after = [state.float() for state in _step(layer, given[:, t], (level @ own) * scale, states)]
-        level_after = levels_of(after[0], None if seen is None else seen[:, t])
-        steps.append(after[0])
-        levels.append(level_after)
-        if lengths is not None:
-            is_valid = (t < lengths)[:, None]
-            after = [torch.where(is_valid, new, old) for new, old in zip(after, states, strict=True)]
-            level_after = torch.where(is_valid, level_after, level)
-        states, level = after, level_after
-    return torch.stack(steps, 1), torch.stack(levels, 1), states
-
-
-def _step(layer: Layer, given: Tensor, own: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
-    """Gates [B, G * H] of the input and of the state -> the next states, float64 [B, H]."""
-    h = states[0].double()
-    if layer.cell == "rnn_tanh":
-        return [torch.tanh(given + own)]
-    if layer.cell == "gru":
-        assert layer.inner is not None
-        reset, update = torch.sigmoid((given + own)[:, : 2 * layer.hidden]).chunk(2, dim=1)
-        inner = own[:, 2 * layer.hidden :] + torch.from_numpy(layer.inner)
-        new = torch.tanh(given[:, 2 * layer.hidden :] + reset * inner)
-        return [new + update * (h - new)]
-    gates = given + own
-    enter, forget, show = torch.sigmoid(gates[:, : 3 * layer.hidden]).chunk(3, dim=1)
-    c = forget * states[1].double() + enter * torch.tanh(gates[:, 3 * layer.hidden :])
-    return [show * torch.tanh(c), c]
-
-
-# In ONNX nodes
+    return np.round(matrix / scales).astype(np.int8), scales * STEP
 
 
 def write_quantised_layer(
-    build: GraphBuilder, layer: Layer, name: str, steps: str, before: dict[str, str]
+    build: GraphBuilder, layer: Layer, name: str, steps: str, before: Mapping[str, str]
 ) -> tuple[str, dict[str, str]]:
     """One layer: [T, B, width] and [1, B, H] states -> [T, B, H] and [1, B, H] next states. name: ends all names.
 
@@ -200,7 +110,7 @@ def write_quantised_layer(
 def _write_product(build: GraphBuilder, name: str, h: str, levels: Array, scale: Floats) -> str:
     """Hidden states float32 [..., K] times levels int8 [K, N] -> float32 [..., N]."""
     zero = build.constant("level_zero", np.array(ZERO, np.uint8))
-    whole = build.node("QuantizeLinear", [h, build.constant("level_step", np.array(_STEP)), zero], f"{name}_levels")
+    whole = build.node("QuantizeLinear", [h, build.constant("level_step", np.array(STEP)), zero], f"{name}_levels")
     product = build.node("MatMulInteger", [whole, build.constant(f"{name}_weight", levels), zero], f"{name}_sums")
     real = build.node("Cast", [product], f"{name}_real", to=TensorProto.FLOAT)
     return build.node("Mul", [real, build.constant(f"{name}_scale", scale)], name)
