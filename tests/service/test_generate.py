@@ -147,7 +147,7 @@ class Reference:
         return ids, seen
 
 
-@pytest.mark.parametrize("model", ["text-lstm", "text-gru", "text-rnn", "text-lstm-2layer"])
+@pytest.mark.parametrize("model", ["text-lstm", "text-gru", "text-rnn", "text-lstm-2layer", "text-lstm-2layer-int8"])
 def test_text_is_what_stepping_by_hand_gives(model: str) -> None:
     """Tokens, text and log-probabilities are those of ONNX Runtime stepped directly with the same draws."""
     ids, scores = Reference(model).write("The class ", 80, Sampling(5, 0.7, 20, 0.95))

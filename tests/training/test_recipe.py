@@ -16,9 +16,22 @@ SHIPPED = sorted(path.name for path in (Path(__file__).parents[2] / "models").it
 
 
 def test_shipped_recipes_load_by_name() -> None:
-    """Every shipped recipe is valid and called like its file."""
-    assert sorted(path.stem for path in RECIPES.glob("*.toml")) == SHIPPED
-    assert [load_recipe(Path(name)).name for name in SHIPPED] == SHIPPED
+    """Every shipped recipe is valid and called like its file; each of its precisions is a model of its own."""
+    names = sorted(path.stem for path in RECIPES.glob("*.toml"))
+    recipes = [load_recipe(Path(name)) for name in names]
+    assert [recipe.name for recipe in recipes] == names
+    models = [recipe.model_name(precision) for recipe in recipes for precision in recipe.precisions]
+    assert sorted(models) == SHIPPED
+    assert "text-lstm-2layer-int8" in models
+
+
+def test_precisions_are_a_list_of_known_ones(text_table: Tables) -> None:
+    """Float32 alone where none are named."""
+    assert parse_recipe(text_table).precisions == ("float32",)
+    assert parse_recipe(text_table | {"precisions": ["float32", "int8"]}).precisions == ("float32", "int8")
+    for came in ([], ["int4"], "int8"):
+        with pytest.raises(RecipeError, match="precisions: got"):
+            parse_recipe(text_table | {"precisions": came})
 
 
 def test_a_recipe_survives_plain_values(series_table: Tables) -> None:
