@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import replace
@@ -30,12 +31,13 @@ from eddy.training.study.plan import SECTIONS, find_sections, plan_jobs
 from eddy.training.study.pool import Pool
 from eddy.training.study.result import Measured, Result, Results, Store
 from eddy.training.study.section import Section
-from eddy.training.study.spread import Spread, Verdict, all_hold, is_below, is_higher, is_lower, ratio
+from eddy.training.study.spread import Spread, Verdict, all_hold, is_above, is_below, is_higher, is_lower, ratio
 from eddy.training.study.trial import model_size, perform
 from eddy.training.tasks.registry import find_task
 from eddy.training.train import build_spec
 
 FULL = plan_jobs(SECTIONS, SMALL)
+STUDY = Path(__file__).parents[2] / "docs" / "study"
 RECALL = find_sections(["recall"])
 TINY = Job(
     "recall",
@@ -289,6 +291,8 @@ def test_verdicts_need_every_seed() -> None:
     assert all_hold([Verdict.FAILS, Verdict.OPEN]) is Verdict.FAILS
     assert is_below(low, 4.0) is Verdict.HOLDS and is_below(high, 4.0) is Verdict.OPEN
     assert is_below(high, 3.0) is Verdict.FAILS and is_below(Spread.over([]), 3.0) is Verdict.MISSING
+    assert is_above(high, 3.0) is Verdict.HOLDS and is_above(low, 4.0) is Verdict.FAILS
+    assert is_above(Spread.over([]), 3.0) is Verdict.MISSING
     assert ratio([1, 4], [2, 2]) == Spread(1.25, 0.5, 2.0, 2)
     assert wide.show(".0f") == "5 (2 to 9)"
 
@@ -323,6 +327,22 @@ def test_the_page_is_built_from_stored_results(tmp_path: Path) -> None:
     assert f"*3 of {len(plan_jobs(RECALL, SMALL))} runs are done.*" in page
     assert (tmp_path / "recall-alone.svg").exists() and not (tmp_path / "recall-accuracy.svg").exists()
     assert "not measured" in page and "How deep" not in page
+
+
+def test_the_committed_page_says_what_the_committed_results_say(tmp_path: Path) -> None:
+    """Page and pictures are made again, byte for byte, from the results and notes beside them; other runs are none."""
+    for name in ("results", "notes"):
+        if (STUDY / name).exists():
+            shutil.copytree(STUDY / name, tmp_path / name)
+    write_page(tmp_path, SECTIONS, SMALL)
+    made, kept = (
+        {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()} for place in (tmp_path, STUDY)
+    )
+    assert made == kept
+    planned = {Store(STUDY).path(job) for job in FULL}
+    stored = set((STUDY / "results").rglob("*.json"))
+    assert stored and stored <= planned
+    assert all(Store(STUDY).read(job) is not None for job in FULL if Store(STUDY).path(job) in stored)
 
 
 def test_no_size_overwrites_the_page_of_another(tmp_path: Path) -> None:

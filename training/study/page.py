@@ -35,6 +35,13 @@ AGAIN = (
     "recipe; a run whose recipe has changed is done again."
 )
 
+_PLURAL = {
+    Verdict.HOLDS: "hold",
+    Verdict.FAILS: "do not hold",
+    Verdict.OPEN: "are undecided",
+    Verdict.MISSING: "are not measured yet",
+}
+
 
 def check_folder(folder: Path, size: Size) -> None:
     """Raise StudyError where the folder holds a page of another size, or one that is not ours."""
@@ -90,7 +97,7 @@ def _summary(claims: Sequence[tuple[Section, Claim]]) -> str:
     parts = ["## What came out"]
     counts = {verdict: sum(claim.verdict is verdict for _, claim in claims) for verdict in Verdict}
     parts.append(
-        f"{len(claims)} assertions: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n) + "."
+        f"{len(claims)} assertions: " + ", ".join(f"{n} {_PLURAL[verdict]}" for verdict, n in counts.items() if n) + "."
     )
     against = [claim for _, claim in claims if claim.verdict is Verdict.FAILS]
     if against:

@@ -68,6 +68,11 @@ def is_below(one: Spread, limit: float) -> Verdict:
     return is_lower(one, Spread(limit, limit, limit, 1)) if one.count else Verdict.MISSING
 
 
+def is_above(one: Spread, limit: float) -> Verdict:
+    """Whether every seed is above a fixed number."""
+    return is_higher(one, Spread(limit, limit, limit, 1)) if one.count else Verdict.MISSING
+
+
 def ratio(one: Sequence[float], other: Sequence[float]) -> Spread:
     """Seed by seed, for what was measured of the same weights: one divided by the other, neither of them 0."""
     return Spread.over([a / b for a, b in zip(one, other, strict=True)])
