@@ -22,7 +22,7 @@ import numpy as np
 
 from eddy.service.chunk import Chunk, ChunkResult
 from eddy.service.errors import EddyError, ModelError, Reason, ServerBug
-from eddy.service.generation import FinishReason, Plan, Token
+from eddy.service.generation import FinishReason, Plan, Token, max_prompt_steps
 from eddy.service.host import Host
 from eddy.service.model import ServedModel
 from eddy.service.sampling import log_probabilities
@@ -211,7 +211,7 @@ class BeamSearch:
 
     def _feed_prompt(self) -> None:
         begin = self._num_prompt_fed
-        part = self._plan.prompt[begin : begin + self._model.config.max_steps]
+        part = self._plan.prompt[begin : begin + max_prompt_steps(self._model)]
         self._num_prompt_fed += len(part)
         self._submit(np.array(part, self._dtype), 1)
 
@@ -221,15 +221,16 @@ class BeamSearch:
         if (table.handle[self._rows] != self._handles).any():
             ended = int(self._handles[table.handle[self._rows] != self._handles][0])
             raise table.explain(ended)
+        contract, num_steps = self._model.contract, len(ids) // num_rows
         chunk = Chunk(
             self._handles[:num_rows].astype("<u8").tobytes(),
             np.full(num_rows, self.position, "<u8").tobytes(),
-            len(ids) // num_rows,
-            (ids.tobytes(),),
+            num_steps,
+            contract.feed((ids.tobytes(),), num_rows, num_steps),
             ANY_ROUTE,
             self,
             0,
-            self._model.contract,
+            contract,
             self._host.clock(),
         )
         self._host.submit(self._model, chunk)

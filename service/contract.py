@@ -132,6 +132,7 @@ def read_contract(model: onnx.ModelProto) -> Contract:
     if not message.streaming.streamable:
         raise refuse(f"the contract says the model is not streamable: {message.streaming.reason or 'no reason given'}")
     _check_ports(message)
+    _check_names(message)
     inputs = tuple(_port(spec, "inputs") for spec in message.inputs)
     outputs = tuple(_port(spec, "outputs") for spec in message.outputs)
     states = tuple(_state(spec) for spec in message.states)
@@ -181,6 +182,20 @@ def _check_ports(message: contract_pb2.ModelContract) -> None:
     for name in (graphs.prime, graphs.whole):
         if name and (name in (".", "..") or any(mark in name for mark in "/\\:\0")):
             raise refuse(f"the contract's graph {name!r} is not the plain name of a file beside the step graph")
+
+
+def _check_names(message: contract_pb2.ModelContract) -> None:
+    """No tensor of a graph has two duties."""
+    ports, states = message.ports, message.states
+    sides = {
+        "step graph's inputs": (message.inputs, [ports.length, ports.flush, *(state.name for state in states)]),
+        "step graph's outputs": (message.outputs, [ports.emitted, *(state.next_name for state in states)]),
+        "prime graph's inputs": (message.prime_inputs, [ports.prime_length]),
+    }
+    for side, (specs, others) in sides.items():
+        names = [spec.name for spec in specs] + [name for name in others if name]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise refuse(f"the contract names {repeated} twice among the {side}")
 
 
 def _sizes(shape: Sequence[int], where: str) -> tuple[int, ...]:
@@ -233,7 +248,10 @@ def _state(spec: contract_pb2.StateSpec) -> State:
 
 
 def _check_vocabulary(message: contract_pb2.ModelContract, outputs: tuple[Port, ...]) -> None:
-    """Every token that can be drawn has a symbol, and every symbol is a token."""
+    """Every token that can be drawn has a symbol, and every symbol is a token; those of the source are there."""
+    if message.source_vocabulary.symbols:
+        num_symbols = len(message.source_vocabulary.symbols)
+        _check_ids(message.source_vocabulary, "source vocabulary", num_symbols, f"it has {num_symbols} symbols")
     if message.task not in (contract_pb2.TASK_NEXT_TOKEN, contract_pb2.TASK_TRANSLATION) or len(outputs[0].shape) != 1:
         return
     vocabulary, [num_tokens] = message.vocabulary, outputs[0].shape
@@ -241,8 +259,10 @@ def _check_vocabulary(message: contract_pb2.ModelContract, outputs: tuple[Port, 
         raise refuse(
             f"the contract's vocabulary has {len(vocabulary.symbols)} symbols, the model has scores for {num_tokens}"
         )
+    _check_ids(vocabulary, "vocabulary", num_tokens, f"the model has scores for {num_tokens} tokens")
+
+
+def _check_ids(vocabulary: contract_pb2.Vocabulary, where: str, num_tokens: int, why: str) -> None:
     for name in ("unknown_id", "start_id", "end_id"):
         if vocabulary.HasField(name) and getattr(vocabulary, name) >= num_tokens:
-            raise refuse(
-                f"the vocabulary's {name} is {getattr(vocabulary, name)}, the model has scores for {num_tokens} tokens"
-            )
+            raise refuse(f"the {where}'s {name} is {getattr(vocabulary, name)}, {why}")

@@ -30,6 +30,8 @@ _MAX_STOP_CHARACTERS = 256
 _MAX_ALTERNATIVES = 20
 _MAX_BEAMS = 16
 _MAX_PENALTY = 10
+# What all beams of a call may keep beside their tokens, in messages' limits.
+_MAX_BEAM_MESSAGES = 4
 # Tokens, or bytes of text: turning a prompt into a chunk holds up everybody else, 0.2 s for a million.
 _MAX_PROMPT = 1 << 20
 _FINISH = {
@@ -60,8 +62,8 @@ class GenerateCall:
         self._model = self._model_of(request, row)
         check_task(self._model)
         self._vocabulary = Vocabulary(self._model.contract.message.vocabulary)
-        plan = self._read_plan(request)
         self._num_beams = self._read_beams(request)
+        plan = self._read_plan(request)
         self._length_penalty = request.length_penalty if request.HasField("length_penalty") else 1.0
         self._wants_logs = plan.wants_log_probabilities
         self._stops = StopMatcher(request.stop)
@@ -162,7 +164,8 @@ class GenerateCall:
         return self._host.catalog.ready(request.open.model, request.open.version)
 
     def _read_plan(self, request: wire.GenerateRequest) -> Plan:
-        limit = self._model.config.max_generated_tokens
+        outputs = self._read_outputs(request.outputs)
+        limit = self._most_tokens(outputs)
         if request.max_tokens > limit:
             raise invalid(Reason.OUT_OF_RANGE, "max_tokens", request.max_tokens, f"at most {limit}")
         if request.num_alternatives > _MAX_ALTERNATIVES:
@@ -171,7 +174,7 @@ class GenerateCall:
             )
         self._check_stops(request.stop)
         prompt = self._prompt(request)
-        start_id = self._vocabulary.start_id
+        start_id, end_id = self._vocabulary.start_id, self._vocabulary.end_id
         if not prompt and self._is_new and start_id is not None:
             prompt = [start_id]
         if not prompt and self._is_new:
@@ -186,12 +189,22 @@ class GenerateCall:
                 asked.top_p if asked.HasField("top_p") else 1.0,
             ),
             request.max_tokens or limit,
-            tuple(each for each in (self._vocabulary.unknown_id, start_id) if each is not None),
-            self._vocabulary.end_id,
+            # What begins may be what ends, too.
+            tuple(each for each in (self._vocabulary.unknown_id, start_id) if each is not None and each != end_id),
+            end_id,
             request.log_probabilities,
             request.num_alternatives,
-            self._read_outputs(request.outputs),
+            outputs,
         )
+
+    def _most_tokens(self, outputs: Sequence[int]) -> int:
+        """Tokens of one call at most; beams keep what is asked for beside theirs until the end."""
+        most = self._model.config.max_generated_tokens
+        token_bytes = sum(self._model.contract.outputs[number].step_bytes for number in outputs)
+        if self._num_beams > 1 and token_bytes:
+            kept_bytes = _MAX_BEAM_MESSAGES * self._host.config.server.max_message_bytes
+            most = max(1, min(most, kept_bytes // (self._num_beams * token_bytes)))
+        return most
 
     def _usual_temperature(self) -> float:
         """A translator is asked for what its source means, other models for something that they might go on with."""

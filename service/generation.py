@@ -107,6 +107,11 @@ def check_task(model: ServedModel) -> None:
         )
 
 
+def max_prompt_steps(model: ServedModel) -> int:
+    """The most tokens of a prompt in one chunk."""
+    return max(1, min(model.config.max_steps, _MAX_PROMPT_CHUNK_BYTES // model.contract.answer_step_bytes))
+
+
 class Generation:
     """One run over one session.
 
@@ -135,9 +140,6 @@ class Generation:
         self._handle = int(host.table.handle[row])
         port = model.contract.inputs[0]
         self._dtype = port.dtype
-        self._max_prompt_steps = max(
-            1, min(model.config.max_steps, _MAX_PROMPT_CHUNK_BYTES // model.contract.answer_step_bytes)
-        )
         # Changed only on the event loop. `is_gone`: nobody waits any more (`chunk.Source`).
         self.is_gone = False
         self.position = int(host.table.next_position[row])
@@ -252,7 +254,7 @@ class Generation:
 
     def _feed_prompt(self) -> None:
         begin = self._num_prompt_fed
-        part = self._plan.prompt[begin : begin + self._max_prompt_steps]
+        part = self._plan.prompt[begin : begin + max_prompt_steps(self._model)]
         self._submit(np.array(part, self._dtype))
         self._num_prompt_fed += len(part)
 
@@ -261,7 +263,7 @@ class Generation:
             self._handle.to_bytes(8, "little"),
             self.position.to_bytes(8, "little"),
             len(ids),
-            (ids.tobytes(),),
+            self._model.contract.feed((ids.tobytes(),), 1, len(ids)),
             ANY_ROUTE,
             self,
             0,

@@ -194,30 +194,21 @@ class Host:
         ready = None
         if start is not None:
             ready = asyncio.get_running_loop().create_future()
-            self._begin(model, rows, handles, start, ready)
+            self._begin(model, rows, start, ready)
         return Opened(model, rows, handles, ids, in_flight, idle, ready)
 
-    def _begin(
-        self, model: ServedModel, rows: np.ndarray, handles: np.ndarray, start: Start, ready: asyncio.Future[None]
-    ) -> None:
-        """Has `start` written as the states of the sessions in `rows`, which nobody else knows of yet."""
+    def _begin(self, model: ServedModel, rows: np.ndarray, start: Start, ready: asyncio.Future[None]) -> None:
+        """Has `start` written as the states of the sessions in `rows`; they are busy until then."""
 
         def begun(outcome: list[bytes] | EddyError) -> None:
-            is_good = self.table.handle[rows] == handles
             if isinstance(outcome, EddyError):
-                model.close_sessions(rows[is_good])
-                fail(outcome)
-            elif not is_good.all():
-                model.close_sessions(rows[is_good])
-                fail(self.table.explain(int(handles[~is_good][0])))
-            else:
-                self.table.begin_at(rows, self.table.slot[rows])
+                model.close_sessions(rows)
                 if not ready.done():
-                    ready.set_result(None)
-
-        def fail(error: EddyError) -> None:
+                    ready.set_exception(outcome)
+                return
+            self.table.begin_at(rows, self.table.slot[rows])
             if not ready.done():
-                ready.set_exception(error)
+                ready.set_result(None)
 
         try:
             model.begin_sessions(rows, start, begun)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -127,18 +128,34 @@ class ServedModel:
         return rows
 
     def begin_sessions(self, rows: np.ndarray, start: Start, done: Callable[[list[bytes] | EddyError], None]) -> None:
-        """Has `start` written into the slots of the sessions in `rows`; `done` is told once.
+        """Has `start` written into the slots of the sessions in `rows`, no more of them at once than a tick takes.
+
+        Until `done` is told, once, the sessions are busy: whatever else is asked of them waits, and they neither end
+        nor leave their slots, into which nobody else must have been let when these are written.
 
         Raises:
-            CapacityError: QUEUE_FULL.
+            CapacityError: QUEUE_FULL; nothing will be written.
         """
-        slots = self._table.slot[rows]
+        queue, slots = self.scheduler.queue, self._table.slot[rows]
+        most = max(1, queue.most_rows(start.num_steps))
+        parts = [slice(begin, begin + most) for begin in range(0, len(rows), most)]
+        outcomes: list[list[bytes] | EddyError] = []
 
-        def write() -> list[bytes]:
-            self.engine.begin(slots, start.prime, start.lengths, start.states)
+        def write(part: slice) -> list[bytes]:
+            piece = start.take(part)
+            self.engine.begin(slots[part], piece.prime, piece.lengths, piece.states)
             return []
 
-        self.scheduler.queue.submit_job(Job(write, done, len(rows), start.num_steps))
+        def written(outcome: list[bytes] | EddyError) -> None:
+            outcomes.append(outcome)
+            if len(outcomes) == len(parts):
+                queue.clear_busy(rows)
+                done(next((each for each in outcomes if isinstance(each, EddyError)), []))
+
+        jobs = [Job(partial(write, part), written, len(rows[part]), start.num_steps) for part in parts]
+        queue.submit_job(*jobs)
+        queue.set_busy(rows, len(rows))
+        self._table.has_own_start[rows] = True
 
     def last_reply(self, row: int) -> tuple[bytes, ...] | None:
         """The kept outputs of the last chunk of the session in `row`, raw bytes a port; None when forgotten."""

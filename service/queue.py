@@ -85,17 +85,17 @@ class ChunkQueue:
         self._refuse_if_full(len(self._queue))
         self._queue.append(chunk)
 
-    def submit_job(self, job: Job) -> None:
-        """Queues a job.
+    def submit_job(self, *jobs: Job) -> None:
+        """Queues a job, or several that are one.
 
         Raises:
-            CapacityError: QUEUE_FULL.
+            CapacityError: QUEUE_FULL; none was queued.
         """
-        self._refuse_if_full(len(self._jobs))
-        self._jobs.append(job)
+        self._refuse_if_full(len(self._jobs), len(jobs))
+        self._jobs.extend(jobs)
 
-    def _refuse_if_full(self, num_queued: int) -> None:
-        if num_queued >= self.limits.max_queued_chunks:
+    def _refuse_if_full(self, num_queued: int, num_more: int = 1) -> None:
+        if num_queued + num_more > self.limits.max_queued_chunks:
             raise CapacityError(
                 Reason.QUEUE_FULL,
                 f"{num_queued} chunks are waiting for this model, at most {self.limits.max_queued_chunks} may",

@@ -330,7 +330,7 @@ class SessionTable:
         """Sessions that have taken no step begin with the states in `slots` int [B] instead of the initial ones."""
         self.read_slot[rows] = slots
         self.home_slot[rows] = slots
-        self.has_own_start[rows] = True
+        self.last_used[rows] = self._clock()
 
     def fork(self, rows: np.ndarray, parents: np.ndarray) -> None:
         """Sessions in `rows` go on from where those in `parents` int64 [B] stand; a session may be its own parent.

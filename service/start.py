@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
@@ -40,8 +41,8 @@ class Start:
         """S, at least 1."""
         return self.prime[0].shape[1] if self.prime else 1
 
-    def take(self, rows: np.ndarray) -> Start:
-        """The start of some of the sessions, `rows` int64 [n]."""
+    def take(self, rows: slice) -> Start:
+        """The start of some of the sessions."""
         return Start(
             [values[rows] for values in self.prime],
             None if self.lengths is None else self.lengths[rows],
@@ -60,6 +61,8 @@ def read_start(
     Raises:
         ClientError: something is missing, unknown, twice there, or has the wrong dtype, shape, length or values.
     """
+    if count < 1:
+        raise invalid(Reason.OUT_OF_RANGE, "count", count, "at least 1")
     has_prime = bool(prime.inputs or prime.lengths)
     if not contract.is_primed:
         if has_prime:
@@ -70,7 +73,9 @@ def read_start(
     if not has_prime:
         raise invalid(Reason.MISSING_FIELD, f"{where}prime", "none", _listed(contract.prime_inputs))
     arrays = _read_prime(contract, prime, count, f"{where}prime")
-    lengths = _read_lengths(prime.lengths, count, arrays[0].shape[1], f"{where}prime.lengths")
+    # A graph that is not told of lengths would take padding for the source.
+    least = 1 if contract.message.ports.prime_length else arrays[0].shape[1]
+    lengths = _read_lengths(prime.lengths, count, least, arrays[0].shape[1], f"{where}prime.lengths")
     return Start(arrays, lengths, _read_states(contract, states, count, f"{where}initial_states"))
 
 
@@ -93,15 +98,15 @@ def _read_prime(contract: Contract, prime: inference_pb2.Prime, count: int, wher
     return arrays
 
 
-def _read_lengths(raw: bytes, count: int, steps: int, where: str) -> np.ndarray:
+def _read_lengths(raw: bytes, count: int, least: int, steps: int, where: str) -> np.ndarray:
     if not raw:
         return np.full(count, steps, np.int64)
     if len(raw) != 4 * count:
         raise invalid(Reason.INVALID_BYTE_LENGTH, where, f"{len(raw)} bytes", f"{4 * count} bytes (uint32 [{count}])")
     lengths = np.frombuffer(raw, "<u4").astype(np.int64)
-    bad = np.flatnonzero((lengths < 1) | (lengths > steps))
+    bad = np.flatnonzero((lengths < least) | (lengths > steps))
     if len(bad):
-        raise invalid(Reason.OUT_OF_RANGE, f"{where}[{bad[0]}]", lengths[bad[0]], f"1 to {steps}")
+        raise invalid(Reason.OUT_OF_RANGE, f"{where}[{bad[0]}]", lengths[bad[0]], f"{least} to {steps}")
     return lengths
 
 
@@ -140,7 +145,7 @@ def _read_tensor(
         raise invalid(Reason.INVALID_DTYPE, f"{where}.dtype", _dtype_name(tensor.dtype), _dtype_name(wire_dtype))
     if list(tensor.shape) != list(shape):
         raise invalid(Reason.INVALID_SHAPE, f"{where}.shape", list(tensor.shape[:8]), list(shape))
-    expected = dtype.itemsize * int(np.prod(shape))
+    expected = dtype.itemsize * prod(shape)
     if len(tensor.data) != expected:
         raise invalid(Reason.INVALID_BYTE_LENGTH, f"{where}.data", f"{len(tensor.data)} bytes", f"{expected} bytes")
     return np.frombuffer(tensor.data, dtype).reshape(shape)

@@ -32,6 +32,8 @@ async def step(
     num_steps = 1 if request.flush else request.num_steps
     if request.position >= 1 << 63:
         raise invalid(Reason.OUT_OF_RANGE, "position", request.position, "less than 2**63")
+    limit = host.config.server.max_message_bytes
+    codec.check_answer(model.contract, 1, request.num_steps, limit, "num_steps")
     inputs = codec.read_feeds(model.contract, request.inputs, 1, num_steps, is_end=request.flush)
     now = host.clock()
     call = _Call()

@@ -34,7 +34,7 @@ class Vocabulary:
         self._ids = {symbol: number for number, symbol in enumerate(self.symbols)}
         special = (self.start_id, self.end_id) if self.unit == _CHARACTER else self.special_ids
         for number in special:
-            if number is not None:
+            if number is not None and self.symbols:
                 self._ids.pop(self.symbols[number], None)
         # By first character: the lengths of the symbols that begin with it, longest first.
         lengths: dict[str, set[int]] = {}

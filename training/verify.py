@@ -19,6 +19,7 @@ block reaches.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def verify(model_path: Path, checkpoint: Path | None = None, *, limit: float = L
     streams = ((name, rows, found, reference, torch_says) for name, rows, found in _all_runs(runtimes, inputs))
     alone = _all_wholes(runtimes, inputs) if whole else iter(())
     wholes = ((name, rows, found, whole, torch_says_whole) for name, rows, found in alone)
-    for schedule, rows, found, same, torch_says_same in (*streams, *wholes):
+    for schedule, rows, found, same, torch_says_same in chain(streams, wholes):
         expected = {name: value[rows] for name, value in same.items()}
         bitwise = bitwise and all(same_bits(found[name], expected[name]) for name in expected)
         own = compare(found, expected, schedule).merge(own)

@@ -504,6 +504,23 @@ def test_an_answer_that_would_be_too_large_is_refused(repository: Path) -> None:
     run(scenario())
 
 
+def test_a_unary_answer_that_would_be_too_large_is_refused(repository: Path) -> None:
+    """A step without a stream has the same limit."""
+
+    async def scenario() -> None:
+        async with serve(configure(repository, server={"max_message_bytes": 90 * 12 - 1})) as loopback:
+            opening = sessions_pb2.OpenSessionRequest(model="token-gru")
+            opened = await loopback.unary("SessionService/OpenSession", opening, sessions_pb2.OpenSessionResponse)
+            step = inference_pb2.StepRequest(session_id=opened.session.session_id, epoch=opened.session.epoch)
+            step.num_steps = 90
+            step.inputs.append(tensor("token", np.ones((1, 90), np.int64)))
+            detail = await loopback.refusal("InferenceService/Step", step, inference_pb2.StepResponse)
+            assert (Reason(detail.reason), detail.field) == (Reason.MESSAGE_TOO_LARGE, "num_steps")
+            assert str(90 * 48) in detail.received
+
+    run(scenario())
+
+
 # Around
 
 
