@@ -165,7 +165,7 @@ class BeamSearch:
         totals = logs + np.array([[node.total] for node in self._open] or [[0.0]])
         totals[:, list(plan.banned)] = -np.inf
         # Twice as many as are kept: of each beam only one can end.
-        best = np.argsort(-totals.reshape(-1), kind="stable")[: 2 * self._num_beams]
+        best = _largest(totals.reshape(-1), 2 * self._num_beams)
         grown: list[_Node] = []
         parents: list[int] = []
         for place in best.tolist():
@@ -263,6 +263,16 @@ class BeamSearch:
         present = rows[self._host.table.handle[rows] == handles]
         if len(present):
             self._host.close(present, lambda _: None)
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` largest of `values` [N], the largest first, of equal ones the first; without sorting all."""
+    if count < len(values):
+        least = np.partition(values, len(values) - count)[len(values) - count]
+        candidates = np.flatnonzero(values >= least)
+    else:
+        candidates = np.arange(len(values))
+    return np.asarray(candidates[np.argsort(-values[candidates], kind="stable")][:count])
 
 
 def _tokens(node: _Node | None) -> tuple[Token, ...]:

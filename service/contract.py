@@ -177,6 +177,8 @@ def _check_ports(message: contract_pb2.ModelContract) -> None:
         raise refuse("the contract's port 'emitted' needs the ports 'flush' and 'length': what is held back must end")
     if bool(graphs.prime) != bool(message.prime_inputs) or bool(graphs.prime) != bool(message.max_prime_steps):
         raise refuse("the contract must name a prime graph, its inputs and max_prime_steps together, or none of them")
+    if graphs.prime and graphs.whole:
+        raise refuse("the contract names a prime graph and a whole graph: a whole sequence would have no source")
     if ports.prime_length and not graphs.prime:
         raise refuse("the contract's port 'prime_length' needs a prime graph")
     for name in (graphs.prime, graphs.whole):

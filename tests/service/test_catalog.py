@@ -97,6 +97,11 @@ def _one_step_only() -> onnx.ModelProto:
     return baked.model()
 
 
+def _give_both_graphs(contract: contract_pb2.ModelContract) -> None:
+    contract.graphs.prime, contract.graphs.whole, contract.max_prime_steps = "prime.onnx", "whole.onnx", 3
+    contract.prime_inputs.add(name="source", dtype=contract_pb2.DATA_TYPE_INT64)
+
+
 _BROKEN: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "no-contract": (HISTORY.graph, "carries no contract"),
     "contract-not-json": (lambda: _with_metadata("{"), "is not readable"),
@@ -121,6 +126,10 @@ _BROKEN: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "prime-without-inputs": (
         lambda: _with_contract(lambda c: setattr(c.graphs, "prime", "prime.onnx")),
         "a prime graph, its inputs and max_prime_steps together",
+    ),
+    "prime-and-whole": (
+        lambda: _with_contract(_give_both_graphs),
+        "names a prime graph and a whole graph",
     ),
     "graph-outside": (
         lambda: _with_contract(lambda c: setattr(c.graphs, "whole", "../whole.onnx")),
