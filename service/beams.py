@@ -266,7 +266,7 @@ class BeamSearch:
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` largest of `values` [N], the largest first, of equal ones the first; without sorting all."""
+    """Indices of the `count` largest of `values` [N], largest first, of equal ones the first; without sorting all."""
     if count < len(values):
         least = np.partition(values, len(values) - count)[len(values) - count]
         candidates = np.flatnonzero(values >= least)
