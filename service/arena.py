@@ -31,7 +31,7 @@ class SlotAllocator:
         return self._num_free
 
     def allocate(self, count: int) -> np.ndarray:
-        """Takes `count` slots, int64 [count].
+        """Takes `count` slots, int64 [count], ascending.
 
         Raises:
             CapacityError: fewer are free.
@@ -43,7 +43,8 @@ class SlotAllocator:
                 Detail("count", str(count), f"at most {self._num_free}"),
             )
         self._num_free -= count
-        return self._free[self._num_free : self._num_free + count][::-1].copy()
+        # In order: what lies together is read as one piece.
+        return np.sort(self._free[self._num_free : self._num_free + count])
 
     def free(self, slots: np.ndarray) -> None:
         """Gives back `slots`, int64 [n], each allocated before."""

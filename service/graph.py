@@ -64,8 +64,11 @@ class WrappedGraph:
     guarded: tuple[str, ...]
 
 
-def wrap_step_graph(model: onnx.ModelProto, contract: Contract) -> WrappedGraph:
+def wrap_step_graph(model: onnx.ModelProto, contract: Contract, *, gathers_immutable: bool = True) -> WrappedGraph:
     """Wraps a copy of `model`; `model` is not changed.
+
+    Args:
+        gathers_immutable: whether immutable states come from their arenas; else they stay inputs, [B, ...] each.
 
     Raises:
         ModelError: the graph already uses a name of ours, or a state's output cannot be told from another tensor.
@@ -77,7 +80,8 @@ def wrap_step_graph(model: onnx.ModelProto, contract: Contract) -> WrappedGraph:
 
     gathers: list[onnx.NodeProto] = []
     scatters, arenas, guarded = [], [], []
-    states = {state.name for state in contract.states}
+    wrapped_states = [state for state in contract.states if state.next_name or gathers_immutable]
+    states = {state.name for state in wrapped_states}
     nexts = {state.next_name for state in contract.states if state.next_name}
     ports = {contract.message.ports.length, contract.message.ports.flush} - {""}
     keep_inputs = [value for value in graph.input if value.name not in states | ports]
@@ -85,7 +89,7 @@ def wrap_step_graph(model: onnx.ModelProto, contract: Contract) -> WrappedGraph:
         keep_inputs.append(helper.make_tensor_value_info(END, TensorProto.UINT8, ["B", "T"]))
         gathers.extend(_write_ports(graph, contract))
     keep_outputs = [value for value in graph.output if value.name not in nexts]
-    for state in contract.states:
+    for state in wrapped_states:
         port = ArenaPort(state, *arena_names(state))
         arenas.append(port)
         # What is never scattered stays in the session's own slot, wherever its other states are at the moment.
@@ -110,7 +114,7 @@ def wrap_step_graph(model: onnx.ModelProto, contract: Contract) -> WrappedGraph:
         helper.make_tensor_value_info(READ_SLOTS, TensorProto.INT64, ["B"]),
         helper.make_tensor_value_info(WRITE_SLOTS, TensorProto.INT64, ["B", 1]),
     ]
-    if contract.has_immutable:
+    if contract.has_immutable and gathers_immutable:
         slots.append(helper.make_tensor_value_info(HOME_SLOTS, TensorProto.INT64, ["B"]))
     del graph.input[:]
     graph.input.extend([*keep_inputs, *slots, *(_arena_info(port.state, port.input_name) for port in arenas)])

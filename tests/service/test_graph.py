@@ -85,6 +85,28 @@ def test_wrapped_is_plain_however_it_is_cut_and_batched(name: str, data: st.Data
                 assert_same(state[0], expected, spec.tolerance)
 
 
+def test_what_is_only_read_is_read_where_it_lies() -> None:
+    """Sessions whose slots follow each other get what they get in any other order, whatever lies beside them."""
+    engine, spec = _engine("primed"), family("primed")
+    generator = np.random.default_rng(9)
+    slots = np.arange(5, 5 + 9)
+    starts = [spec.start(generator) for _ in slots]
+    inputs = np.stack([spec.example(generator, 4)[0] for _ in slots])
+    answers = []
+    for order in (np.arange(9), np.arange(9)[::-1], generator.permutation(9), np.array([3, 4, 5]), np.array([2])):
+        for slot, start in zip(slots, starts, strict=True):
+            assert start is not None
+            engine.begin(np.array([slot]), [start.inputs[0][None]], np.array([start.length]))
+        mine = slots[order]
+        [block] = engine.run([inputs[order].tobytes()], mine, mine, len(order), 4, mine)
+        answers.append(dict(zip(order.tolist(), np.frombuffer(block, "<i8").reshape(-1, 4).tolist(), strict=True)))
+    for found in answers:
+        for row, values in found.items():
+            start = starts[row]
+            assert start is not None
+            assert values == plain_graph(spec).whole([inputs[row]], start)[0][0].tolist()
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_neighbouring_slots_keep_their_bits(name: str) -> None:
     """Every slot that a tick does not write keeps a marker, the initial slot included; padding writes scratch only."""
