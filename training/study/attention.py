@@ -156,12 +156,12 @@ def _claims(results: Results) -> list[Claim]:
             is_higher(scores["chrf"][attended], scores["chrf"][plain]),
         ),
         Claim(
-            "It raises chrF of sentences of eleven words and more.",
+            "Attention raises chrF of sentences of eleven words and more.",
             compare(long, ".1f"),
             is_higher(long[attended], long[plain]),
         ),
         Claim(
-            "It gains more there than at three to five words (differences of chrF, every seed against every seed).",
+            "Attention gains more chrF at eleven words and more than at three to five (all pairs of seeds).",
             f"{compare({'3-5': gain_short, '11 or more': gain_long}, '.1f')}",
             is_higher(gain_long, gain_short),
         ),

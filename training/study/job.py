@@ -1,6 +1,6 @@
 """Jobs: one run of the study each: a recipe, a seed and what is measured of the trained model.
 
-Owns: what makes two runs the same: the digest of everything that the result depends on. Must not know torch, files or
+Owns: what makes two runs the same: the digest of all that the plan states of them. Must not know torch, files or
 how a job is done.
 """
 
@@ -88,6 +88,6 @@ class Job:
         return parse_recipe({"name": f"{self.section}-{self.variant}", "description": "A run of the study", **tables})
 
     def digest(self) -> str:
-        """SHA-256 of all that the result depends on, but for the versions of the libraries."""
+        """SHA-256 of what is stated here. Not in it: defaults of recipes, data, code and the versions of libraries."""
         text = json.dumps({"format": FORMAT} | asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
