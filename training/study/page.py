@@ -101,8 +101,8 @@ def _summary(claims: Sequence[tuple[Section, Claim]]) -> str:
     )
     against = [claim for _, claim in claims if claim.verdict is Verdict.FAILS]
     if against:
-        parts.append("Against the textbook, with every seed:")
-        parts.append("\n".join(f"* Not so: *{claim.text}* {claim.measured}." for claim in against))
+        parts.append("These do not hold:")
+        parts.append("\n".join(f"* *{claim.text}* {claim.measured}." for claim in against))
     rows = [(claim.text, f"[{section.name}](#{_anchor(section)})", f"**{claim.verdict}**") for section, claim in claims]
     parts.append(_plain_table(("assertion", "section", "measured"), rows))
     return "\n\n".join(parts)
