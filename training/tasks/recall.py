@@ -92,7 +92,7 @@ class RecallTask:
     """The task of recall; see `Task`."""
 
     table = RecallSource
-    baselines: ClassVar[Mapping[str, str]] = {"majority": "majority"}
+    baselines: ClassVar[Mapping[str, str]] = {"majority": "majority class"}
 
     def load(self, source: RecallSource) -> SetData:
         """Draw validation and test; training is drawn epoch by epoch."""
@@ -154,7 +154,7 @@ class RecallTask:
 
     def show_figures(self, values: Mapping[str, float], source: RecallSource) -> str:
         """Accuracy by distance."""
-        rows = ["| distance | this model | majority |", "|---|---|---|"]
+        rows = ["| distance | this model | majority class |", "|---|---|---|"]
         rows += [
             f"| {distance} | {share_cells(values, f'accuracy_{distance}', ('', '_majority'))} |"
             for distance in source.distances
