@@ -10,7 +10,7 @@ Dimension key: B rows of a message, T steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TypeVar
 
@@ -24,8 +24,8 @@ from eddy.service.config import ModelConfig
 from eddy.service.contract import Contract
 from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
 from eddy.service.fields import check_fields, leading_integer
-from eddy.service.ports import Port
-from eddy.v1 import contract_pb2, errors_pb2, inference_pb2
+from eddy.service.tensors import check_tensor, in_order
+from eddy.v1 import errors_pb2, inference_pb2
 
 _Request = TypeVar("_Request", bound=Message)
 
@@ -77,8 +77,6 @@ _ERROR_DOMAIN = "eddy.v1"
 # An error quotes what came. On unary calls it travels in HTTP/2 trailers, percent-encoded, and the whole of them may
 # have 16 KiB at most: a longer one would hide the error itself.
 _MAX_QUOTE = 400
-# Longer shapes are not quoted.
-_MAX_RANK = 32
 # About 100 bytes each; a stream that uses more shapes than this encodes some of them again.
 _MAX_HEADS = 256
 
@@ -256,12 +254,12 @@ def read_inputs(
     """
     ports = contract.inputs
     if len(tensors) != len(ports):
-        tensors = _in_order(contract, tensors)
+        tensors = in_order(tensors, ports, "inputs")
     raw = []
     num_steps = prod(lead)
     for port, tensor in zip(ports, tensors, strict=True):
         if tensor.name != port.name:
-            return read_inputs(contract, _in_order(contract, tensors), lead)
+            return read_inputs(contract, in_order(tensors, ports, "inputs"), lead)
         data = tensor.data
         if (
             tensor.dtype != port.wire_dtype
@@ -269,41 +267,9 @@ def read_inputs(
             or len(tensor.shape) != len(lead) + len(port.shape)
             or tensor.shape != [*lead, *port.shape]
         ):
-            raise _bad_tensor(tensor, port, lead)
+            check_tensor(tensor, port, (*lead, *port.shape), f"inputs[{port.name}]")
         raw.append(data)
     return tuple(raw)
-
-
-def _in_order(contract: Contract, tensors: Iterable[inference_pb2.Tensor]) -> list[inference_pb2.Tensor]:
-    expected = ", ".join(port.name for port in contract.inputs)
-    by_name: dict[str, inference_pb2.Tensor] = {}
-    for tensor in tensors:
-        if tensor.name in by_name or all(tensor.name != port.name for port in contract.inputs):
-            raise invalid(Reason.UNKNOWN_INPUT, "inputs", repr(tensor.name), f"each once: {expected}")
-        by_name[tensor.name] = tensor
-    for port in contract.inputs:
-        if port.name not in by_name:
-            raise invalid(Reason.MISSING_FIELD, "inputs", f"no {port.name!r}", f"each once: {expected}")
-    return [by_name[port.name] for port in contract.inputs]
-
-
-def _bad_tensor(tensor: inference_pb2.Tensor, port: Port, lead: tuple[int, ...]) -> ClientError:
-    where = f"inputs[{port.name}]"
-    if tensor.dtype != port.wire_dtype:
-        return invalid(Reason.INVALID_DTYPE, f"{where}.dtype", _dtype_name(tensor.dtype), _dtype_name(port.wire_dtype))
-    shape = [*lead, *port.shape]
-    if len(tensor.shape) > _MAX_RANK:
-        return invalid(Reason.INVALID_SHAPE, f"{where}.shape", f"{len(tensor.shape)} axes", shape)
-    if list(tensor.shape) != shape:
-        return invalid(Reason.INVALID_SHAPE, f"{where}.shape", list(tensor.shape), shape)
-    expected = prod(lead) * port.step_bytes
-    return invalid(Reason.INVALID_BYTE_LENGTH, f"{where}.data", f"{len(tensor.data)} bytes", f"{expected} bytes")
-
-
-def _dtype_name(number: int) -> str:
-    if number in contract_pb2.DataType.values():
-        return contract_pb2.DataType.Name(number).removeprefix("DATA_TYPE_")
-    return str(number)
 
 
 def read_handles(raw: bytes, where: str) -> np.ndarray:

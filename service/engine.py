@@ -32,15 +32,13 @@ from eddy.service.graph import (
     WRITE_SLOTS,
     ArenaPort,
     ModelGraphs,
-    arena_names,
     check_graphs,
     load_graph,
     wrap_step_graph,
 )
 from eddy.service.ports import State
-from eddy.service.runtime import Runtime
+from eddy.service.runtime import MIN_ROWS, Runtime, pad_rows
 
-MIN_ROWS = 2
 # No slot: a binding whose immutable states are gathered.
 _GATHERED = -1
 
@@ -60,6 +58,7 @@ class _Binding:
             device, padding included.
     """
 
+    session: Any
     io: Any
     inputs: list[memoryview]
     read_slots: np.ndarray
@@ -171,8 +170,7 @@ class Engine:
             binding.home_slots[:] = home_slots
         for value, host in binding.device_inputs:
             value.update_inplace(host)
-        direct = self._direct if first_home != _GATHERED else None
-        self._run_bound(direct or self._session, binding.io)
+        self._run_bound(binding.session, binding.io)
         if binding.device_outputs:
             blocks = [value.numpy()[:num_rows].tobytes() for value in binding.device_outputs]
         else:
@@ -205,7 +203,7 @@ class Engine:
         """
         assert self._whole is not None, "the model has no whole graph"
         feed = {
-            port.name: _padded(np.frombuffer(raw, port.dtype).reshape(num_rows, num_steps, *port.shape))
+            port.name: pad_rows(np.frombuffer(raw, port.dtype).reshape(num_rows, num_steps, *port.shape))
             for port, raw in zip(self.contract.inputs, inputs, strict=True)
         }
         names = [port.name for port in self.contract.outputs]
@@ -232,9 +230,9 @@ class Engine:
         states = {port.state.name: np.repeat(port.state.initial[None], count, axis=0) for port in self._ports}
         if prime:
             assert self._prime is not None and lengths is not None, "only a model with a prime graph is primed"
-            feed = {port.name: _padded(values) for port, values in zip(self.contract.prime_inputs, prime, strict=True)}
+            feed = {port.name: pad_rows(values) for port, values in zip(self.contract.prime_inputs, prime, strict=True)}
             if name := self.contract.message.ports.prime_length:
-                feed[name] = _padded(lengths)
+                feed[name] = pad_rows(lengths)
             written = self._run_plain(self._prime, list(self._primed_states), feed)
             for state, values in zip(self._primed_states, written, strict=True):
                 states[state] = values[:count]
@@ -252,15 +250,14 @@ class Engine:
             ModelError: ONNX Runtime failed; the states in `slots` are undefined.
         """
         io = self._loader.io_binding()
-        io.bind_ortvalue_input(WRITE_SLOTS, self._runtime.value(np.ascontiguousarray(slots, np.int64)[:, None]))
-        kept = []  # A value on the CPU shares its array's memory, which must outlive the run.
+        # A value on the CPU shares its array's memory, which must outlive the run.
+        kept = [self._runtime.value(np.ascontiguousarray(slots, np.int64)[:, None])]
+        io.bind_ortvalue_input(WRITE_SLOTS, kept[0])
         for port, rows in zip(self._ports, states, strict=True):
-            values = np.ascontiguousarray(rows, port.state.dtype)
-            kept.append(values)
-            io.bind_ortvalue_input(port.state.name, self._runtime.value(values))
-            before, after = arena_names(port.state)
-            io.bind_ortvalue_input(before, self._arenas[port.state.name])
-            io.bind_ortvalue_output(after, self._arenas[port.state.name])
+            kept.append(self._runtime.value(np.ascontiguousarray(rows, port.state.dtype)))
+            io.bind_ortvalue_input(port.state.name, kept[-1])
+            io.bind_ortvalue_input(port.input_name, self._arenas[port.state.name])
+            io.bind_ortvalue_output(port.output_name, self._arenas[port.state.name])
         self._run_bound(self._loader, io)
 
     def _run_bound(self, session: Any, io: Any) -> None:
@@ -343,14 +340,23 @@ class Engine:
             first_home: where the immutable states of the rows begin, one after the other; or that they are gathered.
         """
         padded = max(rows, MIN_ROWS)
-        direct = self._direct if first_home != _GATHERED else None
-        is_direct = direct is not None
-        io = (direct or self._session).io_binding()
+        is_direct = first_home != _GATHERED
+        session: Any = self._direct if is_direct else self._session
+        io = session.io_binding()
         inputs = example_feeds(self.contract, padded, num_steps)
         read, home = np.full(padded, INITIAL_SLOT), np.full(padded, INITIAL_SLOT)
         write = np.full((padded, 1), SCRATCH_SLOT)
         binding = _Binding(
-            io, [_raw(array[:rows]) for array in inputs], read[:rows], write[:rows, 0], home[:rows], [], [], [], 0
+            session,
+            io,
+            [_raw(array[:rows]) for array in inputs],
+            read[:rows],
+            write[:rows, 0],
+            home[:rows],
+            [],
+            [],
+            [],
+            0,
         )
         hosts = [(port.name, array) for port, array in zip(self.contract.feeds, inputs, strict=True)]
         hosts += [(READ_SLOTS, read), (WRITE_SLOTS, write)]
@@ -396,9 +402,3 @@ def _first_of_run(slots: np.ndarray | int, num_rows: int) -> int:
 def _raw(array: np.ndarray) -> memoryview:
     """The memory of `array`, contiguous, as bytes."""
     return array.view(np.uint8).reshape(-1).data
-
-
-def _padded(values: np.ndarray) -> np.ndarray:
-    """`values` [B, ...] with at least `MIN_ROWS` rows, the last of them repeated."""
-    missing = MIN_ROWS - len(values)
-    return values if missing <= 0 else np.concatenate([values, np.repeat(values[-1:], missing, axis=0)])

@@ -23,6 +23,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
+# ONNX Runtime's kernels for one row take another path and give other bits.
+MIN_ROWS = 2
+
 _DEVICES = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
 
 
@@ -56,6 +59,12 @@ def _has_cuda_driver() -> bool:
 def runtime_version() -> str:
     """ONNX Runtime's version: bits hold for one version only."""
     return str(ort.__version__)
+
+
+def pad_rows(values: np.ndarray, num_rows: int = MIN_ROWS) -> np.ndarray:
+    """`values` [B, ...] with at least `num_rows` rows, the last of them repeated."""
+    missing = num_rows - len(values)
+    return values if missing <= 0 else np.concatenate([values, np.repeat(values[-1:], missing, axis=0)])
 
 
 class Runtime:

@@ -18,10 +18,8 @@ from eddy.service.contract import END, Contract
 from eddy.service.errors import ModelError, Reason
 from eddy.service.example import example, example_feeds
 from eddy.service.graph import ModelGraphs
-from eddy.service.runtime import Runtime
+from eddy.service.runtime import MIN_ROWS, Runtime, pad_rows
 
-# The plain graph needs two rows as well, for the same kernels.
-_MIN_ROWS = 2
 _MARKER = 77
 # T of each call, and whether the stream ends with it; the end has no steps of its own.
 _CALLS = ((1, False), (1, False), (3, False))
@@ -80,7 +78,7 @@ def check(engine: Subject, graphs: ModelGraphs, runtime: Runtime) -> None:
     if has_neighbour:
         before = engine.read_states(neighbour)
         engine.write_states(neighbour, marker)
-    plain = _Plain(contract, graphs, runtime, max(rows, _MIN_ROWS))
+    plain = _Plain(contract, graphs, runtime, max(rows, MIN_ROWS))
     tolerance = max(contract.tolerance, 0.0 if runtime.is_cpu else _CUDA_TOLERANCE)
     read = np.full(rows, INITIAL_SLOT)
     if contract.is_primed:
@@ -128,11 +126,11 @@ class _Plain:
     def begin(self, source: Sequence[np.ndarray], lengths: np.ndarray) -> None:
         assert self._prime is not None, "only a model with a prime graph is primed"
         feed = {
-            port.name: _repeat(values, self.num_rows)
+            port.name: pad_rows(values, self.num_rows)
             for port, values in zip(self._contract.prime_inputs, source, strict=True)
         }
         if name := self._contract.message.ports.prime_length:
-            feed[name] = _repeat(lengths, self.num_rows)
+            feed[name] = pad_rows(lengths, self.num_rows)
         names = [output.name for output in self._prime.get_outputs()]
         written = dict(zip(names, _run(self._prime, names, feed), strict=True))
         for state in self._contract.states:
@@ -177,11 +175,6 @@ def _check_whole(engine: Subject, contract: Contract) -> None:
 
 def _source_steps(contract: Contract) -> int:
     return min(_SOURCE_STEPS, contract.max_prime_steps)
-
-
-def _repeat(values: np.ndarray, count: int) -> np.ndarray:
-    """`values` with `count` rows, the last of them repeated."""
-    return values if len(values) == count else np.concatenate([values, np.repeat(values[-1:], count - len(values), 0)])
 
 
 def _run(session: Any, names: list[str], feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:

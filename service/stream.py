@@ -191,8 +191,7 @@ class StreamConnection:
             return False
         begin, end = known.positions
         feeds = tuple([data[first:last] for first, last in known.inputs])
-        if model.contract.has_end:
-            feeds = model.contract.feed(feeds, len(handles) // 8, known.num_steps)
+        feeds = model.contract.feed(feeds, len(handles) // 8, known.num_steps)
         self._submit(model, tag, handles, data[begin:end], known.num_steps, feeds, known.timeout_milliseconds)
         return True
 

@@ -12,7 +12,7 @@ from math import isfinite
 import numpy as np
 
 from eddy.service.errors import ClientError, Detail, Reason
-from eddy.service.ports import Port
+from eddy.service.ports import Port, State
 
 # About where numpy's machinery begins to be worth it.
 _FEW_BYTES = 128
@@ -41,7 +41,7 @@ def is_acceptable(port: Port, raw: bytes) -> bool:
     return port.maximum is None or bool(values.max() <= port.maximum)
 
 
-def bad_rows(port: Port, values: np.ndarray) -> np.ndarray:
+def bad_rows(port: Port | State, values: np.ndarray) -> np.ndarray:
     """Rows of `values` [B, ...] that are not acceptable, bool [B]."""
     flat = values.reshape(len(values), -1)
     if port.dtype.kind == "b":
@@ -56,7 +56,7 @@ def bad_rows(port: Port, values: np.ndarray) -> np.ndarray:
     return bad
 
 
-def value_error(port: Port, values: np.ndarray, where: str) -> ClientError:
+def value_error(port: Port | State, values: np.ndarray, where: str) -> ClientError:
     """Why `values` [T, ...], a row that is not acceptable, is refused; `where`: the field."""
     if port.dtype.kind == "f" and not np.isfinite(values).all():
         place = np.argwhere(~np.isfinite(values))[0].tolist()
@@ -73,7 +73,7 @@ def value_error(port: Port, values: np.ndarray, where: str) -> ClientError:
     return ClientError(Reason.OUT_OF_RANGE, f"{where}: got {came}, expected {wanted}", Detail(where, came, wanted))
 
 
-def check_rows(port: Port, values: np.ndarray, where: str) -> None:
+def check_rows(port: Port | State, values: np.ndarray, where: str) -> None:
     """All of `values` [B, ...] is acceptable.
 
     Raises:

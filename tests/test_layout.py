@@ -26,6 +26,7 @@ RANKS = {
                 "metrics",
                 "runtime",
                 "sampling",
+                "tensors",
                 "values",
             ),
             ("vocabulary",),
