@@ -67,6 +67,13 @@ def _task(head: Head) -> pb.Task:
     return pb.TASK_FORECAST if isinstance(head, QuantileHead) else pb.TASK_OTHER
 
 
+def describe_characters(contract: pb.ModelContract, symbols: Sequence[str]) -> None:
+    """The vocabulary of a model of characters, whose first symbol stands for all that are not in it."""
+    contract.vocabulary.symbols.extend(symbols)
+    contract.vocabulary.unknown_id = 0
+    contract.vocabulary.unit = "character"
+
+
 def describe_input(given: Input) -> pb.TensorSpec:
     """An input's port."""
     if isinstance(given, TokenInput):

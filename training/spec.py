@@ -6,7 +6,7 @@ that a recipe can be checked, and a contract written, without either.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from eddy.training.errors import RecipeError
 from eddy.training.fields import build, require
@@ -257,3 +257,13 @@ def ports_from_dict(values: Mapping[str, Any]) -> tuple[Input, tuple[Head, ...]]
         return read, tuple(build(_HEADS[head.pop("kind")], head, "head") for head in heads)
     except (KeyError, TypeError, ValueError) as error:
         raise RecipeError(f"model specification: {error}") from error
+
+
+_Spec = TypeVar("_Spec")
+
+
+def spec_from_values(cls: type[_Spec], values: Mapping[str, Any]) -> _Spec:
+    """A specification of `cls` from what its `to_dict` gives. Raises RecipeError where that does not make a model."""
+    given, heads = ports_from_dict(values)
+    plain = {key: value for key, value in values.items() if key not in ("family", "input", "head", "heads")}
+    return build(cls, plain, "model specification", {"input": given, "heads": heads})

@@ -14,6 +14,7 @@ import numpy as np
 
 from eddy.training.answers import Answers
 from eddy.training.chart import Level
+from eddy.training.contract import describe_characters
 from eddy.training.curve import Measure
 from eddy.training.data import Array, Tokens, Vocabulary
 from eddy.training.figures import SHARE, Figure
@@ -132,9 +133,7 @@ class AccentsTask:
         source_symbols: tuple[str, ...],
     ) -> None:
         """The vocabulary, which input and output share."""
-        contract.vocabulary.symbols.extend(symbols)
-        contract.vocabulary.unknown_id = 0
-        contract.vocabulary.unit = "character"
+        describe_characters(contract, symbols)
         given, said = contract.inputs[0], contract.outputs[0]
         given.meaning = "character without its accent, an index into the vocabulary's symbols"
         said.meaning = "logits of the character with its accent, by the vocabulary's symbols; 0: leave it as it is"

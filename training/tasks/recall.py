@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from eddy.training.answers import Answers
 from eddy.training.chart import Level
+from eddy.training.contract import describe_characters
 from eddy.training.curve import Measure
 from eddy.training.data import NO_TOKEN, Example, SetData, Tokens
 from eddy.training.fields import require
@@ -147,9 +148,7 @@ class RecallTask:
         source_symbols: tuple[str, ...],
     ) -> None:
         """The vocabulary and what the answer is."""
-        contract.vocabulary.symbols.extend(symbols)
-        contract.vocabulary.unknown_id = 0
-        contract.vocabulary.unit = "character"
+        describe_characters(contract, symbols)
         contract.outputs[0].meaning = "logits of the symbol that began the sequence; they count at the question mark"
 
     def show_figures(self, values: Mapping[str, float], source: RecallSource) -> str:

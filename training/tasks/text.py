@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from eddy.training.answers import Answers
 from eddy.training.chart import Level
+from eddy.training.contract import describe_characters
 from eddy.training.curve import Measure
 from eddy.training.data import NO_TOKEN, Part, Tokens, Vocabulary, split_points
 from eddy.training.errors import DataError
@@ -192,9 +193,7 @@ class TextTask:
         source_symbols: tuple[str, ...],
     ) -> None:
         """The vocabulary."""
-        contract.vocabulary.symbols.extend(symbols)
-        contract.vocabulary.unknown_id = 0
-        contract.vocabulary.unit = "character"
+        describe_characters(contract, symbols)
 
     def show_figures(self, values: Mapping[str, float], source: TextSource) -> str:
         """Bits per character beside the baselines'."""

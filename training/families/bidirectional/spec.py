@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
-from eddy.training.errors import RecipeError
 from eddy.training.fields import require
 from eddy.training.spec import (
     FeatureInput,
@@ -16,8 +15,8 @@ from eddy.training.spec import (
     QuantileHead,
     TokenInput,
     check_ports,
-    ports_from_dict,
     ports_to_dict,
+    spec_from_values,
 )
 
 KIND = "bidirectional"
@@ -90,12 +89,7 @@ class BidirectionalSpec:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "BidirectionalSpec":
         """Inverse of `to_dict`. Raises RecipeError where the values do not make a model."""
-        given, heads = ports_from_dict(values)
-        plain = {key: value for key, value in values.items() if key not in ("family", "input", "heads")}
-        try:
-            return BidirectionalSpec(input=given, heads=heads, **plain)
-        except TypeError as error:
-            raise RecipeError(f"model specification: {error}") from error
+        return spec_from_values(BidirectionalSpec, values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 from eddy.training.families.recurrent.parts import Attention, Convolution, FrameConvolution, StateShape
-from eddy.training.fields import build, require
+from eddy.training.fields import require
 from eddy.training.spec import (
     CELLS,
     FLOAT32,
@@ -19,8 +19,8 @@ from eddy.training.spec import (
     Input,
     TokenInput,
     check_ports,
-    ports_from_dict,
     ports_to_dict,
+    spec_from_values,
 )
 
 KIND = "recurrent"
@@ -130,9 +130,7 @@ class RecurrentSpec:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "RecurrentSpec":
         """Inverse of `to_dict`. Raises RecipeError where the values do not make a model."""
-        given, heads = ports_from_dict(values)
-        plain = {key: value for key, value in values.items() if key not in ("family", "input", "head", "heads")}
-        return build(RecurrentSpec, plain, "model specification", {"input": given, "heads": heads})
+        return spec_from_values(RecurrentSpec, values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from eddy.training.errors import RecipeError
 from eddy.training.fields import require
-from eddy.training.spec import Head, Input, TokenHead, TokenInput, check_ports, ports_from_dict, ports_to_dict
+from eddy.training.spec import Head, Input, TokenHead, TokenInput, check_ports, ports_to_dict, spec_from_values
 
 KIND = "translation"
 CELLS = ("gru", "lstm")
@@ -72,12 +71,7 @@ class TranslationSpec:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "TranslationSpec":
         """Inverse of `to_dict`. Raises RecipeError where the values do not make a model."""
-        given, heads = ports_from_dict(values)
-        plain = {key: value for key, value in values.items() if key not in ("family", "input", "head", "heads")}
-        try:
-            return TranslationSpec(input=given, heads=heads, **plain)
-        except TypeError as error:
-            raise RecipeError(f"model specification: {error}") from error
+        return spec_from_values(TranslationSpec, values)
 
 
 @dataclass(frozen=True, slots=True)
