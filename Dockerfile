@@ -35,6 +35,7 @@ COPY deploy/requirements-build.txt ./
 RUN /installer/bin/pip install --no-cache-dir --require-hashes -r requirements-build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
+COPY inspection inspection
 COPY service service
 COPY clients clients
 COPY training training

@@ -16,16 +16,15 @@ from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-import onnx
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.models import write_repository
 from eddy.service.arena import INITIAL_SLOT, NUM_RESERVED_SLOTS
-from eddy.service.catalog import read_graphs
-from eddy.service.contract import Contract, read_contract
+from eddy.service.contract import Contract
 from eddy.service.engine import Engine
 from eddy.service.example import example, example_feeds
+from eddy.service.package import read_package
 from eddy.service.runtime import available_providers, runtime_version
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -57,9 +56,8 @@ def main() -> int:
 
 def check_model(console: Console, path: Path, provider: str) -> bool:
     """Shows the laws and the cost of a model's ticks on `provider`, against the CPU; whether all laws hold."""
-    model = onnx.load(path)
-    contract = read_contract(model)
-    graphs = read_graphs(path.parent, model, contract)
+    package = read_package(path.parent)
+    contract, graphs = package.contract, package.graphs
     name = f"{path.parent.parent.name}/{path.parent.name}"
     device, cpu = (Engine(graphs, contract, num_slots=_NUM_SLOTS, provider=each) for each in (provider, CPU))
     table = Table("law", "largest difference", "allowed", "holds", title=name)

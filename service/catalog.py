@@ -6,7 +6,6 @@ with its reason and never stops the others. Must not know the wire.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -14,15 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
-from google.protobuf.message import DecodeError
 
 from eddy.service.config import Config
-from eddy.service.contract import Contract, read_contract
 from eddy.service.errors import ClientError, Detail, EddyError, ModelError, Reason
-from eddy.service.graph import ModelGraphs
 from eddy.service.model import ModelFile, ServedModel
-from eddy.service.repository import STEP_GRAPH, model_folders, version_folders
+from eddy.service.package import Package, Unreadable, read_package
+from eddy.service.repository import model_folders, version_folders
 from eddy.service.runtime import available_providers
 from eddy.service.sessions import SessionTable
 
@@ -142,29 +138,25 @@ class Catalog:
 
     def _load(self, name: str, folder: Path) -> Entry:
         start = time.monotonic()
-        path = folder / STEP_GRAPH
         digest = ""
         try:
-            raw = path.read_bytes()
-            if not raw:
-                return self._refused(ModelFile(name, folder.name, digest), f"{path.name} is empty")
-            digest = hashlib.sha256(raw).hexdigest()
-            file = ModelFile(name, folder.name, digest)
-            graph = onnx.load_from_string(raw)
-            contract = read_contract(graph)
-            served = self._serve(file, read_graphs(folder, graph, contract), contract)
-        except (OSError, DecodeError, ModelError) as error:
-            return self._refused(ModelFile(name, folder.name, digest), _why(path, error), time.monotonic() - start)
+            package = read_package(folder)
+            digest = package.digest
+            served = self._serve(ModelFile(name, folder.name, digest), package)
+        except Unreadable as error:
+            return self._refused(ModelFile(name, folder.name, error.digest), str(error), time.monotonic() - start)
+        except ModelError as error:
+            return self._refused(ModelFile(name, folder.name, digest), error.message, time.monotonic() - start)
         except Exception as error:  # noqa: BLE001  the root of one model's loading: the others are served
             _LOG.exception("model %s version %s does not load", name, folder.name)
-            why = f"{path.name} does not load: {type(error).__name__}: {error}"
+            why = f"it does not load: {type(error).__name__}: {error}"
             return self._refused(ModelFile(name, folder.name, digest), why, time.monotonic() - start)
         self._served.append(served)
         seconds = time.monotonic() - start
         _LOG.info("model %s version %s is ready after %.3f s", name, folder.name, seconds)
-        return Entry(file, served, None, seconds)
+        return Entry(served.file, served, None, seconds)
 
-    def _serve(self, file: ModelFile, graphs: ModelGraphs, contract: Contract) -> ServedModel:
+    def _serve(self, file: ModelFile, package: Package) -> ServedModel:
         provider = self.provider
         if provider is None:
             wanted, available = self._config.server.providers, available_providers()
@@ -175,35 +167,10 @@ class Catalog:
         return ServedModel(
             file,
             len(self._served),
-            graphs,
-            contract,
+            package.graphs,
+            package.contract,
             self._table,
             self._config.model,
             provider,
             self._on_ended,
         )
-
-
-def read_graphs(folder: Path, step: onnx.ModelProto, contract: Contract) -> ModelGraphs:
-    """The step graph with those that its contract names beside it.
-
-    Raises:
-        ModelError: one cannot be read.
-    """
-    names = contract.message.graphs
-    return ModelGraphs(step, *(_read_graph(folder / name) if name else None for name in (names.prime, names.whole)))
-
-
-def _read_graph(path: Path) -> onnx.ModelProto:
-    try:
-        return onnx.load_from_string(path.read_bytes())
-    except (OSError, DecodeError) as error:
-        raise ModelError(Reason.MODEL_NOT_READY, _why(path, error)) from error
-
-
-def _why(path: Path, error: Exception) -> str:
-    if isinstance(error, OSError):
-        return f"{path.name} cannot be read: {error.strerror or error}"
-    if isinstance(error, DecodeError):
-        return f"{path.name} is not an ONNX file (truncated or corrupt): {error}"
-    return error.message if isinstance(error, EddyError) else str(error)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("service", "training", "clients")
+PARTS = ("inspection", "service", "training", "clients")
 COMMANDS = "src/eddy/commands"
 
 # A module imports modules of lower ranks only; equal ranks do not know each other.
@@ -31,7 +31,7 @@ RANKS = {
             ),
             ("vocabulary",),
             ("answer", "example", "graph", "sessions", "replies", "sources", "start"),
-            ("chunk", "selftest"),
+            ("chunk", "package", "selftest"),
             ("admission", "stats", "tick"),
             ("bulk", "engine", "queue"),
             ("scheduler",),
@@ -119,10 +119,14 @@ def test_a_library_stays_behind_its_fence(library: str) -> None:
         ("training", "eddy.service"),
         ("clients", "eddy.service"),
         ("clients", "eddy.training"),
+        ("inspection", "eddy.service"),
+        ("inspection", "eddy.training"),
+        ("inspection", "eddy.clients"),
+        ("clients", "eddy.inspection"),
     ],
 )
 def test_parts_do_not_know_each_other(part: str, stranger: str) -> None:
-    """Service, training and clients share the protocol and nothing else."""
+    """Service, training and clients share the protocol; the first two inspection, too; and nothing else."""
     strays = {path for path, tree in _modules(part) if any(_is_within(name, stranger) for name in _imports(tree))}
     assert not strays, f"{strays} import {stranger}"
 

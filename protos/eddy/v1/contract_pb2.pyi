@@ -62,7 +62,7 @@ class Normalization(_message.Message):
     def __init__(self, mean: _Optional[_Iterable[float]] = ..., scale: _Optional[_Iterable[float]] = ..., inside_graph: _Optional[bool] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
-    __slots__ = ("name", "dtype", "shape", "meaning", "unit", "range", "normalization", "axes")
+    __slots__ = ("name", "dtype", "shape", "meaning", "unit", "range", "normalization", "axes", "no_time_axis")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class TensorSpec(_message.Message):
     RANGE_FIELD_NUMBER: _ClassVar[int]
     NORMALIZATION_FIELD_NUMBER: _ClassVar[int]
     AXES_FIELD_NUMBER: _ClassVar[int]
+    NO_TIME_AXIS_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: DataType
     shape: _containers.RepeatedScalarFieldContainer[int]
@@ -79,7 +80,8 @@ class TensorSpec(_message.Message):
     range: ValueRange
     normalization: Normalization
     axes: _containers.RepeatedCompositeFieldContainer[AxisLabels]
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., meaning: _Optional[str] = ..., unit: _Optional[str] = ..., range: _Optional[_Union[ValueRange, _Mapping]] = ..., normalization: _Optional[_Union[Normalization, _Mapping]] = ..., axes: _Optional[_Iterable[_Union[AxisLabels, _Mapping]]] = ...) -> None: ...
+    no_time_axis: bool
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., meaning: _Optional[str] = ..., unit: _Optional[str] = ..., range: _Optional[_Union[ValueRange, _Mapping]] = ..., normalization: _Optional[_Union[Normalization, _Mapping]] = ..., axes: _Optional[_Iterable[_Union[AxisLabels, _Mapping]]] = ..., no_time_axis: _Optional[bool] = ...) -> None: ...
 
 class AxisLabels(_message.Message):
     __slots__ = ("name", "labels")
@@ -140,16 +142,20 @@ class Ports(_message.Message):
     def __init__(self, length: _Optional[str] = ..., flush: _Optional[str] = ..., emitted: _Optional[str] = ..., prime_length: _Optional[str] = ...) -> None: ...
 
 class Streaming(_message.Message):
-    __slots__ = ("streamable", "reason", "block_steps", "look_ahead_steps")
+    __slots__ = ("streamable", "reason", "block_steps", "look_ahead_steps", "run_rows", "max_run_steps")
     STREAMABLE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     BLOCK_STEPS_FIELD_NUMBER: _ClassVar[int]
     LOOK_AHEAD_STEPS_FIELD_NUMBER: _ClassVar[int]
+    RUN_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUN_STEPS_FIELD_NUMBER: _ClassVar[int]
     streamable: bool
     reason: str
     block_steps: int
     look_ahead_steps: int
-    def __init__(self, streamable: _Optional[bool] = ..., reason: _Optional[str] = ..., block_steps: _Optional[int] = ..., look_ahead_steps: _Optional[int] = ...) -> None: ...
+    run_rows: int
+    max_run_steps: int
+    def __init__(self, streamable: _Optional[bool] = ..., reason: _Optional[str] = ..., block_steps: _Optional[int] = ..., look_ahead_steps: _Optional[int] = ..., run_rows: _Optional[int] = ..., max_run_steps: _Optional[int] = ...) -> None: ...
 
 class Numerics(_message.Message):
     __slots__ = ("bitwise", "tolerance", "parity_max_difference", "runtime", "cpu", "batches", "chunk_steps")
@@ -212,7 +218,7 @@ class Training(_message.Message):
     def __init__(self, recipe: _Optional[str] = ..., data: _Optional[str] = ..., data_licence: _Optional[str] = ..., seed: _Optional[int] = ..., parameters: _Optional[int] = ..., framework: _Optional[str] = ..., figures: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ...) -> None: ...
 
 class ModelContract(_message.Message):
-    __slots__ = ("schema_version", "name", "task", "description", "inputs", "outputs", "states", "graphs", "ports", "streaming", "numerics", "vocabulary", "training", "family", "prime_inputs", "max_prime_steps", "source_vocabulary", "precision")
+    __slots__ = ("schema_version", "name", "task", "description", "inputs", "outputs", "states", "graphs", "ports", "streaming", "numerics", "vocabulary", "training", "family", "prime_inputs", "max_prime_steps", "source_vocabulary", "precision", "idle_timeout_seconds")
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -231,6 +237,7 @@ class ModelContract(_message.Message):
     MAX_PRIME_STEPS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_VOCABULARY_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    IDLE_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     name: str
     task: Task
@@ -249,4 +256,5 @@ class ModelContract(_message.Message):
     max_prime_steps: int
     source_vocabulary: Vocabulary
     precision: str
-    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., graphs: _Optional[_Union[Graphs, _Mapping]] = ..., ports: _Optional[_Union[Ports, _Mapping]] = ..., streaming: _Optional[_Union[Streaming, _Mapping]] = ..., numerics: _Optional[_Union[Numerics, _Mapping]] = ..., vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., family: _Optional[str] = ..., prime_inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., max_prime_steps: _Optional[int] = ..., source_vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., precision: _Optional[str] = ...) -> None: ...
+    idle_timeout_seconds: float
+    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., graphs: _Optional[_Union[Graphs, _Mapping]] = ..., ports: _Optional[_Union[Ports, _Mapping]] = ..., streaming: _Optional[_Union[Streaming, _Mapping]] = ..., numerics: _Optional[_Union[Numerics, _Mapping]] = ..., vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., family: _Optional[str] = ..., prime_inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., max_prime_steps: _Optional[int] = ..., source_vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., precision: _Optional[str] = ..., idle_timeout_seconds: _Optional[float] = ...) -> None: ...

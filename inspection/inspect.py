@@ -1,0 +1,48 @@
+"""Inspection: a recurrent ONNX graph of any origin becomes one that streams, or one that says why it does not.
+
+Owns the order of the steps. Must not know files, the service, or which runtime tries the graphs.
+
+Dimension key: B batch, T steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from eddy.inspection.program import Loader
+from eddy.inspection.report import Report
+from eddy.inspection.settings import Settings
+from eddy.v1 import contract_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A model, ready to be served.
+
+    Attributes:
+        report: what was found.
+        contract: as if the file had brought it; `contract.streaming.streamable` is the report's.
+        step: the step graph: inputs [B, T, ...], states [B, ...] -> outputs [B, T, ...], next states [B, ...], named
+            as the contract says; None where the model does not stream.
+        whole: inputs [B, T, ...] -> outputs [B, T', ...] of whole sequences, without states, for a model that does not
+            stream; None where it does.
+    """
+
+    report: Report
+    contract: contract_pb2.ModelContract
+    step: onnx.ModelProto | None
+    whole: onnx.ModelProto | None
+
+
+def inspect(model: onnx.ModelProto, load: Loader, settings: Settings, name: str) -> Inspection:
+    """Finds the states of `model`, tries whether it streams, and rewrites a copy of it into the form that is served.
+
+    Args:
+        model: with all of its data inside; it is not changed. load: runs graphs. name: of the model, for the contract.
+
+    Raises:
+        InspectionError: the settings do not fit the graph, or it cannot be run at all.
+    """
+    raise NotImplementedError
