@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from eddy.service.config import Config
+from eddy.service.entry import Entry, State
 from eddy.service.errors import ClientError, Detail, EddyError, ModelError, Reason
 from eddy.service.model import ModelFile, ServedModel
 from eddy.service.package import Package, Unreadable, read_package
@@ -23,20 +23,6 @@ from eddy.service.runtime import available_providers
 from eddy.service.sessions import SessionTable
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One version of one model: served, or refused with the reason.
-
-    Attributes:
-        load_seconds: time to load and test it.
-    """
-
-    file: ModelFile
-    model: ServedModel | None
-    error: EddyError | None
-    load_seconds: float
 
 
 class Catalog:
@@ -134,7 +120,7 @@ class Catalog:
     def _refused(file: ModelFile, why: str, seconds: float = 0.0) -> Entry:
         _LOG.error("model %s version %s is not served: %s", file.name, file.version, why)
         refusal = ModelError(Reason.MODEL_NOT_READY, f"model {file.name!r} version {file.version!r}: {why}")
-        return Entry(file, None, refusal, seconds)
+        return Entry(file, State.REFUSED, None, refusal, seconds)
 
     def _load(self, name: str, folder: Path) -> Entry:
         start = time.monotonic()
@@ -154,7 +140,7 @@ class Catalog:
         self._served.append(served)
         seconds = time.monotonic() - start
         _LOG.info("model %s version %s is ready after %.3f s", name, folder.name, seconds)
-        return Entry(served.file, served, None, seconds)
+        return Entry(served.file, State.READY, served, None, seconds)
 
     def _serve(self, file: ModelFile, package: Package) -> ServedModel:
         provider = self.provider

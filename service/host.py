@@ -20,6 +20,7 @@ from eddy.service.catalog import Catalog
 from eddy.service.chunk import Chunk
 from eddy.service.config import Config
 from eddy.service.dispatcher import Dispatcher
+from eddy.service.entry import Entry
 from eddy.service.errors import CapacityError, EddyError, Reason, invalid
 from eddy.service.model import ServedModel
 from eddy.service.sessions import NO_STREAM, SessionTable, route
@@ -93,6 +94,34 @@ class Host:
     def load(self) -> None:
         """Loads the models. May be called before there is an event loop."""
         self.catalog.load()
+
+    # Models
+
+    def repository_index(self) -> list[Entry]:
+        """Every version of every model that is known, whatever its state, by name and version."""
+        return list(self.catalog)
+
+    async def load_model(self, name: str) -> list[Entry]:
+        """Loads what lies in the model's folder and is not served; returns its entries, all of them ready.
+
+        A version whose files are those that are served stays as it is. What was served before goes on where its
+        files are not good.
+
+        Raises:
+            ClientError: UNKNOWN_MODEL, the repository has no such folder; ModelError: MODEL_NOT_READY, a version cannot
+                be served (others may be); CapacityError: DRAINING.
+        """
+        raise NotImplementedError
+
+    async def unload_model(self, name: str) -> list[Entry]:
+        """Opens no more sessions of any version of the model; returns its entries, none of them ready.
+
+        Sessions that are open go on. It stays unloaded until it is loaded again or its files change.
+
+        Raises:
+            ClientError: UNKNOWN_MODEL; CapacityError: DRAINING.
+        """
+        raise NotImplementedError
 
     def start(self) -> None:
         """Begins to run ticks and to expire idle sessions, on the running event loop."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eddy.service import codec
-from eddy.service.catalog import Entry
+from eddy.service.entry import Entry
 from eddy.service.host import Host
 from eddy.v1 import models_pb2
 

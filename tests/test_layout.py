@@ -36,6 +36,7 @@ RANKS = {
             ("bulk", "engine", "queue"),
             ("scheduler",),
             ("model",),
+            ("entry",),
             ("calls", "catalog", "dispatcher", "codec", "layout"),
             ("host",),
             ("coalescer", "generation", "model_calls", "session_calls", "unary"),
