@@ -18,8 +18,8 @@ from onnx import AttributeProto, GraphProto, NodeProto, helper, numpy_helper
 
 from eddy.inspection.errors import InspectionError
 
-# Bodies within bodies: what exporters write stays below ten; each level is one of ours on Python's stack.
-MAX_DEPTH = 32
+# Bodies within bodies: what exporters write stays below ten, and protobuf itself reads 33 at most.
+MAX_DEPTH = 24
 
 
 def bodies(node: NodeProto) -> list[tuple[str, GraphProto]]:
