@@ -1,0 +1,360 @@
+"""Axes: which axis of a graph's inputs and states is the batch, which is time, found by running the graph.
+
+Owns the candidates and the order they are tried in. Declared sizes and names only decide what is tried first. Must not
+know whether a model streams.
+
+A layout is right if the graph runs with sizes that occur nowhere else, every next state has its state's shape, and no
+row of the batch changes another.
+
+Dimension key: B batch, T steps.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from eddy.inspection.declared import Declared, Dim
+from eddy.inspection.layout import BATCH, BATCH_TIME, TIME, TIME_BATCH, VARIES, Axes, Layout, sizes
+from eddy.inspection.program import Program
+from eddy.inspection.trial import RunFailedError, Values, difference, draw, run, scale
+
+# Tried sizes of B; of T in turn, as graphs with convolutions need some length, and those with tables have a longest.
+_ROWS = (3, 5)
+_STEPS = ((7, 11), (37, 53), (131, 163))
+_MAX_TRIES = 300
+_MAX_SIZES = 24
+# Rows that do not know each other differ by rounding at most.
+_ROUNDING = 1e-4
+
+_BATCH_NAMES = ("batch", "bs", "n", "b", "num_seq", "nbatch")
+_TIME_NAMES = ("time", "seq", "step", "len", "frame", "t", "l", "s", "token", "word", "sample")
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """What is laid out: data inputs, states, and the outputs.
+
+    Attributes:
+        nexts: state input -> output; known: the batch axes of states that are known.
+        limits: integer inputs -> the values that they may have; sizes: sizes that the graph's weights have.
+    """
+
+    inputs: tuple[Declared, ...]
+    states: tuple[Declared, ...]
+    outputs: tuple[Declared, ...]
+    nexts: Mapping[str, str]
+    known: Mapping[str, int]
+    limits: Mapping[str, tuple[int, int]]
+    sizes: tuple[int, ...]
+    wanted: Mapping[str, Axes]
+
+
+def find_layouts(program: Program, ports: Ports) -> Iterator[Layout]:
+    """The layouts that are right, best first.
+
+    Args:
+        program: of the graph without its declarations.
+    """
+    for steps in _STEPS:
+        found = False
+        for inputs, states in islice(_combinations(ports), _MAX_TRIES):
+            layout = _try(program, ports, inputs, states, steps)
+            if layout is not None:
+                found = True
+                yield layout
+        if found or not any(port.dims for port in ports.inputs):
+            return
+
+
+def feed_of(ports: Ports, layout: Layout, rows: int, steps: int, generator: np.random.Generator) -> Values:
+    """Random inputs, and states: floating ones random, others zero."""
+    feed: Values = {}
+    for port in ports.inputs:
+        shape = sizes(layout.inputs[port.name], rows, steps)
+        feed[port.name] = draw(generator, port.dtype, shape, ports.limits.get(port.name, (0, 1)))
+    for port in ports.states:
+        shape = sizes(layout.states[port.name], rows, steps)
+        is_float = port.dtype.kind == "f"
+        feed[port.name] = 0.5 * draw(generator, port.dtype, shape) if is_float else np.zeros(shape, port.dtype)
+        feed[port.name] = feed[port.name].astype(port.dtype)
+    return feed
+
+
+# Candidates
+
+
+def _combinations(ports: Ports) -> Iterator[tuple[dict[str, Axes], dict[str, Axes]]]:
+    """Axes of all inputs and states, the likeliest first; what is declared alike is laid out alike."""
+    groups: dict[object, list[str]] = {}
+    choices: dict[object, list[tuple[float, Axes]]] = {}
+    shared = _shared_names(ports)
+    for port in ports.inputs:
+        key: object = (True, port.dims, port.dtype.kind == "f", ports.wanted.get(port.name))
+        groups.setdefault(key, []).append(port.name)
+        choices[key] = _input_choices(port, ports, shared)
+    for port in ports.states:
+        key = (False, port.dims, ports.known.get(port.name), ports.wanted.get(port.name))
+        groups.setdefault(key, []).append(port.name)
+        choices[key] = _state_choices(port, ports, shared)
+    given = {port.name for port in ports.inputs}
+    keys = list(groups)
+    if not all(choices[key] for key in keys):
+        return
+    heap: list[tuple[float, tuple[int, ...]]] = [(sum(choices[key][0][0] for key in keys), (0,) * len(keys))]
+    seen = {heap[0][1]}
+    while heap:
+        _, indices = heapq.heappop(heap)
+        chosen = {
+            name: choices[key][index][1] for key, index in zip(keys, indices, strict=True) for name in groups[key]
+        }
+        yield (
+            {name: axes for name, axes in chosen.items() if name in given},
+            {name: axes for name, axes in chosen.items() if name not in given},
+        )
+        for place, key in enumerate(keys):
+            following = (*indices[:place], indices[place] + 1, *indices[place + 1 :])
+            if following[place] < len(choices[key]) and following not in seen and len(seen) < 4 * _MAX_TRIES:
+                seen.add(following)
+                cost = sum(choices[key][index][0] for key, index in zip(keys, following, strict=True))
+                heapq.heappush(heap, (cost, following))
+
+
+def _shared_names(ports: Ports) -> frozenset[str]:
+    """Names of free sizes that inputs and states have in common: those of the batch."""
+    of_inputs = {dim for port in ports.inputs for dim in port.dims or () if isinstance(dim, str)}
+    of_states = {dim for port in ports.states for dim in port.dims or () if isinstance(dim, str)}
+    return frozenset(of_inputs & of_states)
+
+
+def _is_called(dim: Dim, words: Sequence[str]) -> bool:
+    if not isinstance(dim, str):
+        return False
+    name = dim.lower()
+    return any(name == word or (len(word) > 2 and word in name) for word in words)
+
+
+def _batch_cost(dim: Dim, shared: frozenset[str]) -> float:
+    """How unlikely it is that a declared axis is the batch."""
+    if isinstance(dim, int):
+        return 2.0 if dim == 1 else 30.0
+    cost = 1.0 if dim is None else 0.5
+    if dim in shared or _is_called(dim, _BATCH_NAMES):
+        cost -= 4.0
+    elif _is_called(dim, _TIME_NAMES):
+        cost += 6.0
+    return cost
+
+
+def _time_cost(dim: Dim, axis: int, port: Declared, shared: frozenset[str]) -> float:
+    """How unlikely it is that a declared axis is time."""
+    assert port.dims is not None, "the ranks of inputs are known"
+    if isinstance(dim, int):
+        # A file of a traced example says its length; what is as wide as it says is more often a row of features.
+        is_inner = axis + 1 < len(port.dims) or port.dtype.kind != "f"
+        return 3.0 if dim == 1 else 12.0 if is_inner else 60.0
+    cost = 1.0 if dim is None else 0.5
+    if dim in shared or _is_called(dim, _BATCH_NAMES):
+        cost += 6.0
+    elif _is_called(dim, _TIME_NAMES):
+        cost -= 4.0
+    return cost
+
+
+_NO_BATCH = 31.0
+_NO_TIME = 15.0
+
+
+def _input_choices(port: Declared, ports: Ports, shared: frozenset[str]) -> list[tuple[float, Axes]]:
+    if port.name in ports.wanted:
+        return [(0.0, ports.wanted[port.name])]
+    assert port.dims is not None, "the ranks of inputs are known"
+    rank = len(port.dims)
+    found: list[tuple[float, Axes]] = []
+    for batch in (*range(rank), None):
+        for time in (*range(rank), None):
+            if batch is not None and batch == time:
+                continue
+            cost = _NO_BATCH if batch is None else _batch_cost(port.dims[batch], shared) + 0.3 * batch
+            cost += _NO_TIME if time is None else _time_cost(port.dims[time], time, port, shared) + 0.2 * time
+            roles = {batch: BATCH, time: TIME}
+            roles.pop(None, None)
+            found += _filled(port.dims, {axis: role for axis, role in roles.items() if axis is not None}, cost, ports)
+    return sorted(found, key=lambda choice: choice[0])[:64]
+
+
+def _state_choices(port: Declared, ports: Ports, shared: frozenset[str]) -> list[tuple[float, Axes]]:
+    if port.name in ports.wanted:
+        return [(0.0, ports.wanted[port.name])]
+    assert port.dims is not None, "the ranks of inputs are known"
+    if port.name in ports.known:
+        return _filled(port.dims, {ports.known[port.name]: BATCH}, 0.0, ports)
+    found = _filled(port.dims, {}, _NO_BATCH / 2, ports)
+    for axis, dim in enumerate(port.dims):
+        # A recurrent node's states are [L * D, B, H].
+        habit = 0.0 if axis == (1 if len(port.dims) == 3 else 0) else 0.3 + 0.1 * axis
+        found += _filled(port.dims, {axis: BATCH}, _batch_cost(dim, shared) + habit, ports)
+    return sorted(found, key=lambda choice: choice[0])[:64]
+
+
+def _filled(dims: tuple[Dim, ...], roles: Mapping[int, str], cost: float, ports: Ports) -> list[tuple[float, Axes]]:
+    """Axes without a role get the declared size; where there is none, sizes that the weights have are tried."""
+    free = [axis for axis, dim in enumerate(dims) if axis not in roles and not isinstance(dim, int)]
+    if len(free) > 1:
+        return []
+    found: list[tuple[float, Axes]] = []
+    for index, size in enumerate(ports.sizes[:_MAX_SIZES] if free else (0,)):
+        axes: list[str | int] = []
+        for axis, dim in enumerate(dims):
+            role = roles.get(axis)
+            axes.append(role if role is not None else dim if isinstance(dim, int) else size)
+        found.append((cost + (8.0 + 0.1 * index if free else 0.0), tuple(axes)))
+    return found
+
+
+# Trying
+
+
+def _try(
+    program: Program, ports: Ports, inputs: dict[str, Axes], states: dict[str, Axes], steps: tuple[int, int]
+) -> Layout | None:
+    """The layout with these axes, if it is right."""
+    guess = Layout(inputs, states, {})
+    every = [*inputs.values(), *states.values()]
+    has_batch, has_time = any(BATCH in axes for axes in every), any(TIME in axes for axes in inputs.values())
+    if has_batch and not all(BATCH in axes for axes in states.values()):
+        return None
+    names = [port.name for port in ports.outputs]
+    generator = np.random.default_rng(0)
+    shapes = {}
+    try:
+        cases = [(_ROWS[0], steps[0])]
+        cases += [(_ROWS[1], steps[0])] if has_batch else []
+        cases += [(_ROWS[0], steps[1])] if has_time else []
+        for rows, length in cases:
+            feed = feed_of(ports, guess, rows, length, generator)
+            found = run(program, names, feed)
+            shapes[rows, length] = {name: value.shape for name, value in found.items()}
+            if any(found[after].shape != feed[before].shape for before, after in ports.nexts.items()):
+                return None
+        outputs = _output_axes(ports, shapes, steps, has_batch=has_batch, has_time=has_time)
+        if outputs is None:
+            return None
+        layout = Layout(inputs, states, outputs)
+        if has_batch and not _rows_are_apart(program, ports, layout, steps[0]):
+            return None
+    except RunFailedError:
+        return None
+    return _with_fixed_axes(layout, has_batch=has_batch, has_time=has_time)
+
+
+def _output_axes(
+    ports: Ports,
+    shapes: Mapping[tuple[int, int], Mapping[str, tuple[int, ...]]],
+    steps: tuple[int, int],
+    *,
+    has_batch: bool,
+    has_time: bool,
+) -> dict[str, Axes] | None:
+    """What each axis of the outputs follows; None where a rank does."""
+    first = shapes[_ROWS[0], steps[0]]
+    more_rows = shapes.get((_ROWS[1], steps[0]), first)
+    longer = shapes.get((_ROWS[0], steps[1]), first)
+    found: dict[str, Axes] = {}
+    for name, shape in first.items():
+        if name in ports.nexts.values():
+            continue
+        if not len(shape) == len(more_rows[name]) == len(longer[name]):
+            return None
+        axes: list[str | int] = []
+        for size, wide, long in zip(shape, more_rows[name], longer[name], strict=True):
+            if (size, wide, long) == (_ROWS[0], _ROWS[1], _ROWS[0]) and has_batch:
+                axes.append(BATCH)
+            elif (size, wide, long) == (steps[0], steps[0], steps[1]) and has_time:
+                axes.append(TIME)
+            elif size == wide == long:
+                axes.append(size)
+            elif size == wide:
+                axes.append(VARIES)
+            elif (size, wide, long) == tuple(
+                rows * length for rows, length in ((_ROWS[0], steps[0]), (_ROWS[1], steps[0]), (_ROWS[0], steps[1]))
+            ):
+                axes.append(BATCH_TIME)
+            else:
+                return None
+        if has_batch and not {BATCH, BATCH_TIME} & {*axes}:
+            return None
+        found[name] = tuple(axes)
+    return found
+
+
+def _rows_are_apart(program: Program, ports: Ports, layout: Layout, steps: int) -> bool:
+    """Other values in row 1 change no other row; settles which of batch and time is slower in an axis of both."""
+    rows = _ROWS[0]
+    generator = np.random.default_rng(1)
+    feed, other = (feed_of(ports, layout, rows, steps, generator) for _ in range(2))
+    every = {**layout.inputs, **layout.states}
+    mixed = dict(feed)
+    for name, axes in every.items():
+        if BATCH in axes:
+            mixed[name] = feed[name].copy()
+            place = (slice(None),) * axes.index(BATCH) + (1,)
+            mixed[name][place] = other[name][place]
+    names = [port.name for port in ports.outputs]
+    before, after = run(program, names, feed), run(program, names, mixed)
+    results = {**layout.outputs, **{ports.nexts[name]: axes for name, axes in layout.states.items()}}
+    for name, axes in results.items():
+        if BATCH_TIME in axes:
+            order = _order(before[name], after[name], axes.index(BATCH_TIME), rows, steps)
+            if order is None:
+                return False
+            assert isinstance(layout.outputs, dict), "it was made here"
+            layout.outputs[name] = tuple(order if axis == BATCH_TIME else axis for axis in axes)
+            continue
+        if not _same_rows(before[name], after[name], axes.index(BATCH), rows):
+            return False
+    return True
+
+
+def _same_rows(before: np.ndarray, after: np.ndarray, axis: int, rows: int) -> bool:
+    """All rows but row 1 are the same."""
+    kept = [row for row in range(rows) if row != 1]
+    first, second = before.take(kept, axis), after.take(kept, axis)
+    return difference(first, second) <= _ROUNDING * scale(first)
+
+
+def _order(before: np.ndarray, after: np.ndarray, axis: int, rows: int, steps: int) -> str | None:
+    """Which of batch and time is slower in an axis of both."""
+    for order, shape, batch in ((BATCH_TIME, (rows, steps), axis), (TIME_BATCH, (steps, rows), axis + 1)):
+        full = (*before.shape[:axis], *shape, *before.shape[axis + 1 :])
+        if _same_rows(before.reshape(full), after.reshape(full), batch, rows):
+            return order
+    return None
+
+
+def _with_fixed_axes(layout: Layout, *, has_batch: bool, has_time: bool) -> Layout:
+    """Where there is no batch or time axis, axes of size 1 where one would be stand for it."""
+    inputs, states, outputs = dict(layout.inputs), dict(layout.states), dict(layout.outputs)
+    if not has_batch:
+        inputs = {name: _mark(axes, BATCH, range(len(axes) - 1)) for name, axes in inputs.items()}
+        outputs = {name: _mark(axes, BATCH, range(len(axes) - 1)) for name, axes in outputs.items()}
+        places = {name: (1, 0) if len(axes) == 3 else range(len(axes)) for name, axes in states.items()}
+        states = {name: _mark(axes, BATCH, places[name]) for name, axes in states.items()}
+    if not has_time:
+        for tensors in (inputs, outputs):
+            for name, axes in tensors.items():
+                if BATCH in axes and len(axes) > 2:
+                    tensors[name] = _mark(axes, TIME, [axis for axis in (0, 1) if axes[axis] != BATCH])
+    return Layout(inputs, states, outputs, None if has_batch else 1, None if has_time else 1)
+
+
+def _mark(axes: Axes, role: str, places: Sequence[int]) -> Axes:
+    """The first of `places` that has size 1 gets the role."""
+    for place in places:
+        if axes[place] == 1:
+            return (*axes[:place], role, *axes[place + 1 :])
+    return axes
