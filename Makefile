@@ -75,6 +75,9 @@ protos: $(VENV)/.dev  ## generated code beside the .proto files
 	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. eddy/v1/*.proto
 	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I. --grpc_python_out=. \
 		eddy/v1/inference.proto eddy/v1/generation.proto eddy/v1/sessions.proto eddy/v1/models.proto
+	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. inference/grpc_service.proto
+	sed -i.bak 's/_descriptor_pool.Default()/_descriptor_pool.DescriptorPool()/' protos/inference/grpc_service_pb2.py
+	rm protos/inference/grpc_service_pb2.py.bak
 
 # Docker's format: the OCI one has no health check. Only Docker knows no --format.
 image:  ## container image eddy:VERSION-EXTRA; EXTRA=gpu for NVIDIA GPUs

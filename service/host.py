@@ -84,6 +84,7 @@ class Host:
         self._sweeper: asyncio.Task[None] | None = None
         self._ended_listeners: dict[int, Callable[[np.ndarray, EddyError], None]] = {}
         self._next_stream = NO_STREAM + 1
+        self._num_owners = 0
         self.is_draining = False
         self.num_expired = 0
         # Refused requests and rows, by reason; counted where they are answered.
@@ -163,7 +164,12 @@ class Host:
     @property
     def num_streams(self) -> int:
         """Streams that are open."""
-        return len(self._ended_listeners)
+        return len(self._ended_listeners) - self._num_owners
+
+    def add_owner(self, on_ended: Callable[[np.ndarray, EddyError], None]) -> int:
+        """The same for an owner of sessions that is no stream and never goes: a front door that keeps them itself."""
+        self._num_owners += 1
+        return self.add_stream(on_ended)
 
     def add_stream(self, on_ended: Callable[[np.ndarray, EddyError], None]) -> int:
         """A number for a new stream; `on_ended` is told the handles of its sessions that the server ends."""
@@ -327,6 +333,14 @@ class Host:
             CapacityError: QUEUE_FULL or DRAINING.
         """
         self.refuse_if_draining()
+        self.submit_accepted(model, chunk)
+
+    def submit_accepted(self, model: ServedModel, chunk: Chunk) -> None:
+        """Queues a chunk of a request that was accepted before, so that it is carried out while the server drains.
+
+        Raises:
+            CapacityError: QUEUE_FULL.
+        """
         model.scheduler.queue.submit(chunk)
         self.dispatcher.notify(model)
 

@@ -175,6 +175,7 @@ def totals(host: Host, *, is_ready: bool) -> Totals:
             kept_reply_bytes=model.replies.held_bytes,
             num_forgotten=model.replies.num_forgotten,
             num_generated_tokens=model.stats.num_generated_tokens,
+            num_restarted_sequences=model.stats.num_restarted_sequences,
             tick_rows=model.stats.tick_rows,
             queue_delay=model.stats.queue_delay,
             latency=model.stats.latency,

@@ -39,6 +39,7 @@ class ModelTotals:
     kept_reply_bytes: int
     num_forgotten: int
     num_generated_tokens: int
+    num_restarted_sequences: int
     tick_rows: Histogram
     queue_delay: Histogram
     latency: Histogram
@@ -89,6 +90,10 @@ _MODEL_COUNTERS = {
     "num_replayed": ("eddy_replayed_chunks", "Repeated chunks of sessions answered from their kept reply."),
     "num_forgotten": ("eddy_forgotten_replies", "Kept replies given up for want of memory."),
     "num_generated_tokens": ("eddy_generated_tokens", "Tokens sampled by the server."),
+    "num_restarted_sequences": (
+        "eddy_restarted_sequences",
+        "Live sequences of the Open Inference Protocol that a START began anew.",
+    ),
 }
 _MODEL_HISTOGRAMS = {
     "tick_rows": ("eddy_tick_rows", "Batch size: rows of a tick."),

@@ -1,4 +1,4 @@
-"""The gRPC server: binds the services of `eddy.v1`, health and reflection to the host.
+"""The gRPC server: binds the services of `eddy.v1`, the Open Inference Protocol, health and reflection to the host.
 
 Owns the listening port, the unary calls and the shutdown. Must not know ticks or states. Requests arrive as bytes and
 are parsed here, so that garbage is answered with a typed error.
@@ -13,16 +13,19 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_status import rpc_status
 
+from eddy.oip import grpc_service_pb2
 from eddy.service import codec, unary
 from eddy.service.calls import CallCounter
 from eddy.service.certificates import CertificateFiles
 from eddy.service.coalescer import Coalescer
 from eddy.service.config import Config
+from eddy.service.connection import Connection
 from eddy.service.credentials import server_credentials
 from eddy.service.errors import EddyError, Reason, ServerBug
 from eddy.service.generate import GenerateCall
@@ -30,6 +33,8 @@ from eddy.service.host import Host
 from eddy.service.infer import InferCall
 from eddy.service.layout import Layouts
 from eddy.service.model_calls import ModelCalls
+from eddy.service.oip_calls import SERVICE as OIP_SERVICE
+from eddy.service.oip_calls import InferenceCalls
 from eddy.service.session_calls import SessionCalls
 from eddy.service.stream import StreamConnection
 from eddy.v1 import generation_pb2, inference_pb2, models_pb2, sessions_pb2
@@ -38,9 +43,6 @@ _LOG = logging.getLogger(__name__)
 
 _Request = TypeVar("_Request", bound=Message)
 
-_MAX_PAGE = 1000
-_DEFAULT_PAGE = 100
-
 
 def _is_no_hang_up(record: logging.LogRecord) -> bool:
     """A filter of gRPC's log: it writes a traceback for every answer whose client has hung up, which is no error."""
@@ -48,6 +50,23 @@ def _is_no_hang_up(record: logging.LogRecord) -> bool:
     if is_hang_up:
         _LOG.debug("a client hung up before its answer: %s", record.getMessage())
     return not is_hang_up
+
+
+def _descriptors() -> DescriptorPool:
+    """All that reflection tells of; the Open Inference Protocol's messages have a pool of their own elsewhere."""
+    pool, known = DescriptorPool(), set()
+
+    def add(file: Any) -> None:
+        if file.name not in known:
+            known.add(file.name)
+            for needed in file.dependencies:
+                add(needed)
+            pool.AddSerializedFile(file.serialized_pb)
+
+    modules = (inference_pb2, generation_pb2, sessions_pb2, models_pb2, health_pb2, reflection_pb2, grpc_service_pb2)
+    for module in modules:
+        add(module.DESCRIPTOR)
+    return pool
 
 
 class PortInUse(Exception):
@@ -69,10 +88,12 @@ class Server:
         self._server: Any = None
         self._health = health.aio.HealthServicer()
         # Changed only on the event loop.
-        self._connections: set[StreamConnection] = set()
+        self._connections: set[Connection] = set()
         self._layouts = Layouts()
         self._responses = codec.StepResponses()
         self._coalescer = Coalescer(host, self._layouts, self._responses)
+        self._oip = InferenceCalls(host, self._connections)
+        self._descriptors = _descriptors()
         self.port = 0
 
     async def start(self) -> None:
@@ -178,6 +199,7 @@ class Server:
                 "ListModels": call(models_pb2.ListModelsRequest, models.list),
                 "GetModel": call(models_pb2.GetModelRequest, models.get),
             },
+            OIP_SERVICE: self._oip.handlers(),
         }
 
     def _unary(self, request_type: type[Message], method: Callable[[Any], Awaitable[Message]]) -> Any:
@@ -210,7 +232,7 @@ class Server:
 
     async def _reflect(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Message]:
         names = (*self._own_methods(), health.SERVICE_NAME, reflection.SERVICE_NAME)
-        servicer = reflection.aio.ReflectionServicer(names)
+        servicer = reflection.aio.ReflectionServicer(names, self._descriptors)
 
         async def parsed() -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
             async for data in requests:

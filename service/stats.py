@@ -39,19 +39,33 @@ class ModelStats:
         run_time: seconds inside ONNX Runtime, a tick.
         time_to_first_token: seconds from a request to generate until its first token, a request.
         num_generated_tokens: tokens that were sampled by the server.
+        rows_run: B -> ticks of so many rows and their seconds inside ONNX Runtime.
+        last_answered: when a request was last answered after a run, monotonic seconds; 0 before the first.
+        num_whole_requests, whole_seconds: requests of the Open Inference Protocol for whole sequences, and their time
+            from arrival to answer.
+        num_failed_requests, failure_seconds: the same of requests of that protocol that were answered with an error.
+        num_restarted_sequences: live sequences of the Open Inference Protocol that a START began anew.
         num_opened_sessions: sessions that were opened; num_ended_sessions: sessions that ended, by CLOSE, EXPIRE or
             FAIL.
     """
 
     __slots__ = (
+        "_alone",
+        "failure_seconds",
+        "last_answered",
         "latency",
         "num_ended_sessions",
+        "num_failed_requests",
         "num_generated_tokens",
         "num_opened_sessions",
+        "num_restarted_sequences",
+        "num_whole_requests",
         "queue_delay",
+        "rows_run",
         "run_time",
         "tick_rows",
         "time_to_first_token",
+        "whole_seconds",
     )
 
     def __init__(self) -> None:
@@ -63,6 +77,14 @@ class ModelStats:
         self.time_to_first_token = Histogram(FIRST_TOKEN_BOUNDS)
         self.num_generated_tokens = 0
         self.num_opened_sessions = 0
+        self.num_restarted_sequences = 0
+        self.num_failed_requests = 0
+        self.failure_seconds = 0.0
+        self.num_whole_requests = 0
+        self.whole_seconds = 0.0
+        self.last_answered = 0.0
+        self._alone: list[float] = [0, 0.0]
+        self.rows_run: dict[int, list[float]] = {1: self._alone}
         self.num_ended_sessions = {Event.CLOSE: 0, Event.EXPIRE: 0, Event.FAIL: 0}
 
     def observe_lone(self, arrival: float, started: float, answered: float, run_seconds: float) -> None:
@@ -81,16 +103,24 @@ class ModelStats:
         latencies.total += latency
         runs.counts[bisect_left(RUN_BOUNDS, run_seconds)] += 1
         runs.total += run_seconds
+        alone = self._alone
+        alone[0] += 1
+        alone[1] += run_seconds
+        self.last_answered = answered
 
     def observe_tick(self, num_rows: int, run_seconds: float) -> None:
         """A tick of B = `num_rows` ran, `run_seconds` of it inside ONNX Runtime."""
         self.tick_rows.observe(num_rows)
         self.run_time.observe(run_seconds)
+        ran = self.rows_run.setdefault(num_rows, [0, 0.0])
+        ran[0] += 1
+        ran[1] += run_seconds
 
     def observe_chunks(self, chunks: Sequence[Chunk], started: float, answered: float) -> None:
         """Each of `chunks` was carried out by one tick, which began at `started` and is answered; monotonic seconds."""
         delays, latencies, bounds, search = self.queue_delay.counts, self.latency.counts, DELAY_BOUNDS, bisect_left
         waited, num_requests = 0.0, 0
+        self.last_answered = answered
         for chunk in chunks:
             arrival = chunk.arrival
             delay = started - arrival
@@ -111,7 +141,14 @@ class ModelStats:
             if chunk.done_steps == num_steps:
                 self.queue_delay.observe(started - chunk.arrival, chunk.num_requests)
             if chunk.is_answered:
+                self.last_answered = answered
                 self.latency.observe(answered - chunk.arrival, chunk.num_requests)
+
+    def observe_whole(self, seconds: float, answered: float) -> None:
+        """A request for whole sequences was answered at `answered`, monotonic, `seconds` after it came."""
+        self.num_whole_requests += 1
+        self.whole_seconds += seconds
+        self.last_answered = answered
 
 
 class CallStats:
