@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from importlib import metadata
 
 from eddy.oip import grpc_service_pb2 as oip
-from eddy.service.catalog import Entry
+from eddy.service.entry import Entry
 from eddy.service.host import Host
 from eddy.service.model import ServedModel
 from eddy.service.oip_infer import Inference
