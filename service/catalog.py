@@ -18,7 +18,7 @@ from eddy.service.entry import Entry, State
 from eddy.service.errors import ClientError, Detail, EddyError, ModelError, Reason
 from eddy.service.model import ModelFile, ServedModel
 from eddy.service.package import Package, Unreadable, read_package
-from eddy.service.repository import model_folders, version_folders
+from eddy.service.repository import model_folders, model_name, version_folders, version_name
 from eddy.service.runtime import available_providers
 from eddy.service.sessions import SessionTable
 
@@ -53,7 +53,7 @@ class Catalog:
             RepositoryError: the folder is missing, empty or not readable.
         """
         for folder in model_folders(Path(self._config.server.model_repository)):
-            self._entries[folder.name] = {entry.file.version: entry for entry in self._load_versions(folder)}
+            self._entries[model_name(folder)] = {entry.file.version: entry for entry in self._load_versions(folder)}
 
     def __iter__(self) -> Iterator[Entry]:
         for versions in list(self._entries.values()):  # /metrics may ask while models load.
@@ -106,15 +106,16 @@ class Catalog:
         return entry.model
 
     def _load_versions(self, folder: Path) -> Iterator[Entry]:
+        name = model_name(folder)
         try:
             versions = version_folders(folder)
         except OSError as error:
-            yield self._refused(ModelFile(folder.name, "", ""), f"the folder cannot be read: {error.strerror or error}")
+            yield self._refused(ModelFile(name, "", ""), f"the folder cannot be read: {error.strerror or error}")
             return
         if not versions:
-            yield self._refused(ModelFile(folder.name, "", ""), "the folder holds no version, expected 1/model.onnx")
+            yield self._refused(ModelFile(name, "", ""), "the folder holds no version, expected 1/model.onnx")
         for version in versions:
-            yield self._load(folder.name, version)
+            yield self._load(name, version)
 
     @staticmethod
     def _refused(file: ModelFile, why: str, seconds: float = 0.0) -> Entry:
@@ -122,24 +123,26 @@ class Catalog:
         refusal = ModelError(Reason.MODEL_NOT_READY, f"model {file.name!r} version {file.version!r}: {why}")
         return Entry(file, State.REFUSED, None, refusal, seconds)
 
-    def _load(self, name: str, folder: Path) -> Entry:
+    def _load(self, name: str, place: Path) -> Entry:
         start = time.monotonic()
-        digest = ""
+        digest, version = "", version_name(place)
         try:
-            package = read_package(folder)
+            package = read_package(place, self._config.inspection)
             digest = package.digest
-            served = self._serve(ModelFile(name, folder.name, digest), package)
+            served = self._serve(ModelFile(name, version, digest), package)
         except Unreadable as error:
-            return self._refused(ModelFile(name, folder.name, error.digest), str(error), time.monotonic() - start)
+            return self._refused(ModelFile(name, version, error.digest), str(error), time.monotonic() - start)
         except ModelError as error:
-            return self._refused(ModelFile(name, folder.name, digest), error.message, time.monotonic() - start)
+            return self._refused(ModelFile(name, version, digest), error.message, time.monotonic() - start)
         except Exception as error:  # noqa: BLE001  the root of one model's loading: the others are served
-            _LOG.exception("model %s version %s does not load", name, folder.name)
+            _LOG.exception("model %s version %s does not load", name, version)
             why = f"it does not load: {type(error).__name__}: {error}"
-            return self._refused(ModelFile(name, folder.name, digest), why, time.monotonic() - start)
+            return self._refused(ModelFile(name, version, digest), why, time.monotonic() - start)
         self._served.append(served)
         seconds = time.monotonic() - start
-        _LOG.info("model %s version %s is ready after %.3f s", name, folder.name, seconds)
+        for warning in package.warnings:
+            _LOG.warning("model %s version %s: %s", name, version, warning)
+        _LOG.info("model %s version %s is ready after %.3f s", name, version, seconds)
         return Entry(served.file, State.READY, served, None, seconds)
 
     def _serve(self, file: ModelFile, package: Package) -> ServedModel:
