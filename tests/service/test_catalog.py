@@ -49,6 +49,13 @@ def _with_metadata(text: str) -> onnx.ModelProto:
     return model
 
 
+def _with_custom_operator() -> onnx.ModelProto:
+    """A graph without a contract that nobody can run."""
+    model = HISTORY.graph()
+    model.graph.node[0].op_type, model.graph.node[0].domain = "Magic", "my.ops"
+    return model
+
+
 def _set_range(contract: contract_pb2.ModelContract) -> None:
     contract.inputs[0].range.minimum, contract.inputs[0].range.maximum = 5, 3
 
@@ -103,7 +110,7 @@ def _give_both_graphs(contract: contract_pb2.ModelContract) -> None:
 
 
 _BROKEN: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
-    "no-contract": (HISTORY.graph, "carries no contract"),
+    "no-contract": (_with_custom_operator, "carries no contract, and inspection refuses it: the Magic of"),
     "contract-not-json": (lambda: _with_metadata("{"), "is not readable"),
     "contract-with-unknown-key": (lambda: _with_metadata('{"colour": 1}'), "is not readable"),
     "contract-of-another-type": (lambda: _with_metadata("[1]"), "is not readable"),
@@ -323,7 +330,7 @@ def test_the_latest_version_that_is_ready(tmp_path: Path) -> None:
 def test_clients_see_what_is_not_ready(tmp_path: Path) -> None:
     """ListModels, GetModel and health tell ready models from others, with the reason."""
     write_model(tmp_path, "history")
-    write_model(tmp_path, "bare", model=HISTORY.graph())
+    write_model(tmp_path, "bare", model=_with_custom_operator())
 
     async def scenario() -> None:
         async with serve(configure(tmp_path)) as loopback, loopback.stream() as stream:
