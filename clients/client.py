@@ -157,7 +157,7 @@ class Client(UnaryCalls):
         request = inference_pb2.StreamRequest(attach=inference_pb2.AttachSession(session_id=session_id))
         stream = self._stream()
         attached = (await stream.request(request)).attached
-        group = await self._catalog.group(attached.model, attached.version, attached.limits)
+        group = await self._catalog.group(attached.model, attached.version, attached.package_digest, attached.limits)
         grant = SessionGrant(
             session_id,
             attached.handle,
@@ -259,18 +259,19 @@ class Client(UnaryCalls):
         opening = stream.post(request)
         try:
             opened = (await opening).opened
-            return opened, stream, await self._catalog.group(opened.model, opened.version, opened.limits)
+            group = await self._catalog.group(opened.model, opened.version, opened.package_digest, opened.limits)
         except BaseException:  # Also a cancelled task: nobody has these sessions.
             if opening.done() and not opening.cancelled() and opening.exception() is None:
                 stream.discard(opening.result().opened.handles)
             raise
+        return opened, stream, group
 
     async def _write_start(
         self, request: inference_pb2.OpenSessions | generation_pb2.NewSession, begin: Callable[[Signature], Start]
     ) -> None:
         """What the sessions begin with, by the contract of the version that is opened then."""
-        served = await self._catalog.served(request.model, request.version)
-        request.version = served.status.version
+        served = await self._catalog.latest(request.model, request.version)
+        request.version, request.package_digest = served.status.version, served.status.package_digest
         begin(Signature(served.contract)).write(request)
         size, most = request.ByteSize() + MESSAGE_OVERHEAD_BYTES, served.limits.max_message_bytes
         if size > most:  # The server would end the stream, and with it everybody's.

@@ -57,6 +57,10 @@ class ServerBusy(EddyError):
     """The server is full, draining or too slow; the same request may succeed later or elsewhere."""
 
 
+class NotAllowed(EddyError):
+    """The operator of the server does not allow this call."""
+
+
 class ModelUnavailable(EddyError):
     """The model is not ready, or failed."""
 
@@ -94,7 +98,7 @@ def invalid(reason: str, field: str, received: object, expected: object) -> Inva
 
 
 _PREFIX = "ERROR_REASON_"
-_ENDED = {"SESSION_EXPIRED", "SESSION_CLOSED", "UNKNOWN_SESSION", "MODEL_FAILED"}
+_ENDED = {"SESSION_EXPIRED", "SESSION_CLOSED", "UNKNOWN_SESSION", "MODEL_FAILED", "MODEL_RETIRED"}
 _KINDS: dict[str, type[EddyError]] = {
     **dict.fromkeys(
         (
@@ -126,6 +130,7 @@ _KINDS: dict[str, type[EddyError]] = {
     "FENCED": Fenced,
     **dict.fromkeys(("TOO_MANY_SESSIONS", "QUEUE_FULL", "DRAINING", "DEADLINE_EXCEEDED"), ServerBusy),
     "MODEL_NOT_READY": ModelUnavailable,
+    "LOAD_CONTROL_OFF": NotAllowed,
 }
 
 

@@ -64,6 +64,14 @@ class SyncClient:
         """As `Client.models`."""
         return self.call(self._client.models)
 
+    def load_model(self, model: str) -> list[models_pb2.ModelStatus]:
+        """As `Client.load_model`."""
+        return self.call(lambda: self._client.load_model(model))
+
+    def unload_model(self, model: str) -> list[models_pb2.ModelStatus]:
+        """As `Client.unload_model`."""
+        return self.call(lambda: self._client.unload_model(model))
+
     def contract(self, model: str, version: str = "") -> contract_pb2.ModelContract:
         """As `Client.contract`."""
         return self.call(lambda: self._client.contract(model, version))

@@ -15,7 +15,7 @@ import numpy as np
 from google.protobuf.message import Message
 
 from eddy.clients.catalog import Catalog
-from eddy.clients.errors import Disconnected, from_rpc
+from eddy.clients.errors import Disconnected, InvalidInput, NotFound, from_rpc
 from eddy.clients.sequences import SequenceBatch
 from eddy.clients.start import Primes, States
 from eddy.clients.tensors import Sequences, Signature
@@ -64,16 +64,34 @@ class UnaryCalls:
         )
         return list(response.models)
 
+    async def load_model(self, model: str) -> list[models_pb2.ModelStatus]:
+        """Has the server load what lies in a model's folder and is not served; returns when every version is ready.
+
+        Raises:
+            NotFound: the repository has no such model; ModelUnavailable: a version cannot be served; NotAllowed.
+        """
+        request = models_pb2.LoadModelRequest(name=model)
+        return list((await self._unary("ModelService/LoadModel", request, models_pb2.LoadModelResponse)).models)
+
+    async def unload_model(self, model: str) -> list[models_pb2.ModelStatus]:
+        """Has the server open no more sessions of a model; those that are open go on.
+
+        Raises:
+            NotFound: no such model; NotAllowed.
+        """
+        request = models_pb2.UnloadModelRequest(name=model)
+        return list((await self._unary("ModelService/UnloadModel", request, models_pb2.UnloadModelResponse)).models)
+
     async def contract(self, model: str, version: str = "") -> contract_pb2.ModelContract:
         """A model's contract: inputs, outputs, states, vocabulary, figures.
 
         Raises:
             NotFound: no such model or version.
         """
-        return (await self._get_model(model, version)).contract
+        return (await self._get_model(model, version, "")).contract
 
-    async def _get_model(self, model: str, version: str) -> models_pb2.GetModelResponse:
-        request = models_pb2.GetModelRequest(name=model, version=version)
+    async def _get_model(self, model: str, version: str, package: str) -> models_pb2.GetModelResponse:
+        request = models_pb2.GetModelRequest(name=model, version=version, package_digest=package)
         return await self._unary("ModelService/GetModel", request, models_pb2.GetModelResponse)
 
     # Sessions of anybody
@@ -164,14 +182,35 @@ class UnaryCalls:
         *,
         is_single: bool,
     ) -> dict[str, list[np.ndarray]]:
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         served = await self._catalog.served(model, version)
+        try:
+            return await self._infer_by(served, model, sequences, deadline, prime, initial_states, is_single=is_single)
+        except (NotFound, InvalidInput):
+            fresh = await self._catalog.latest(model, version)
+            if fresh.status.package_digest == served.status.package_digest:
+                raise
+        # The version's files were replaced, and its contract may be another.
+        return await self._infer_by(fresh, model, sequences, deadline, prime, initial_states, is_single=is_single)
+
+    async def _infer_by(
+        self,
+        served: models_pb2.GetModelResponse,
+        model: str,
+        sequences: Sequences,
+        deadline: float | None,
+        prime: Primes | None,
+        initial_states: States | None,
+        *,
+        is_single: bool,
+    ) -> dict[str, list[np.ndarray]]:
         signature = Signature(served.contract)
         if is_single:
             signature.check_single_output("infer")
         batch = SequenceBatch(signature, sequences, served.limits, prime, initial_states)
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         responses = []
         for request in batch.requests(model, served.status.version):
+            request.package_digest = served.status.package_digest
             remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
             responses.append(
                 await self._unary("InferenceService/Infer", request, inference_pb2.InferResponse, remaining)

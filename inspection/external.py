@@ -48,11 +48,9 @@ def open_plain_file(path: Path) -> BufferedReader:
         number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
         raise InspectionError(f"{path.name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    mode = os.fstat(number).st_mode
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
-        what = "cannot be read: Is a directory" if stat.S_ISDIR(mode) else "is not a regular file"
-        raise InspectionError(f"{path.name} {what}")
+        raise InspectionError(f"{path.name} is not a regular file")
     return os.fdopen(number, "rb")
 
 

@@ -51,7 +51,11 @@ def parse_model(raw: bytes, name: str) -> onnx.ModelProto:
     Raises:
         InspectionError: it is none.
     """
-    check_start(raw, name)
+    if not raw:
+        raise InspectionError(f"{name} is empty")
+    for start, what in _MISTAKEN.items():
+        if raw.startswith(start):
+            raise InspectionError(f"{name} is {what}")
     model = onnx.ModelProto()
     try:
         model.ParseFromString(raw)
@@ -62,19 +66,6 @@ def parse_model(raw: bytes, name: str) -> onnx.ModelProto:
     if wrong := next(_no_text(model), None):
         raise InspectionError(f"{name} is corrupt: {wrong} is no text")
     return model
-
-
-def check_start(raw: bytes, name: str) -> None:
-    """Says what a file is that is clearly none of ONNX's, by its first bytes.
-
-    Raises:
-        InspectionError: it is such a one, or empty.
-    """
-    if not raw:
-        raise InspectionError(f"{name} is empty")
-    for start, what in _MISTAKEN.items():
-        if raw.startswith(start):
-            raise InspectionError(f"{name} is {what}")
 
 
 def _no_text(message: Message) -> Iterator[str]:

@@ -31,7 +31,8 @@ _Request = TypeVar("_Request", bound=Message)
 
 # gRPC status code numbers, https://grpc.github.io/grpc/core/md_doc_statuscodes.html
 _INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _NOT_FOUND = 3, 4, 5
-_RESOURCE_EXHAUSTED, _FAILED_PRECONDITION, _ABORTED, _INTERNAL, _UNAVAILABLE = 8, 9, 10, 13, 14
+_PERMISSION_DENIED, _RESOURCE_EXHAUSTED, _FAILED_PRECONDITION, _ABORTED = 7, 8, 9, 10
+_INTERNAL, _UNAVAILABLE = 13, 14
 
 GRPC_CODES: dict[Reason, int] = {
     Reason.MALFORMED_MESSAGE: _INVALID_ARGUMENT,
@@ -56,6 +57,7 @@ GRPC_CODES: dict[Reason, int] = {
     Reason.UNKNOWN_SESSION: _NOT_FOUND,
     Reason.SESSION_EXPIRED: _NOT_FOUND,
     Reason.SESSION_CLOSED: _NOT_FOUND,
+    Reason.MODEL_RETIRED: _NOT_FOUND,
     Reason.POSITION_AHEAD: _FAILED_PRECONDITION,
     Reason.POSITION_BEHIND: _FAILED_PRECONDITION,
     Reason.REPEAT_MISMATCH: _FAILED_PRECONDITION,
@@ -66,6 +68,7 @@ GRPC_CODES: dict[Reason, int] = {
     Reason.QUEUE_FULL: _RESOURCE_EXHAUSTED,
     Reason.MESSAGE_TOO_LARGE: _RESOURCE_EXHAUSTED,
     Reason.DRAINING: _UNAVAILABLE,
+    Reason.LOAD_CONTROL_OFF: _PERMISSION_DENIED,
     Reason.DEADLINE_EXCEEDED: _DEADLINE_EXCEEDED,
     Reason.MODEL_NOT_READY: _UNAVAILABLE,
     Reason.MODEL_FAILED: _INTERNAL,
@@ -309,6 +312,11 @@ class StepResponses:
     def __init__(self) -> None:
         # (contract's identity, B, T) -> what stands between the tag and the data. Contracts live as long as the server.
         self._heads: dict[tuple[int, int, int], bytes] = {}
+
+    def forget(self, contract: Contract) -> None:
+        """The contract's model is freed; another contract may come to lie where it lay."""
+        for key in [key for key in self._heads if key[0] == id(contract)]:
+            del self._heads[key]
 
     def encode(self, contract: Contract, tag: int, num_rows: int, num_steps: int, result: ChunkResult) -> bytes:
         """The answer to a step message, as `eddy.v1.StreamResponse`."""

@@ -135,7 +135,7 @@ class ServerConfig:
     tls_key: str = key("", "PEM file with the certificate's private key, without a passphrase")
     tls_client_ca: str = key("", "PEM file of authorities; clients must present a certificate signed by one of them")
     allow_plaintext: bool = key(False, "listen beyond loopback without TLS: everyone on the way can read and write")
-    model_repository: str = key("models", "folder of `<name>/<version>/model.onnx` or `<name>.onnx`")
+    model_repository: str = key("models", "folder of `<name>/<version>/model.onnx`")
     providers: tuple[str, ...] = key(
         (), "ONNX Runtime execution providers, best first; empty: CUDA where there is one, then CPU"
     )
@@ -194,6 +194,33 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RepositoryConfig:
+    """How the model repository is followed while the server runs.
+
+    Why these defaults: two seconds are soon enough for people, and looking at a hundred models takes a few
+    milliseconds of a thread. Who uses a session keeps it: it ends by itself when it is idle for too long. Whoever may
+    reach the server may unload models where load control is on, so it is on by itself on loopback only.
+    """
+
+    poll_seconds: float = key(
+        2.0, "how often the folder is looked at; a change counts once two looks agree; 0: only on request", minimum=0
+    )
+    retire_seconds: float = key(
+        0.0,
+        "longest time that sessions may go on with replaced or removed files; 0: as long as they are used",
+        minimum=0,
+    )
+    load_control: str = key(
+        "loopback",
+        "who may load and unload models over the wire; `loopback`: everybody, if the server listens on loopback",
+        choices=("loopback", "on", "off"),
+    )
+
+    def __post_init__(self) -> None:
+        _check("repository", self)
+
+
+@dataclass(frozen=True, slots=True)
 class SessionConfig:
     """Limits of sessions.
 
@@ -241,28 +268,19 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class InspectionConfig:
-    """Bounds of the process that inspects a model file without a contract.
-
-    Why these defaults: a model of a few megabytes takes two seconds and half a gigabyte; weights are held several times
-    while a graph is rewritten and tried.
-    """
-
-    max_seconds: float = key(120.0, "time to inspect one model file that brings no contract; then it is refused")
-    max_memory_bytes: int = key(4 << 30, "memory of the process that inspects it (Linux only)", minimum=512 << 20)
-
-    def __post_init__(self) -> None:
-        _check("inspection", self)
-
-
-@dataclass(frozen=True, slots=True)
 class Config:
     """Everything."""
 
     server: ServerConfig = field(default_factory=ServerConfig)
     session: SessionConfig = field(default_factory=SessionConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    inspection: InspectionConfig = field(default_factory=InspectionConfig)
+    repository: RepositoryConfig = field(default_factory=RepositoryConfig)
+
+    @property
+    def allows_load_control(self) -> bool:
+        """Whether models may be loaded and unloaded over the wire."""
+        is_local = self.repository.load_control == "loopback" and is_loopback(self.server.host)
+        return is_local or self.repository.load_control == "on"
 
 
 # Every section by its name.

@@ -76,6 +76,14 @@ class Dispatcher:
         """No tick runs and none is about to be formed."""
         return not self._pending and not self._before_pass and not any(self._ticks_away.values())
 
+    def is_unused(self, model: ServedModel) -> bool:
+        """Nothing of `model` waits or runs."""
+        return model not in self._pending and not self._ticks_away.get(model) and model.scheduler.queue.is_idle
+
+    def forget(self, model: ServedModel) -> None:
+        """`model`, which is unused, is freed."""
+        self._ticks_away.pop(model, None)
+
     def _pass(self) -> None:
         """One tick a model at most, then back to the event loop."""
         submits, self._before_pass = self._before_pass, []

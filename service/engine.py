@@ -132,6 +132,14 @@ class Engine:
         self.write_states(np.array([INITIAL_SLOT]), [port.state.initial[None] for port in self._ports])
         selftest.check(self, graphs, self._runtime)
 
+    def close(self) -> None:
+        """Frees graphs, arenas and buffers; nothing may be run any more."""
+        self._bindings.clear()
+        self._binding_bytes = 0
+        self._arenas.clear()
+        del self._session, self._loader
+        self._direct = self._prime = self._whole = None
+
     @property
     def arena_bytes(self) -> int:
         """Bytes of all arenas on the device."""

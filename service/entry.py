@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from eddy.service.errors import EddyError
+from eddy.service.errors import ClientError, Detail, EddyError, Reason
+from eddy.service.inventory import Stamp
 from eddy.service.model import ModelFile, ServedModel
 
 
@@ -92,6 +93,7 @@ class Entry:
             not good, and it goes on.
         load_seconds: time to load and test it.
         retiring: models of this version that go when their last session has ended, the latest last.
+        files: those that were last loaded, refused or unloaded.
     """
 
     file: ModelFile
@@ -100,3 +102,18 @@ class Entry:
     error: EddyError | None
     load_seconds: float
     retiring: tuple[ServedModel, ...] = ()
+    files: tuple[Stamp, ...] = ()
+
+    def model_of_package(self, digest: str) -> ServedModel:
+        """The model of this version, served or retiring, whose files have the digest.
+
+        Raises:
+            ClientError: UNKNOWN_VERSION.
+        """
+        models = [*self.retiring, *([self.model] if self.model else [])]
+        for model in models:
+            if model.file.package == digest:
+                return model
+        known = ", ".join(model.file.package for model in models) or "none"
+        message = f"package_digest: got {digest!r}, version {self.file.version!r} of {self.file.name!r} has {known}"
+        raise ClientError(Reason.UNKNOWN_VERSION, message, Detail("package_digest", digest, known))

@@ -161,7 +161,8 @@ class GenerateCall:
             return self._host.catalog.served[self._host.table.model_of(row)]
         if request.WhichOneof("session") is None:
             raise invalid(Reason.MISSING_FIELD, "session", "none", "one of open, existing")
-        return self._host.catalog.ready(request.open.model, request.open.version)
+        new = request.open
+        return self._host.catalog.ready(new.model, new.version, new.package_digest)
 
     def _read_plan(self, request: wire.GenerateRequest) -> Plan:
         outputs = self._read_outputs(request.outputs)

@@ -21,12 +21,13 @@ from eddy.service.chunk import Chunk
 from eddy.service.config import Config
 from eddy.service.dispatcher import Dispatcher
 from eddy.service.entry import Entry
-from eddy.service.errors import CapacityError, EddyError, Reason, invalid
+from eddy.service.errors import CapacityError, ClientError, EddyError, Reason, invalid
 from eddy.service.model import ServedModel
 from eddy.service.sessions import NO_STREAM, SessionTable, route
 from eddy.service.start import Start
 from eddy.service.stats import CallStats
 from eddy.service.tick import Job
+from eddy.service.watcher import Watcher
 
 _LOG = logging.getLogger(__name__)
 
@@ -79,10 +80,13 @@ class Host:
         self.random_bytes = random_bytes
         self.table = SessionTable(config.session.max_sessions, clock, random_bytes)
         self.catalog = Catalog(config, self.table, self._tell_ended)
+        self.watcher = Watcher(self.catalog, clock, config.repository.poll_seconds, self._tell_changed)
         # Changed only on the event loop, after `start`.
         self._dispatcher: Dispatcher | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._ended_listeners: dict[int, Callable[[np.ndarray, EddyError], None]] = {}
+        self._change_listeners: list[Callable[[], None]] = []
+        self._release_listeners: list[Callable[[ServedModel], None]] = []
         self._next_stream = NO_STREAM + 1
         self._num_owners = 0
         self.is_draining = False
@@ -112,7 +116,8 @@ class Host:
             ClientError: UNKNOWN_MODEL, the repository has no such folder; ModelError: MODEL_NOT_READY, a version cannot
                 be served (others may be); CapacityError: DRAINING.
         """
-        raise NotImplementedError
+        self.refuse_if_draining()
+        return await self.watcher.load(name)
 
     async def unload_model(self, name: str) -> list[Entry]:
         """Opens no more sessions of any version of the model; returns its entries, none of them ready.
@@ -122,16 +127,49 @@ class Host:
         Raises:
             ClientError: UNKNOWN_MODEL; CapacityError: DRAINING.
         """
-        raise NotImplementedError
+        self.refuse_if_draining()
+        return await self.watcher.unload(name)
+
+    def refuse_load_control(self) -> None:
+        """Raises ClientError LOAD_CONTROL_OFF where models may not be loaded and unloaded over the wire."""
+        if not self.config.allows_load_control:
+            raise ClientError(
+                Reason.LOAD_CONTROL_OFF,
+                "models are not loaded or unloaded over the wire here: set repository.load_control to on to allow it",
+            )
+
+    def on_models_changed(self, tell: Callable[[], None]) -> None:
+        """`tell` is called on the event loop whenever an entry has changed."""
+        self._change_listeners.append(tell)
+
+    def on_model_released(self, forget: Callable[[ServedModel], None]) -> None:
+        """`forget` is called with each model that is freed, before its index may be another's."""
+        self._release_listeners.append(forget)
+
+    def _tell_changed(self) -> None:
+        self.release_models()
+        for tell in self._change_listeners:
+            tell()
+
+    def release_models(self) -> int:
+        """Frees retired models that nothing refers to any more; returns how many."""
+        released = self.catalog.release(self.dispatcher.is_unused)
+        for model in released:
+            self.dispatcher.forget(model)
+            for forget in self._release_listeners:
+                forget(model)
+        return len(released)
 
     def start(self) -> None:
         """Begins to run ticks and to expire idle sessions, on the running event loop."""
         self._dispatcher = Dispatcher(asyncio.get_running_loop(), self.clock, self.config.server.inline_tick_seconds)
         self._sweeper = asyncio.create_task(self._sweep())
+        self.watcher.start()
 
     async def drain(self) -> bool:
         """Refuses new work and waits for what was accepted; False when `drain_seconds` were not enough."""
         self.is_draining = True
+        self.watcher.stop()
         deadline = self.clock() + self.config.server.drain_seconds
         while not self.is_idle:
             if self.clock() >= deadline:
@@ -140,17 +178,20 @@ class Host:
         return True
 
     async def stop(self) -> None:
-        """Ends the sweeper and the engine thread."""
+        """Ends the sweeper, the watcher and the engine thread."""
         if self._sweeper is not None:
             self._sweeper.cancel()
+        await self.watcher.close(self.config.server.drain_seconds)
         if self._dispatcher is not None:
             await asyncio.to_thread(self._dispatcher.close)
 
     @property
     def is_idle(self) -> bool:
         """Nothing that was accepted is unfinished."""
-        return all(model.scheduler.queue.is_idle for model in self.catalog.served) and (
-            self._dispatcher is None or self._dispatcher.is_idle
+        return (
+            all(model.scheduler.queue.is_idle for model in self.catalog.served)
+            and (self._dispatcher is None or self._dispatcher.is_idle)
+            and self.watcher.is_idle
         )
 
     @property
@@ -375,6 +416,29 @@ class Host:
         while True:
             await asyncio.sleep(self.config.session.sweep_seconds)
             self.expire()
+            self.end_retired()
+            if self.release_models():
+                self._tell_changed()
+
+    def end_retired(self) -> int:
+        """Ends sessions whose model was retired `retire_seconds` ago; returns how many."""
+        limit = self.config.repository.retire_seconds
+        num_ended = 0
+        for model in self.catalog.served:
+            if not limit or model.retired_at is None or self.clock() < model.retired_at + limit:
+                continue
+            rows = self.table.open_rows(model.index)
+            rows = rows[~self.table.is_busy[rows]]  # The others with the next look.
+            if len(rows):
+                model.retire_sessions(rows)
+                num_ended += len(rows)
+                _LOG.info(
+                    "model %s version %s: %d sessions ended with their model",
+                    model.file.name,
+                    model.file.version,
+                    len(rows),
+                )
+        return num_ended
 
     def expire(self) -> int:
         """Ends sessions that have been idle for too long; returns how many."""

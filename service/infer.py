@@ -39,7 +39,7 @@ class InferCall:
 
     def __init__(self, host: Host, request: inference_pb2.InferRequest) -> None:
         self._host = host
-        self._model = host.catalog.ready(request.model, request.version)
+        self._model = host.catalog.ready(request.model, request.version, request.package_digest)
         self._lengths = self._read_lengths(request.lengths)
         contract = self._model.contract
         if contract.emits and not contract.has_whole:
@@ -94,7 +94,8 @@ class InferCall:
             await self._run_whole(groups, deadline)
         else:
             await self._run_steps(groups, deadline)
-        response = inference_pb2.InferResponse(model=model.file.name, version=model.file.version)
+        file = model.file
+        response = inference_pb2.InferResponse(model=file.name, version=file.version, package_digest=file.package)
         blocks = [values.tobytes() for values in self._outputs]
         codec.write_outputs(model.contract, response.outputs, (len(self._outputs[0]),), blocks)
         return response

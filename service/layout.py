@@ -122,6 +122,14 @@ class Layouts:
         # By length, the last that was learned of a message of one row.
         self.of_one_row: dict[int, StepLayout] = {}
 
+    def forget(self, model: int) -> None:
+        """The model is freed; its index may become another's, whose checks no message has passed."""
+        for layouts in self._by_length.values():
+            for layout in layouts:
+                layout.models.discard(model)
+        for layout in self.of_one_row.values():
+            layout.models.discard(model)
+
     def find(self, data: bytes) -> StepLayout | None:
         """The layout of a step message, if it is known."""
         for layout in self._by_length.get(len(data), ()):

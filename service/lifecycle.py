@@ -38,6 +38,8 @@ class Event(IntEnum):
     CLOSE = 6
     EXPIRE = 7
     FAIL = 8
+    # Its model was retired, and the time to finish is over.
+    RETIRE = 9
 
 
 _TRANSITIONS: dict[tuple[Status, Event], Status] = {
@@ -50,12 +52,14 @@ _TRANSITIONS: dict[tuple[Status, Event], Status] = {
     (Status.ATTACHED, Event.CLOSE): Status.FREE,
     (Status.ATTACHED, Event.EXPIRE): Status.FREE,
     (Status.ATTACHED, Event.FAIL): Status.FREE,
+    (Status.ATTACHED, Event.RETIRE): Status.FREE,
     (Status.DETACHED, Event.ATTACH): Status.ATTACHED,
     (Status.DETACHED, Event.STEP): Status.DETACHED,
     (Status.DETACHED, Event.RESET): Status.DETACHED,
     (Status.DETACHED, Event.CLOSE): Status.FREE,
     (Status.DETACHED, Event.EXPIRE): Status.FREE,
     (Status.DETACHED, Event.FAIL): Status.FREE,
+    (Status.DETACHED, Event.RETIRE): Status.FREE,
 }
 
 ILLEGAL = -1

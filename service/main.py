@@ -8,11 +8,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import platform
 import signal
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -25,18 +23,14 @@ from prometheus_client.registry import CollectorRegistry
 from eddy.service.address import Address, AddressError
 from eddy.service.certificates import CertificateError, CertificateFiles
 from eddy.service.config import Config, ServerConfig
-from eddy.service.errors import Reason
 from eddy.service.host import Host
 from eddy.service.http import HttpServer
-from eddy.service.lifecycle import Event, Status
-from eddy.service.metrics import Build, ModelTotals, ServiceCollector, Totals
+from eddy.service.metrics import ServiceCollector
 from eddy.service.repository import RepositoryError
-from eddy.service.runtime import runtime_version
 from eddy.service.server import PortInUse, Server
+from eddy.service.totals import build, totals
 
 _LOG = logging.getLogger(__name__)
-
-_CAUSES = {Event.CLOSE: "closed", Event.EXPIRE: "expired", Event.FAIL: "failed"}
 
 
 def serve(config: Config) -> int:
@@ -145,52 +139,4 @@ class _Readiness:
             return "draining"
         if not self.is_serving:
             return "loading models"
-        refused = [f"{entry.error.message}" for entry in self._host.catalog if entry.error is not None]
-        return "\n".join(refused)
-
-
-def build(host: Host) -> Build:
-    """What runs here, for metrics."""
-    return Build(version("eddy-serve"), platform.python_version(), runtime_version(), host.catalog.provider or "none")
-
-
-def totals(host: Host, *, is_ready: bool) -> Totals:
-    """Present totals of a host, for metrics. Called on the HTTP thread: reads, and copies what may change in size."""
-    served = list(host.catalog.served)
-    sessions = host.table.count_by_model(len(served))
-    models = tuple(
-        ModelTotals(
-            model=model.file.name,
-            version=model.file.version,
-            sessions={state.name.lower(): int(counts[state]) for state in (Status.ATTACHED, Status.DETACHED)},
-            num_opened_sessions=model.stats.num_opened_sessions,
-            ended_sessions={_CAUSES[event]: count for event, count in model.stats.num_ended_sessions.items()},
-            num_slots=model.slots.num_slots,
-            num_used_slots=model.num_sessions,
-            arena_bytes=model.engine.arena_bytes,
-            num_ticks=model.scheduler.num_ticks,
-            num_row_steps=model.scheduler.num_row_steps,
-            num_queued=len(model.scheduler.queue),
-            num_replayed=model.scheduler.num_replayed,
-            kept_reply_bytes=model.replies.held_bytes,
-            num_forgotten=model.replies.num_forgotten,
-            num_generated_tokens=model.stats.num_generated_tokens,
-            num_restarted_sequences=model.stats.num_restarted_sequences,
-            tick_rows=model.stats.tick_rows,
-            queue_delay=model.stats.queue_delay,
-            latency=model.stats.latency,
-            run_time=model.stats.run_time,
-            time_to_first_token=model.stats.time_to_first_token,
-        )
-        for model, counts in zip(served, sessions, strict=True)
-    )
-    return Totals(
-        models=models,
-        models_ready={(entry.file.name, entry.file.version): entry.model is not None for entry in host.catalog},
-        # All of them from the start: a counter that begins at 1 hides its first increase from `rate`.
-        refusals={reason.name.lower(): host.refusals.get(reason, 0) for reason in Reason},
-        calls_started=dict(host.calls.started),
-        calls_finished=dict(host.calls.finished),
-        num_streams=host.num_streams,
-        is_ready=is_ready,
-    )
+        return "\n".join(self._host.catalog.refusals_at_start)

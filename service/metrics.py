@@ -48,21 +48,41 @@ class ModelTotals:
 
 
 @dataclass(frozen=True, slots=True)
+class VersionTotals:
+    """What became of one version of one model of the repository.
+
+    Attributes:
+        is_ready: new sessions are opened on it; is_stale: with files that were replaced by others that are not good.
+        num_loads, num_failed_loads: files that were loaded, and refused; load_seconds: of the last.
+        num_retiring, num_retiring_sessions: models that go when their sessions have ended, and these.
+    """
+
+    is_ready: bool
+    is_stale: bool
+    num_loads: int
+    num_failed_loads: int
+    load_seconds: float
+    num_retiring: int
+    num_retiring_sessions: int
+
+
+@dataclass(frozen=True, slots=True)
 class Totals:
     """Totals of the server.
 
     Attributes:
-        models: those that are served; models_ready: name and version of every model of the repository.
+        models: those that are in memory; versions: every version of the repository, by model and version.
         refusals: by reason; calls_started: by method; calls_finished: by method and code.
     """
 
     models: tuple[ModelTotals, ...]
-    models_ready: Mapping[tuple[str, str], bool]
+    versions: Mapping[tuple[str, str], VersionTotals]
     refusals: Mapping[str, int]
     calls_started: Mapping[str, int]
     calls_finished: Mapping[tuple[str, str], int]
     num_streams: int
     is_ready: bool
+    is_repository_readable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +96,13 @@ class Build:
 
 
 _MODEL_LABELS = ("model", "version")
+_VERSION_GAUGES = {
+    "is_ready": ("eddy_model_ready", "1 when the model is served."),
+    "is_stale": ("eddy_model_stale", "1 when files that cannot be served have replaced those of the model."),
+    "load_seconds": ("eddy_model_load_seconds", "Time that the last load took."),
+    "num_retiring": ("eddy_retiring_models", "Models in memory that open no sessions any more."),
+    "num_retiring_sessions": ("eddy_retiring_sessions", "Open sessions of those."),
+}
 _MODEL_GAUGES = {
     "num_slots": ("eddy_arena_slots", "State slots for sessions."),
     "num_used_slots": ("eddy_arena_used_slots", "State slots that sessions hold."),
@@ -130,12 +157,29 @@ class ServiceCollector(Collector):
         info.add_metric(list(labels.values()), 1.0)
         yield info
         yield GaugeMetricFamily("eddy_ready", "1 when the server takes requests.", value=float(totals.is_ready))
-        ready = GaugeMetricFamily("eddy_model_ready", "1 when the model is served.", labels=_MODEL_LABELS)
-        for names, is_ready in totals.models_ready.items():
-            ready.add_metric(names, float(is_ready))
-        yield ready
+        yield GaugeMetricFamily(
+            "eddy_repository_readable",
+            "1 when the model repository can be looked at.",
+            value=float(totals.is_repository_readable),
+        )
+        yield from _version_metrics(totals.versions)
         yield from _model_metrics(totals.models)
         yield from _edge_metrics(totals)
+
+
+def _version_metrics(versions: Mapping[tuple[str, str], VersionTotals]) -> Iterator[Metric]:
+    for field, (name, text) in _VERSION_GAUGES.items():
+        gauge = GaugeMetricFamily(name, text, labels=_MODEL_LABELS)
+        for names, version in versions.items():
+            gauge.add_metric(names, float(getattr(version, field)))
+        yield gauge
+    loads = CounterMetricFamily(
+        "eddy_model_loads", "Files of models that were loaded.", labels=(*_MODEL_LABELS, "result")
+    )
+    for names, version in versions.items():
+        loads.add_metric([*names, "ok"], version.num_loads)
+        loads.add_metric([*names, "failed"], version.num_failed_loads)
+    yield loads
 
 
 def _model_metrics(models: tuple[ModelTotals, ...]) -> Iterator[Metric]:

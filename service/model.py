@@ -30,11 +30,16 @@ from eddy.service.tick import Job
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """Where a model came from: its name and version in the repository, and the step graph's SHA-256."""
+    """Where a model came from: its name and version in the repository, and digests of its files.
+
+    Attributes:
+        digest: the step graph's SHA-256; package: one over all files of the version's folder.
+    """
 
     name: str
     version: str
     digest: str
+    package: str = ""
 
 
 class ServedModel:
@@ -46,6 +51,7 @@ class ServedModel:
         table: the server's sessions.
         config: sizes and limits; provider: execution provider.
         on_ended: told the handles of sessions that ended by the server's will, by owner stream, and why.
+        stats: what counts on from a model before it; new ones without.
 
     Raises:
         ModelError: the model does not load.
@@ -61,6 +67,7 @@ class ServedModel:
         config: ModelConfig,
         provider: str,
         on_ended: Callable[[int, np.ndarray, EddyError], None],
+        stats: ModelStats | None = None,
     ) -> None:
         self.file = file
         self.index = index
@@ -80,7 +87,9 @@ class ServedModel:
             config.max_kept_reply_bytes,
         )
         self.cost = self.engine.measure_cost()
-        self.stats = ModelStats()
+        self.stats = stats or ModelStats()
+        # Changed by the catalog: when the model was retired, monotonic seconds; None while it opens sessions.
+        self.retired_at: float | None = None
         limits = Limits(
             config.max_rows,
             max(1, int(config.max_tick_seconds / self.cost.row_step_seconds)),
@@ -175,6 +184,15 @@ class ServedModel:
     def expire_sessions(self, rows: np.ndarray) -> None:
         """Ends sessions that were idle for too long, with notice to their owners."""
         self._end_with_notice(rows, Event.EXPIRE)
+
+    def retire_sessions(self, rows: np.ndarray) -> None:
+        """Ends sessions of a model that was retired long ago, with notice to their owners; `rows` not busy."""
+        self._end_with_notice(rows, Event.RETIRE)
+
+    def close(self) -> None:
+        """Frees the arena and the graphs, once no session is open and nothing runs."""
+        self.engine.close()
+        self.scheduler.close()
 
     def _fail_rows(self, rows: np.ndarray) -> None:
         self._end_with_notice(rows, Event.FAIL)

@@ -65,6 +65,10 @@ class Scheduler:
         self.num_row_steps = 0
         self.num_replayed = 0
 
+    def close(self) -> None:
+        """Nothing will run any more: who would be told of failures is let go."""
+        self._on_failed = _tell_nobody
+
     # Deciding
 
     def next_tick(self, now: float) -> AnyTick | None:
@@ -327,3 +331,7 @@ class Scheduler:
         if chunk.work_slots is not None:
             self._work_slots.free(chunk.work_slots)
             chunk.work_slots = None
+
+
+def _tell_nobody(rows: np.ndarray) -> None:
+    assert not len(rows), "a closed model has no sessions"

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -32,6 +32,7 @@ from eddy.service.generate import GenerateCall
 from eddy.service.host import Host
 from eddy.service.infer import InferCall
 from eddy.service.layout import Layouts
+from eddy.service.model import ServedModel
 from eddy.service.model_calls import ModelCalls
 from eddy.service.oip_calls import SERVICE as OIP_SERVICE
 from eddy.service.oip_calls import InferenceCalls
@@ -94,6 +95,11 @@ class Server:
         self._coalescer = Coalescer(host, self._layouts, self._responses)
         self._oip = InferenceCalls(host, self._connections)
         self._descriptors = _descriptors()
+        self._health_task: asyncio.Task[None] | None = None
+        self._health_status: Any = health_pb2.HealthCheckResponse.NOT_SERVING
+        self._is_health_stale = False
+        # Names of models in the health service.
+        self._health_names: set[str] = set()
         self.port = 0
 
     async def start(self) -> None:
@@ -135,6 +141,17 @@ class Server:
             raise PortInUse(f"cannot listen on {address}: {error}") from error
         await self._server.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._host.on_models_changed(self._models_changed)
+        self._host.on_model_released(self._forget)
+
+    def _models_changed(self) -> None:
+        self._is_health_stale = True
+        if self._health_task is None or self._health_task.done():
+            self._health_task = asyncio.create_task(self._set_model_health())
+
+    def _forget(self, model: ServedModel) -> None:
+        self._layouts.forget(model.index)
+        self._responses.forget(model.contract)
 
     async def drain(self) -> None:
         """Refuses new work, finishes what was accepted, then ends every call and stops."""
@@ -153,12 +170,28 @@ class Server:
         _LOG.info("stopped")
 
     async def _set_health(self, status: Any) -> None:
+        self._health_status = status
         await self._health.set("", status)
         for name in self._own_methods():
             await self._health.set(name, status)
-        for entry in self._host.catalog:
-            ready = status if entry.model else health_pb2.HealthCheckResponse.NOT_SERVING
-            await self._health.set(f"models/{entry.file.name}/{entry.file.version}", ready)
+        await self._set_model_health()
+
+    async def _set_model_health(self) -> None:
+        """Health of every version of every model; of those that are gone, that they are not known."""
+        kinds = health_pb2.HealthCheckResponse
+        self._is_health_stale = True
+        while self._is_health_stale:
+            self._is_health_stale = False
+            statuses: dict[str, Any] = {
+                f"models/{entry.file.name}/{entry.file.version}": (
+                    self._health_status if entry.model else kinds.NOT_SERVING
+                )
+                for entry in self._host.catalog
+            }
+            gone = self._health_names - statuses.keys()
+            self._health_names |= statuses.keys()
+            for name, status in (statuses | dict.fromkeys(gone, kinds.SERVICE_UNKNOWN)).items():
+                await self._health.set(name, status)
 
     # Methods
 
@@ -198,6 +231,8 @@ class Server:
             "eddy.v1.ModelService": {
                 "ListModels": call(models_pb2.ListModelsRequest, models.list),
                 "GetModel": call(models_pb2.GetModelRequest, models.get),
+                "LoadModel": call(models_pb2.LoadModelRequest, models.load),
+                "UnloadModel": call(models_pb2.UnloadModelRequest, models.unload),
             },
             OIP_SERVICE: self._oip.handlers(),
         }
@@ -223,8 +258,11 @@ class Server:
 
     async def _check_health(self, request: health_pb2.HealthCheckRequest, context: Any) -> Message:
         check: Any = self._health.Check  # Annotated as giving nothing.
-        response: Message = await check(request, context)
-        return response
+        response: Any = await check(request, context)
+        if response.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+            # A model that is gone, to the health service's books one that it knows.
+            await context.abort(grpc.StatusCode.NOT_FOUND)
+        return cast("Message", response)
 
     async def _watch_health(self, data: bytes, context: Any) -> None:
         async with self._typed_errors(context, health_pb2.HealthCheckRequest):

@@ -116,6 +116,7 @@ class SessionCalls:
             idle_seconds=info.idle_seconds,
             idle_timeout_seconds=info.idle_timeout_seconds,
             attached=info.is_attached,
+            package_digest=file.package,
         )
 
 

@@ -36,11 +36,13 @@ _END_REASONS = {
     Event.CLOSE: Reason.SESSION_CLOSED,
     Event.EXPIRE: Reason.SESSION_EXPIRED,
     Event.FAIL: Reason.MODEL_FAILED,
+    Event.RETIRE: Reason.MODEL_RETIRED,
 }
 _END_TEXTS = {
     Reason.SESSION_CLOSED: "the session was closed",
     Reason.SESSION_EXPIRED: "the session was idle for longer than its timeout and has ended",
     Reason.MODEL_FAILED: "the session ended because its model failed",
+    Reason.MODEL_RETIRED: "the session's model was replaced or unloaded, and the time to finish is over: open another",
 }
 
 
@@ -260,7 +262,7 @@ class SessionTable:
 
     @staticmethod
     def ended_by(event: Event) -> EddyError:
-        """The error that tells a client that its session has ended by CLOSE, EXPIRE or FAIL."""
+        """The error that tells a client that its session has ended by CLOSE, EXPIRE, FAIL or RETIRE."""
         return _ended(_END_REASONS[event])
 
     # Changing
@@ -350,7 +352,7 @@ class SessionTable:
         self.last_used[rows] = self._clock()
 
     def end(self, rows: np.ndarray, event: Event) -> np.ndarray:
-        """Ends the sessions in `rows` by CLOSE, EXPIRE or FAIL; returns the slots they leave, int64 [B]."""
+        """Ends the sessions in `rows` by CLOSE, EXPIRE, FAIL or RETIRE; returns the slots they leave, int64 [B]."""
         self._apply(rows, event)
         self._end_reason[rows] = _END_REASONS[event]
         self._new_epoch(rows)

@@ -45,8 +45,8 @@ class ModelStats:
             from arrival to answer.
         num_failed_requests, failure_seconds: the same of requests of that protocol that were answered with an error.
         num_restarted_sequences: live sequences of the Open Inference Protocol that a START began anew.
-        num_opened_sessions: sessions that were opened; num_ended_sessions: sessions that ended, by CLOSE, EXPIRE or
-            FAIL.
+        num_opened_sessions: sessions that were opened; num_ended_sessions: sessions that ended, by CLOSE, EXPIRE,
+            FAIL or RETIRE.
     """
 
     __slots__ = (
@@ -85,7 +85,7 @@ class ModelStats:
         self.last_answered = 0.0
         self._alone: list[float] = [0, 0.0]
         self.rows_run: dict[int, list[float]] = {1: self._alone}
-        self.num_ended_sessions = {Event.CLOSE: 0, Event.EXPIRE: 0, Event.FAIL: 0}
+        self.num_ended_sessions = {Event.CLOSE: 0, Event.EXPIRE: 0, Event.FAIL: 0, Event.RETIRE: 0}
 
     def observe_lone(self, arrival: float, started: float, answered: float, run_seconds: float) -> None:
         """A tick of one chunk of one row ran, `run_seconds` of it inside ONNX Runtime; monotonic times.
@@ -149,6 +149,43 @@ class ModelStats:
         self.num_whole_requests += 1
         self.whole_seconds += seconds
         self.last_answered = answered
+
+
+class ModelHistory:
+    """What one version of a model has done under all the files that it has had, so that no counter ever goes back.
+
+    Attributes:
+        stats: of all of its models, one after the other.
+        num_loads, num_failed_loads: models that were loaded; files that were refused.
+        num_ticks, num_row_steps, num_replayed, num_forgotten: of models that are freed.
+    """
+
+    __slots__ = (
+        "num_failed_loads",
+        "num_forgotten",
+        "num_loads",
+        "num_replayed",
+        "num_row_steps",
+        "num_ticks",
+        "stats",
+    )
+
+    def __init__(self) -> None:
+        # Changed by the catalog, on the event loop.
+        self.stats = ModelStats()
+        self.num_loads = 0
+        self.num_failed_loads = 0
+        self.num_ticks = 0
+        self.num_row_steps = 0
+        self.num_replayed = 0
+        self.num_forgotten = 0
+
+    def add(self, num_ticks: int, num_row_steps: int, num_replayed: int, num_forgotten: int) -> None:
+        """A model that has done so much is freed."""
+        self.num_ticks += num_ticks
+        self.num_row_steps += num_row_steps
+        self.num_replayed += num_replayed
+        self.num_forgotten += num_forgotten
 
 
 class CallStats:

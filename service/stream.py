@@ -189,7 +189,7 @@ class StreamConnection(Connection):
         )
 
     def _open(self, tag: int, request: inference_pb2.OpenSessions) -> None:
-        model = self._host.catalog.ready(request.model, request.version)
+        model = self._host.catalog.ready(request.model, request.version, request.package_digest)
         start = read_start(model.contract, request.prime, request.initial_states, request.count, "open.")
         opened = self._host.open(
             request.model,
@@ -224,6 +224,7 @@ class StreamConnection(Connection):
             max_in_flight=opened.max_in_flight,
             idle_timeout_seconds=opened.idle_timeout_seconds,
             limits=codec.limits_message(opened.model.config, self._max_bytes),
+            package_digest=opened.model.file.package,
         )
         self._send(inference_pb2.StreamResponse(tag=tag, opened=message))
 
@@ -242,6 +243,7 @@ class StreamConnection(Connection):
                 version=model.file.version,
                 max_in_flight=info.max_in_flight,
                 limits=codec.limits_message(model.config, self._max_bytes),
+                package_digest=model.file.package,
             )
             self._send(inference_pb2.StreamResponse(tag=tag, attached=message))
 

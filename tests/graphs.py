@@ -414,10 +414,10 @@ def _scan(body: Sequence[onnx.NodeProto], states: Sequence[onnx.ValueInfoProto],
     )
 
 
-def _history() -> Family:
-    """A state' = 10 state + x that is also the output: inputs 1, 2, 3 answer 1, 12, 123, the history spelled."""
+def history_in(base: int) -> Family:
+    """A state' = base * state + x that is also the output: the history, spelled in that base."""
     body = (
-        helper.make_node("Mul", ["s", "ten"], ["shifted"]),
+        helper.make_node("Mul", ["s", "base"], ["shifted"]),
         helper.make_node("Add", ["shifted", "digit"], ["s_next"]),
         helper.make_node("Identity", ["s_next"], ["spelled"]),
     )
@@ -436,8 +436,13 @@ def _history() -> Family:
         (PortSpec("y", np.int64),),
         (StateSpec("history", "history_next", np.int64),),
         (scan,),
-        (_weight("ten", np.array(10)),),
+        (_weight("base", np.array(base)),),
     )
+
+
+def _history() -> Family:
+    """Inputs 1, 2, 3 answer 1, 12, 123."""
+    return history_in(10)
 
 
 def _two_inputs() -> Family:

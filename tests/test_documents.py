@@ -11,7 +11,18 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-CONCERNS = ("abuse", "architecture", "client", "configuration", "deployment", "log", "metrics", "training", "wire")
+CONCERNS = (
+    "abuse",
+    "architecture",
+    "client",
+    "configuration",
+    "deployment",
+    "log",
+    "metrics",
+    "repository",
+    "training",
+    "wire",
+)
 
 
 def test_the_readme_is_in_order() -> None:

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from loopback import Loopback, configure, serve, tensor, until
 
 from eddy.service.calls import UNKNOWN_METHOD
-from eddy.service.main import totals
+from eddy.service.totals import totals
 from eddy.v1 import inference_pb2, models_pb2, sessions_pb2
 
 HISTORY = family("history")
@@ -150,7 +150,7 @@ def test_totals_tell_what_was_done(repository: Path) -> None:
             [found] = found_all.models
             assert found.sessions == {"attached": 0, "detached": 3}
             assert (found.num_opened_sessions, found.num_used_slots) == (4, 3)
-            assert found.ended_sessions == {"closed": 1, "expired": 0, "failed": 0}
+            assert found.ended_sessions == {"closed": 1, "expired": 0, "failed": 0, "retired": 0}
             assert (found.num_ticks, found.num_row_steps, found.num_replayed) == (2, 7, 3)
             assert found.tick_rows.cumulative()[:3] == [1, 1, 2]
             assert found.tick_rows.total == 4.0
@@ -158,7 +158,7 @@ def test_totals_tell_what_was_done(repository: Path) -> None:
                 assert histogram.cumulative()[-1] == 2
                 assert 0.0 < histogram.total < 10.0
             assert found.queue_delay.total + found.run_time.total < found.latency.total
-            assert found_all.models_ready == {("history", "1"): True}
+            assert found_all.versions["history", "1"].is_ready
             assert model.stats.num_generated_tokens == found.num_generated_tokens == 0
 
     asyncio.run(scenario())

@@ -20,12 +20,14 @@ _ALLOWED = {
     (Status.ATTACHED, Event.CLOSE): Status.FREE,
     (Status.ATTACHED, Event.EXPIRE): Status.FREE,
     (Status.ATTACHED, Event.FAIL): Status.FREE,
+    (Status.ATTACHED, Event.RETIRE): Status.FREE,
     (Status.DETACHED, Event.ATTACH): Status.ATTACHED,
     (Status.DETACHED, Event.STEP): Status.DETACHED,
     (Status.DETACHED, Event.RESET): Status.DETACHED,
     (Status.DETACHED, Event.CLOSE): Status.FREE,
     (Status.DETACHED, Event.EXPIRE): Status.FREE,
     (Status.DETACHED, Event.FAIL): Status.FREE,
+    (Status.DETACHED, Event.RETIRE): Status.FREE,
 }
 _PAIRS = list(itertools.product(Status, Event))
 

@@ -30,6 +30,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_UNKNOWN_SESSION: _ClassVar[ErrorReason]
     ERROR_REASON_SESSION_EXPIRED: _ClassVar[ErrorReason]
     ERROR_REASON_SESSION_CLOSED: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_RETIRED: _ClassVar[ErrorReason]
     ERROR_REASON_POSITION_AHEAD: _ClassVar[ErrorReason]
     ERROR_REASON_POSITION_BEHIND: _ClassVar[ErrorReason]
     ERROR_REASON_REPEAT_MISMATCH: _ClassVar[ErrorReason]
@@ -40,6 +41,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_QUEUE_FULL: _ClassVar[ErrorReason]
     ERROR_REASON_MESSAGE_TOO_LARGE: _ClassVar[ErrorReason]
     ERROR_REASON_DRAINING: _ClassVar[ErrorReason]
+    ERROR_REASON_LOAD_CONTROL_OFF: _ClassVar[ErrorReason]
     ERROR_REASON_DEADLINE_EXCEEDED: _ClassVar[ErrorReason]
     ERROR_REASON_MODEL_NOT_READY: _ClassVar[ErrorReason]
     ERROR_REASON_MODEL_FAILED: _ClassVar[ErrorReason]
@@ -67,6 +69,7 @@ ERROR_REASON_UNKNOWN_VERSION: ErrorReason
 ERROR_REASON_UNKNOWN_SESSION: ErrorReason
 ERROR_REASON_SESSION_EXPIRED: ErrorReason
 ERROR_REASON_SESSION_CLOSED: ErrorReason
+ERROR_REASON_MODEL_RETIRED: ErrorReason
 ERROR_REASON_POSITION_AHEAD: ErrorReason
 ERROR_REASON_POSITION_BEHIND: ErrorReason
 ERROR_REASON_REPEAT_MISMATCH: ErrorReason
@@ -77,6 +80,7 @@ ERROR_REASON_TOO_MANY_SESSIONS: ErrorReason
 ERROR_REASON_QUEUE_FULL: ErrorReason
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason
 ERROR_REASON_DRAINING: ErrorReason
+ERROR_REASON_LOAD_CONTROL_OFF: ErrorReason
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason
 ERROR_REASON_MODEL_NOT_READY: ErrorReason
 ERROR_REASON_MODEL_FAILED: ErrorReason

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from eddy.v1 import inference_pb2 as eddy_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65\x64\x64y/v1/generation.proto\x12\x07\x65\x64\x64y.v1\x1a\x17\x65\x64\x64y/v1/inference.proto\"\x94\x03\n\x0fGenerateRequest\x12#\n\x04open\x18\x01 \x01(\x0b\x32\x13.eddy.v1.NewSessionH\x00\x12,\n\x08\x65xisting\x18\x02 \x01(\x0b\x32\x18.eddy.v1.ExistingSessionH\x00\x12\x0e\n\x04text\x18\x03 \x01(\x0cH\x01\x12#\n\x06tokens\x18\x04 \x01(\x0b\x32\x11.eddy.v1.TokenIdsH\x01\x12#\n\x08sampling\x18\x05 \x01(\x0b\x32\x11.eddy.v1.Sampling\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x19\n\x11log_probabilities\x18\x08 \x01(\x08\x12\x18\n\x10num_alternatives\x18\t \x01(\r\x12\x14\n\x0ckeep_session\x18\n \x01(\x08\x12\x11\n\tnum_beams\x18\x0b \x01(\r\x12\x1b\n\x0elength_penalty\x18\x0c \x01(\x01H\x02\x88\x01\x01\x12\x0f\n\x07outputs\x18\r \x03(\tB\t\n\x07sessionB\x08\n\x06promptB\x11\n\x0f_length_penalty\"\xb5\x01\n\nNewSession\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x1c\n\x14idle_timeout_seconds\x18\x03 \x01(\x01\x12\x15\n\x0bsource_text\x18\x04 \x01(\x0cH\x00\x12\x1f\n\x05prime\x18\x05 \x01(\x0b\x32\x0e.eddy.v1.PrimeH\x00\x12\'\n\x0einitial_states\x18\x06 \x03(\x0b\x32\x0f.eddy.v1.TensorB\x08\n\x06source\"X\n\x0f\x45xistingSession\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x15\n\x08position\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x0b\n\t_position\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"}\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x02\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seed\"\xa7\x01\n\x10GenerateResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.eddy.v1.GenerationStartedH\x00\x12*\n\x06tokens\x18\x02 \x01(\x0b\x32\x18.eddy.v1.GeneratedTokensH\x00\x12/\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1b.eddy.v1.GenerationFinishedH\x00\x42\x07\n\x05\x65vent\"\x91\x01\n\x11GenerationStarted\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x19\n\x11num_prompt_tokens\x18\x06 \x01(\r\x12\x10\n\x08position\x18\x07 \x01(\x04\"H\n\x0fGeneratedTokens\x12\'\n\x06tokens\x18\x01 \x03(\x0b\x32\x17.eddy.v1.GeneratedToken\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x9c\x01\n\x0eGeneratedToken\x12\n\n\x02id\x18\x01 \x01(\r\x12\x1c\n\x0flog_probability\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12*\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32\x14.eddy.v1.Alternative\x12 \n\x07outputs\x18\x04 \x03(\x0b\x32\x0f.eddy.v1.TensorB\x12\n\x10_log_probability\"2\n\x0b\x41lternative\x12\n\n\x02id\x18\x01 \x01(\r\x12\x17\n\x0flog_probability\x18\x02 \x01(\x01\"\xaf\x02\n\x12GenerationFinished\x12\x32\n\x06reason\x18\x01 \x01(\x0e\x32\".eddy.v1.GenerationFinished.Reason\x12\x0c\n\x04stop\x18\x02 \x01(\t\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\x12\x15\n\rnext_position\x18\x04 \x01(\x04\x12\x14\n\x0csession_kept\x18\x05 \x01(\x08\x12\'\n\nhypotheses\x18\x06 \x03(\x0b\x32\x13.eddy.v1.Hypothesis\"m\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11REASON_MAX_TOKENS\x10\x01\x12\x0f\n\x0bREASON_STOP\x10\x02\x12\x13\n\x0fREASON_DRAINING\x10\x03\x12\x0e\n\nREASON_END\x10\x04\"@\n\nHypothesis\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x17\n\x0flog_probability\x18\x03 \x01(\x01\x32V\n\x11GenerationService\x12\x41\n\x08Generate\x12\x18.eddy.v1.GenerateRequest\x1a\x19.eddy.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65\x64\x64y/v1/generation.proto\x12\x07\x65\x64\x64y.v1\x1a\x17\x65\x64\x64y/v1/inference.proto\"\x94\x03\n\x0fGenerateRequest\x12#\n\x04open\x18\x01 \x01(\x0b\x32\x13.eddy.v1.NewSessionH\x00\x12,\n\x08\x65xisting\x18\x02 \x01(\x0b\x32\x18.eddy.v1.ExistingSessionH\x00\x12\x0e\n\x04text\x18\x03 \x01(\x0cH\x01\x12#\n\x06tokens\x18\x04 \x01(\x0b\x32\x11.eddy.v1.TokenIdsH\x01\x12#\n\x08sampling\x18\x05 \x01(\x0b\x32\x11.eddy.v1.Sampling\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x19\n\x11log_probabilities\x18\x08 \x01(\x08\x12\x18\n\x10num_alternatives\x18\t \x01(\r\x12\x14\n\x0ckeep_session\x18\n \x01(\x08\x12\x11\n\tnum_beams\x18\x0b \x01(\r\x12\x1b\n\x0elength_penalty\x18\x0c \x01(\x01H\x02\x88\x01\x01\x12\x0f\n\x07outputs\x18\r \x03(\tB\t\n\x07sessionB\x08\n\x06promptB\x11\n\x0f_length_penalty\"\xcd\x01\n\nNewSession\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x1c\n\x14idle_timeout_seconds\x18\x03 \x01(\x01\x12\x15\n\x0bsource_text\x18\x04 \x01(\x0cH\x00\x12\x1f\n\x05prime\x18\x05 \x01(\x0b\x32\x0e.eddy.v1.PrimeH\x00\x12\'\n\x0einitial_states\x18\x06 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12\x16\n\x0epackage_digest\x18\x07 \x01(\tB\x08\n\x06source\"X\n\x0f\x45xistingSession\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x15\n\x08position\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x0b\n\t_position\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"}\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x02\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seed\"\xa7\x01\n\x10GenerateResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.eddy.v1.GenerationStartedH\x00\x12*\n\x06tokens\x18\x02 \x01(\x0b\x32\x18.eddy.v1.GeneratedTokensH\x00\x12/\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1b.eddy.v1.GenerationFinishedH\x00\x42\x07\n\x05\x65vent\"\x91\x01\n\x11GenerationStarted\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x19\n\x11num_prompt_tokens\x18\x06 \x01(\r\x12\x10\n\x08position\x18\x07 \x01(\x04\"H\n\x0fGeneratedTokens\x12\'\n\x06tokens\x18\x01 \x03(\x0b\x32\x17.eddy.v1.GeneratedToken\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x9c\x01\n\x0eGeneratedToken\x12\n\n\x02id\x18\x01 \x01(\r\x12\x1c\n\x0flog_probability\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12*\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32\x14.eddy.v1.Alternative\x12 \n\x07outputs\x18\x04 \x03(\x0b\x32\x0f.eddy.v1.TensorB\x12\n\x10_log_probability\"2\n\x0b\x41lternative\x12\n\n\x02id\x18\x01 \x01(\r\x12\x17\n\x0flog_probability\x18\x02 \x01(\x01\"\xaf\x02\n\x12GenerationFinished\x12\x32\n\x06reason\x18\x01 \x01(\x0e\x32\".eddy.v1.GenerationFinished.Reason\x12\x0c\n\x04stop\x18\x02 \x01(\t\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\x12\x15\n\rnext_position\x18\x04 \x01(\x04\x12\x14\n\x0csession_kept\x18\x05 \x01(\x08\x12\'\n\nhypotheses\x18\x06 \x03(\x0b\x32\x13.eddy.v1.Hypothesis\"m\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11REASON_MAX_TOKENS\x10\x01\x12\x0f\n\x0bREASON_STOP\x10\x02\x12\x13\n\x0fREASON_DRAINING\x10\x03\x12\x0e\n\nREASON_END\x10\x04\"@\n\nHypothesis\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x17\n\x0flog_probability\x18\x03 \x01(\x01\x32V\n\x11GenerationService\x12\x41\n\x08Generate\x12\x18.eddy.v1.GenerateRequest\x1a\x19.eddy.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,29 +35,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_start=63
   _globals['_GENERATEREQUEST']._serialized_end=467
   _globals['_NEWSESSION']._serialized_start=470
-  _globals['_NEWSESSION']._serialized_end=651
-  _globals['_EXISTINGSESSION']._serialized_start=653
-  _globals['_EXISTINGSESSION']._serialized_end=741
-  _globals['_TOKENIDS']._serialized_start=743
-  _globals['_TOKENIDS']._serialized_end=766
-  _globals['_SAMPLING']._serialized_start=768
-  _globals['_SAMPLING']._serialized_end=893
-  _globals['_GENERATERESPONSE']._serialized_start=896
-  _globals['_GENERATERESPONSE']._serialized_end=1063
-  _globals['_GENERATIONSTARTED']._serialized_start=1066
-  _globals['_GENERATIONSTARTED']._serialized_end=1211
-  _globals['_GENERATEDTOKENS']._serialized_start=1213
-  _globals['_GENERATEDTOKENS']._serialized_end=1285
-  _globals['_GENERATEDTOKEN']._serialized_start=1288
-  _globals['_GENERATEDTOKEN']._serialized_end=1444
-  _globals['_ALTERNATIVE']._serialized_start=1446
-  _globals['_ALTERNATIVE']._serialized_end=1496
-  _globals['_GENERATIONFINISHED']._serialized_start=1499
-  _globals['_GENERATIONFINISHED']._serialized_end=1802
-  _globals['_GENERATIONFINISHED_REASON']._serialized_start=1693
-  _globals['_GENERATIONFINISHED_REASON']._serialized_end=1802
-  _globals['_HYPOTHESIS']._serialized_start=1804
-  _globals['_HYPOTHESIS']._serialized_end=1868
-  _globals['_GENERATIONSERVICE']._serialized_start=1870
-  _globals['_GENERATIONSERVICE']._serialized_end=1956
+  _globals['_NEWSESSION']._serialized_end=675
+  _globals['_EXISTINGSESSION']._serialized_start=677
+  _globals['_EXISTINGSESSION']._serialized_end=765
+  _globals['_TOKENIDS']._serialized_start=767
+  _globals['_TOKENIDS']._serialized_end=790
+  _globals['_SAMPLING']._serialized_start=792
+  _globals['_SAMPLING']._serialized_end=917
+  _globals['_GENERATERESPONSE']._serialized_start=920
+  _globals['_GENERATERESPONSE']._serialized_end=1087
+  _globals['_GENERATIONSTARTED']._serialized_start=1090
+  _globals['_GENERATIONSTARTED']._serialized_end=1235
+  _globals['_GENERATEDTOKENS']._serialized_start=1237
+  _globals['_GENERATEDTOKENS']._serialized_end=1309
+  _globals['_GENERATEDTOKEN']._serialized_start=1312
+  _globals['_GENERATEDTOKEN']._serialized_end=1468
+  _globals['_ALTERNATIVE']._serialized_start=1470
+  _globals['_ALTERNATIVE']._serialized_end=1520
+  _globals['_GENERATIONFINISHED']._serialized_start=1523
+  _globals['_GENERATIONFINISHED']._serialized_end=1826
+  _globals['_GENERATIONFINISHED_REASON']._serialized_start=1717
+  _globals['_GENERATIONFINISHED_REASON']._serialized_end=1826
+  _globals['_HYPOTHESIS']._serialized_start=1828
+  _globals['_HYPOTHESIS']._serialized_end=1892
+  _globals['_GENERATIONSERVICE']._serialized_start=1894
+  _globals['_GENERATIONSERVICE']._serialized_end=1980
 # @@protoc_insertion_point(module_scope)

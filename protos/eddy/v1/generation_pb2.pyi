@@ -39,20 +39,22 @@ class GenerateRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[NewSession, _Mapping]] = ..., existing: _Optional[_Union[ExistingSession, _Mapping]] = ..., text: _Optional[bytes] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., log_probabilities: _Optional[bool] = ..., num_alternatives: _Optional[int] = ..., keep_session: _Optional[bool] = ..., num_beams: _Optional[int] = ..., length_penalty: _Optional[float] = ..., outputs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class NewSession(_message.Message):
-    __slots__ = ("model", "version", "idle_timeout_seconds", "source_text", "prime", "initial_states")
+    __slots__ = ("model", "version", "idle_timeout_seconds", "source_text", "prime", "initial_states", "package_digest")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_TEXT_FIELD_NUMBER: _ClassVar[int]
     PRIME_FIELD_NUMBER: _ClassVar[int]
     INITIAL_STATES_FIELD_NUMBER: _ClassVar[int]
+    PACKAGE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     idle_timeout_seconds: float
     source_text: bytes
     prime: _inference_pb2.Prime
     initial_states: _containers.RepeatedCompositeFieldContainer[_inference_pb2.Tensor]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., idle_timeout_seconds: _Optional[float] = ..., source_text: _Optional[bytes] = ..., prime: _Optional[_Union[_inference_pb2.Prime, _Mapping]] = ..., initial_states: _Optional[_Iterable[_Union[_inference_pb2.Tensor, _Mapping]]] = ...) -> None: ...
+    package_digest: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., idle_timeout_seconds: _Optional[float] = ..., source_text: _Optional[bytes] = ..., prime: _Optional[_Union[_inference_pb2.Prime, _Mapping]] = ..., initial_states: _Optional[_Iterable[_Union[_inference_pb2.Tensor, _Mapping]]] = ..., package_digest: _Optional[str] = ...) -> None: ...
 
 class ExistingSession(_message.Message):
     __slots__ = ("session_id", "epoch", "position")

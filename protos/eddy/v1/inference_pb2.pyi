@@ -103,7 +103,7 @@ class Prime(_message.Message):
     def __init__(self, inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., lengths: _Optional[bytes] = ...) -> None: ...
 
 class OpenSessions(_message.Message):
-    __slots__ = ("model", "version", "count", "max_in_flight", "idle_timeout_seconds", "prime", "initial_states")
+    __slots__ = ("model", "version", "count", "max_in_flight", "idle_timeout_seconds", "prime", "initial_states", "package_digest")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +111,7 @@ class OpenSessions(_message.Message):
     IDLE_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PRIME_FIELD_NUMBER: _ClassVar[int]
     INITIAL_STATES_FIELD_NUMBER: _ClassVar[int]
+    PACKAGE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     count: int
@@ -118,10 +119,11 @@ class OpenSessions(_message.Message):
     idle_timeout_seconds: float
     prime: Prime
     initial_states: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., count: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., idle_timeout_seconds: _Optional[float] = ..., prime: _Optional[_Union[Prime, _Mapping]] = ..., initial_states: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    package_digest: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., count: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., idle_timeout_seconds: _Optional[float] = ..., prime: _Optional[_Union[Prime, _Mapping]] = ..., initial_states: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., package_digest: _Optional[str] = ...) -> None: ...
 
 class SessionsOpened(_message.Message):
-    __slots__ = ("session_ids", "handles", "epochs", "model", "version", "max_in_flight", "idle_timeout_seconds", "limits")
+    __slots__ = ("session_ids", "handles", "epochs", "model", "version", "max_in_flight", "idle_timeout_seconds", "limits", "package_digest")
     SESSION_IDS_FIELD_NUMBER: _ClassVar[int]
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +132,7 @@ class SessionsOpened(_message.Message):
     MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    PACKAGE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     session_ids: _containers.RepeatedScalarFieldContainer[bytes]
     handles: bytes
     epochs: bytes
@@ -138,7 +141,8 @@ class SessionsOpened(_message.Message):
     max_in_flight: int
     idle_timeout_seconds: float
     limits: Limits
-    def __init__(self, session_ids: _Optional[_Iterable[bytes]] = ..., handles: _Optional[bytes] = ..., epochs: _Optional[bytes] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., max_in_flight: _Optional[int] = ..., idle_timeout_seconds: _Optional[float] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    package_digest: str
+    def __init__(self, session_ids: _Optional[_Iterable[bytes]] = ..., handles: _Optional[bytes] = ..., epochs: _Optional[bytes] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., max_in_flight: _Optional[int] = ..., idle_timeout_seconds: _Optional[float] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., package_digest: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_rows", "max_steps", "max_message_bytes")
@@ -157,7 +161,7 @@ class AttachSession(_message.Message):
     def __init__(self, session_id: _Optional[bytes] = ...) -> None: ...
 
 class SessionAttached(_message.Message):
-    __slots__ = ("handle", "epoch", "next_position", "model", "version", "max_in_flight", "limits")
+    __slots__ = ("handle", "epoch", "next_position", "model", "version", "max_in_flight", "limits", "package_digest")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NEXT_POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +169,7 @@ class SessionAttached(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    PACKAGE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     handle: int
     epoch: int
     next_position: int
@@ -172,7 +177,8 @@ class SessionAttached(_message.Message):
     version: str
     max_in_flight: int
     limits: Limits
-    def __init__(self, handle: _Optional[int] = ..., epoch: _Optional[int] = ..., next_position: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., max_in_flight: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    package_digest: str
+    def __init__(self, handle: _Optional[int] = ..., epoch: _Optional[int] = ..., next_position: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., max_in_flight: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., package_digest: _Optional[str] = ...) -> None: ...
 
 class CloseSessions(_message.Message):
     __slots__ = ("handles",)
@@ -243,27 +249,31 @@ class StepResponse(_message.Message):
     def __init__(self, outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., next_position: _Optional[int] = ..., replayed: _Optional[bool] = ..., emitted: _Optional[bytes] = ...) -> None: ...
 
 class InferRequest(_message.Message):
-    __slots__ = ("model", "version", "lengths", "inputs", "prime", "initial_states")
+    __slots__ = ("model", "version", "lengths", "inputs", "prime", "initial_states", "package_digest")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     PRIME_FIELD_NUMBER: _ClassVar[int]
     INITIAL_STATES_FIELD_NUMBER: _ClassVar[int]
+    PACKAGE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     lengths: bytes
     inputs: _containers.RepeatedCompositeFieldContainer[Tensor]
     prime: Prime
     initial_states: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., lengths: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., prime: _Optional[_Union[Prime, _Mapping]] = ..., initial_states: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    package_digest: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., lengths: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., prime: _Optional[_Union[Prime, _Mapping]] = ..., initial_states: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., package_digest: _Optional[str] = ...) -> None: ...
 
 class InferResponse(_message.Message):
-    __slots__ = ("model", "version", "outputs")
+    __slots__ = ("model", "version", "outputs", "package_digest")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    PACKAGE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     outputs: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    package_digest: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., package_digest: _Optional[str] = ...) -> None: ...

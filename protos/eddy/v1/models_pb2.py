@@ -27,23 +27,35 @@ from eddy.v1 import errors_pb2 as eddy_dot_v1_dot_errors__pb2
 from eddy.v1 import inference_pb2 as eddy_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x65\x64\x64y/v1/models.proto\x12\x07\x65\x64\x64y.v1\x1a\x16\x65\x64\x64y/v1/contract.proto\x1a\x14\x65\x64\x64y/v1/errors.proto\x1a\x17\x65\x64\x64y/v1/inference.proto\"\xe2\x01\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12#\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x14.eddy.v1.ErrorDetail\x12\x10\n\x08provider\x18\x05 \x01(\t\x12\x11\n\tnum_slots\x18\x06 \x01(\r\x12\x14\n\x0cnum_sessions\x18\x07 \x01(\r\x12\x1f\n\x17state_bytes_per_session\x18\x08 \x01(\x04\x12\x0e\n\x06\x64igest\x18\t \x01(\t\x12\x14\n\x0cload_seconds\x18\n \x01(\x01\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.eddy.v1.ModelStatus\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x83\x01\n\x10GetModelResponse\x12$\n\x06status\x18\x01 \x01(\x0b\x32\x14.eddy.v1.ModelStatus\x12(\n\x08\x63ontract\x18\x02 \x01(\x0b\x32\x16.eddy.v1.ModelContract\x12\x1f\n\x06limits\x18\x03 \x01(\x0b\x32\x0f.eddy.v1.Limits2\x96\x01\n\x0cModelService\x12\x45\n\nListModels\x12\x1a.eddy.v1.ListModelsRequest\x1a\x1b.eddy.v1.ListModelsResponse\x12?\n\x08GetModel\x12\x18.eddy.v1.GetModelRequest\x1a\x19.eddy.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x65\x64\x64y/v1/models.proto\x12\x07\x65\x64\x64y.v1\x1a\x16\x65\x64\x64y/v1/contract.proto\x1a\x14\x65\x64\x64y/v1/errors.proto\x1a\x17\x65\x64\x64y/v1/inference.proto\"M\n\rRetiringModel\x12\x16\n\x0epackage_digest\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0cnum_sessions\x18\x03 \x01(\r\"\xc8\x02\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12#\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x14.eddy.v1.ErrorDetail\x12\x10\n\x08provider\x18\x05 \x01(\t\x12\x11\n\tnum_slots\x18\x06 \x01(\r\x12\x14\n\x0cnum_sessions\x18\x07 \x01(\r\x12\x1f\n\x17state_bytes_per_session\x18\x08 \x01(\x04\x12\x0e\n\x06\x64igest\x18\t \x01(\t\x12\x14\n\x0cload_seconds\x18\n \x01(\x01\x12\"\n\x05state\x18\x0b \x01(\x0e\x32\x13.eddy.v1.ModelState\x12\x16\n\x0epackage_digest\x18\x0c \x01(\t\x12(\n\x08retiring\x18\r \x03(\x0b\x32\x16.eddy.v1.RetiringModel\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.eddy.v1.ModelStatus\"H\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x16\n\x0epackage_digest\x18\x03 \x01(\t\"\x83\x01\n\x10GetModelResponse\x12$\n\x06status\x18\x01 \x01(\x0b\x32\x14.eddy.v1.ModelStatus\x12(\n\x08\x63ontract\x18\x02 \x01(\x0b\x32\x16.eddy.v1.ModelContract\x12\x1f\n\x06limits\x18\x03 \x01(\x0b\x32\x0f.eddy.v1.Limits\" \n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x11LoadModelResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.eddy.v1.ModelStatus\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x13UnloadModelResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.eddy.v1.ModelStatus*\xa6\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x17\n\x13MODEL_STATE_REFUSED\x10\x03\x12\x18\n\x14MODEL_STATE_RETIRING\x10\x04\x12\x18\n\x14MODEL_STATE_UNLOADED\x10\x05\x32\xa4\x02\n\x0cModelService\x12\x45\n\nListModels\x12\x1a.eddy.v1.ListModelsRequest\x1a\x1b.eddy.v1.ListModelsResponse\x12?\n\x08GetModel\x12\x18.eddy.v1.GetModelRequest\x1a\x19.eddy.v1.GetModelResponse\x12\x42\n\tLoadModel\x12\x19.eddy.v1.LoadModelRequest\x1a\x1a.eddy.v1.LoadModelResponse\x12H\n\x0bUnloadModel\x12\x1b.eddy.v1.UnloadModelRequest\x1a\x1c.eddy.v1.UnloadModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'eddy.v1.models_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELSTATUS']._serialized_start=105
-  _globals['_MODELSTATUS']._serialized_end=331
-  _globals['_LISTMODELSREQUEST']._serialized_start=333
-  _globals['_LISTMODELSREQUEST']._serialized_end=352
-  _globals['_LISTMODELSRESPONSE']._serialized_start=354
-  _globals['_LISTMODELSRESPONSE']._serialized_end=412
-  _globals['_GETMODELREQUEST']._serialized_start=414
-  _globals['_GETMODELREQUEST']._serialized_end=462
-  _globals['_GETMODELRESPONSE']._serialized_start=465
-  _globals['_GETMODELRESPONSE']._serialized_end=596
-  _globals['_MODELSERVICE']._serialized_start=599
-  _globals['_MODELSERVICE']._serialized_end=749
+  _globals['_MODELSTATE']._serialized_start=994
+  _globals['_MODELSTATE']._serialized_end=1160
+  _globals['_RETIRINGMODEL']._serialized_start=104
+  _globals['_RETIRINGMODEL']._serialized_end=181
+  _globals['_MODELSTATUS']._serialized_start=184
+  _globals['_MODELSTATUS']._serialized_end=512
+  _globals['_LISTMODELSREQUEST']._serialized_start=514
+  _globals['_LISTMODELSREQUEST']._serialized_end=533
+  _globals['_LISTMODELSRESPONSE']._serialized_start=535
+  _globals['_LISTMODELSRESPONSE']._serialized_end=593
+  _globals['_GETMODELREQUEST']._serialized_start=595
+  _globals['_GETMODELREQUEST']._serialized_end=667
+  _globals['_GETMODELRESPONSE']._serialized_start=670
+  _globals['_GETMODELRESPONSE']._serialized_end=801
+  _globals['_LOADMODELREQUEST']._serialized_start=803
+  _globals['_LOADMODELREQUEST']._serialized_end=835
+  _globals['_LOADMODELRESPONSE']._serialized_start=837
+  _globals['_LOADMODELRESPONSE']._serialized_end=894
+  _globals['_UNLOADMODELREQUEST']._serialized_start=896
+  _globals['_UNLOADMODELREQUEST']._serialized_end=930
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=932
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=991
+  _globals['_MODELSERVICE']._serialized_start=1163
+  _globals['_MODELSERVICE']._serialized_end=1455
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,16 @@ class ModelServiceStub:
                 request_serializer=eddy_dot_v1_dot_models__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=eddy_dot_v1_dot_models__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.LoadModel = channel.unary_unary(
+                '/eddy.v1.ModelService/LoadModel',
+                request_serializer=eddy_dot_v1_dot_models__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=eddy_dot_v1_dot_models__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_unary(
+                '/eddy.v1.ModelService/UnloadModel',
+                request_serializer=eddy_dot_v1_dot_models__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=eddy_dot_v1_dot_models__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
@@ -61,6 +71,20 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadModel(self, request, context):
+        """Loads what lies in the model's folder of the repository and is not served; answers when it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """Opens no more sessions of the model. Those that are open go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -73,6 +97,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=eddy_dot_v1_dot_models__pb2.GetModelRequest.FromString,
                     response_serializer=eddy_dot_v1_dot_models__pb2.GetModelResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=eddy_dot_v1_dot_models__pb2.LoadModelRequest.FromString,
+                    response_serializer=eddy_dot_v1_dot_models__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=eddy_dot_v1_dot_models__pb2.UnloadModelRequest.FromString,
+                    response_serializer=eddy_dot_v1_dot_models__pb2.UnloadModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -129,6 +163,60 @@ class ModelService:
             '/eddy.v1.ModelService/GetModel',
             eddy_dot_v1_dot_models__pb2.GetModelRequest.SerializeToString,
             eddy_dot_v1_dot_models__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/eddy.v1.ModelService/LoadModel',
+            eddy_dot_v1_dot_models__pb2.LoadModelRequest.SerializeToString,
+            eddy_dot_v1_dot_models__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/eddy.v1.ModelService/UnloadModel',
+            eddy_dot_v1_dot_models__pb2.UnloadModelRequest.SerializeToString,
+            eddy_dot_v1_dot_models__pb2.UnloadModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

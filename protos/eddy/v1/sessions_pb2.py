@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from eddy.v1 import inference_pb2 as eddy_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x65\x64\x64y/v1/sessions.proto\x12\x07\x65\x64\x64y.v1\x1a\x17\x65\x64\x64y/v1/inference.proto\"\xd5\x01\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\r\x12\x15\n\rnext_position\x18\x06 \x01(\x04\x12\x15\n\rmax_in_flight\x18\x07 \x01(\r\x12\x14\n\x0cidle_seconds\x18\x08 \x01(\x01\x12\x1c\n\x14idle_timeout_seconds\x18\t \x01(\x01\x12\x10\n\x08\x61ttached\x18\n \x01(\x08\"\xb1\x01\n\x12OpenSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x15\n\rmax_in_flight\x18\x03 \x01(\r\x12\x1c\n\x14idle_timeout_seconds\x18\x04 \x01(\x01\x12\x1d\n\x05prime\x18\x05 \x01(\x0b\x32\x0e.eddy.v1.Prime\x12\'\n\x0einitial_states\x18\x06 \x03(\x0b\x32\x0f.eddy.v1.Tensor\"Y\n\x13OpenSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.eddy.v1.Session\x12\x1f\n\x06limits\x18\x02 \x01(\x0b\x32\x0f.eddy.v1.Limits\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"7\n\x12GetSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.eddy.v1.Session\"K\n\x13ListSessionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"b\n\x14ListSessionsResponse\x12\"\n\x08sessions\x18\x01 \x03(\x0b\x32\x10.eddy.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05total\x18\x03 \x01(\x04\")\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"\x16\n\x14\x43loseSessionResponse\")\n\x13ResetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"9\n\x14ResetSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.eddy.v1.Session2\x88\x03\n\x0eSessionService\x12H\n\x0bOpenSession\x12\x1b.eddy.v1.OpenSessionRequest\x1a\x1c.eddy.v1.OpenSessionResponse\x12\x45\n\nGetSession\x12\x1a.eddy.v1.GetSessionRequest\x1a\x1b.eddy.v1.GetSessionResponse\x12K\n\x0cListSessions\x12\x1c.eddy.v1.ListSessionsRequest\x1a\x1d.eddy.v1.ListSessionsResponse\x12K\n\x0c\x43loseSession\x12\x1c.eddy.v1.CloseSessionRequest\x1a\x1d.eddy.v1.CloseSessionResponse\x12K\n\x0cResetSession\x12\x1c.eddy.v1.ResetSessionRequest\x1a\x1d.eddy.v1.ResetSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x65\x64\x64y/v1/sessions.proto\x12\x07\x65\x64\x64y.v1\x1a\x17\x65\x64\x64y/v1/inference.proto\"\xed\x01\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\r\x12\x15\n\rnext_position\x18\x06 \x01(\x04\x12\x15\n\rmax_in_flight\x18\x07 \x01(\r\x12\x14\n\x0cidle_seconds\x18\x08 \x01(\x01\x12\x1c\n\x14idle_timeout_seconds\x18\t \x01(\x01\x12\x10\n\x08\x61ttached\x18\n \x01(\x08\x12\x16\n\x0epackage_digest\x18\x0b \x01(\t\"\xb1\x01\n\x12OpenSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x15\n\rmax_in_flight\x18\x03 \x01(\r\x12\x1c\n\x14idle_timeout_seconds\x18\x04 \x01(\x01\x12\x1d\n\x05prime\x18\x05 \x01(\x0b\x32\x0e.eddy.v1.Prime\x12\'\n\x0einitial_states\x18\x06 \x03(\x0b\x32\x0f.eddy.v1.Tensor\"Y\n\x13OpenSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.eddy.v1.Session\x12\x1f\n\x06limits\x18\x02 \x01(\x0b\x32\x0f.eddy.v1.Limits\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"7\n\x12GetSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.eddy.v1.Session\"K\n\x13ListSessionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"b\n\x14ListSessionsResponse\x12\"\n\x08sessions\x18\x01 \x03(\x0b\x32\x10.eddy.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05total\x18\x03 \x01(\x04\")\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"\x16\n\x14\x43loseSessionResponse\")\n\x13ResetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"9\n\x14ResetSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.eddy.v1.Session2\x88\x03\n\x0eSessionService\x12H\n\x0bOpenSession\x12\x1b.eddy.v1.OpenSessionRequest\x1a\x1c.eddy.v1.OpenSessionResponse\x12\x45\n\nGetSession\x12\x1a.eddy.v1.GetSessionRequest\x1a\x1b.eddy.v1.GetSessionResponse\x12K\n\x0cListSessions\x12\x1c.eddy.v1.ListSessionsRequest\x1a\x1d.eddy.v1.ListSessionsResponse\x12K\n\x0c\x43loseSession\x12\x1c.eddy.v1.CloseSessionRequest\x1a\x1d.eddy.v1.CloseSessionResponse\x12K\n\x0cResetSession\x12\x1c.eddy.v1.ResetSessionRequest\x1a\x1d.eddy.v1.ResetSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,27 +33,27 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'eddy.v1.sessions_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SESSION']._serialized_start=61
-  _globals['_SESSION']._serialized_end=274
-  _globals['_OPENSESSIONREQUEST']._serialized_start=277
-  _globals['_OPENSESSIONREQUEST']._serialized_end=454
-  _globals['_OPENSESSIONRESPONSE']._serialized_start=456
-  _globals['_OPENSESSIONRESPONSE']._serialized_end=545
-  _globals['_GETSESSIONREQUEST']._serialized_start=547
-  _globals['_GETSESSIONREQUEST']._serialized_end=586
-  _globals['_GETSESSIONRESPONSE']._serialized_start=588
-  _globals['_GETSESSIONRESPONSE']._serialized_end=643
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=645
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=720
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=722
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=820
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=822
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=863
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=865
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=887
-  _globals['_RESETSESSIONREQUEST']._serialized_start=889
-  _globals['_RESETSESSIONREQUEST']._serialized_end=930
-  _globals['_RESETSESSIONRESPONSE']._serialized_start=932
-  _globals['_RESETSESSIONRESPONSE']._serialized_end=989
-  _globals['_SESSIONSERVICE']._serialized_start=992
-  _globals['_SESSIONSERVICE']._serialized_end=1384
+  _globals['_SESSION']._serialized_end=298
+  _globals['_OPENSESSIONREQUEST']._serialized_start=301
+  _globals['_OPENSESSIONREQUEST']._serialized_end=478
+  _globals['_OPENSESSIONRESPONSE']._serialized_start=480
+  _globals['_OPENSESSIONRESPONSE']._serialized_end=569
+  _globals['_GETSESSIONREQUEST']._serialized_start=571
+  _globals['_GETSESSIONREQUEST']._serialized_end=610
+  _globals['_GETSESSIONRESPONSE']._serialized_start=612
+  _globals['_GETSESSIONRESPONSE']._serialized_end=667
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=669
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=744
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=746
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=844
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=846
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=887
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=889
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=911
+  _globals['_RESETSESSIONREQUEST']._serialized_start=913
+  _globals['_RESETSESSIONREQUEST']._serialized_end=954
+  _globals['_RESETSESSIONRESPONSE']._serialized_start=956
+  _globals['_RESETSESSIONRESPONSE']._serialized_end=1013
+  _globals['_SESSIONSERVICE']._serialized_start=1016
+  _globals['_SESSIONSERVICE']._serialized_end=1408
 # @@protoc_insertion_point(module_scope)

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Session(_message.Message):
-    __slots__ = ("session_id", "fingerprint", "model", "version", "epoch", "next_position", "max_in_flight", "idle_seconds", "idle_timeout_seconds", "attached")
+    __slots__ = ("session_id", "fingerprint", "model", "version", "epoch", "next_position", "max_in_flight", "idle_seconds", "idle_timeout_seconds", "attached", "package_digest")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class Session(_message.Message):
     IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     ATTACHED_FIELD_NUMBER: _ClassVar[int]
+    PACKAGE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     fingerprint: str
     model: str
@@ -29,7 +30,8 @@ class Session(_message.Message):
     idle_seconds: float
     idle_timeout_seconds: float
     attached: bool
-    def __init__(self, session_id: _Optional[bytes] = ..., fingerprint: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., epoch: _Optional[int] = ..., next_position: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., idle_timeout_seconds: _Optional[float] = ..., attached: _Optional[bool] = ...) -> None: ...
+    package_digest: str
+    def __init__(self, session_id: _Optional[bytes] = ..., fingerprint: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., epoch: _Optional[int] = ..., next_position: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., idle_timeout_seconds: _Optional[float] = ..., attached: _Optional[bool] = ..., package_digest: _Optional[str] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
     __slots__ = ("model", "version", "max_in_flight", "idle_timeout_seconds", "prime", "initial_states")
