@@ -48,9 +48,11 @@ def open_plain_file(path: Path) -> BufferedReader:
         number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
         raise InspectionError(f"{path.name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if not stat.S_ISREG(os.fstat(number).st_mode):
+    mode = os.fstat(number).st_mode
+    if not stat.S_ISREG(mode):
         os.close(number)
-        raise InspectionError(f"{path.name} is not a regular file")
+        what = "cannot be read: Is a directory" if stat.S_ISDIR(mode) else "is not a regular file"
+        raise InspectionError(f"{path.name} {what}")
     return os.fdopen(number, "rb")
 
 

@@ -62,7 +62,7 @@ class Given:
         """Why it cannot be carried, should a source be data."""
         what = ", ".join(repr(name) for name in self.sources) or "nothing that is known"
         through = f" by {self.through}" if self.through else ""
-        return f"{self.operand} of {self.node} is computed from {what}{through}: it is no state that a stream carries"
+        return f"{self.operand} of {self.node} is computed from {what}{through}: no state that a stream carries"
 
 
 @dataclass(frozen=True, slots=True)

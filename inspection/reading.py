@@ -51,11 +51,7 @@ def parse_model(raw: bytes, name: str) -> onnx.ModelProto:
     Raises:
         InspectionError: it is none.
     """
-    if not raw:
-        raise InspectionError(f"{name} is empty")
-    for start, what in _MISTAKEN.items():
-        if raw.startswith(start):
-            raise InspectionError(f"{name} is {what}")
+    check_start(raw, name)
     model = onnx.ModelProto()
     try:
         model.ParseFromString(raw)
@@ -66,6 +62,19 @@ def parse_model(raw: bytes, name: str) -> onnx.ModelProto:
     if wrong := next(_no_text(model), None):
         raise InspectionError(f"{name} is corrupt: {wrong} is no text")
     return model
+
+
+def check_start(raw: bytes, name: str) -> None:
+    """Says what a file is that is clearly none of ONNX's, by its first bytes.
+
+    Raises:
+        InspectionError: it is such a one, or empty.
+    """
+    if not raw:
+        raise InspectionError(f"{name} is empty")
+    for start, what in _MISTAKEN.items():
+        if raw.startswith(start):
+            raise InspectionError(f"{name} is {what}")
 
 
 def _no_text(message: Message) -> Iterator[str]:

@@ -59,6 +59,7 @@ class Outcome:
     seconds: float
     model: ServedModel | None = None
     problem: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 class Catalog:
@@ -226,14 +227,14 @@ class Catalog:
             file = replace(file, package=digest_of(found))
             if file.package in loading.known:
                 return Outcome(file, time.monotonic() - start)
-            package = read_package(found.folder)
+            package = read_package(found.place, self._config.inspection)
             file = replace(file, digest=package.digest)
             _refuse_if_changed(found, package.digest)
             model = self._build(loading, file, package)
         except Unreadable as error:
             return Outcome(replace(file, digest=error.digest), time.monotonic() - start, problem=str(error))
         except OSError as error:
-            name = Path(error.filename).name if error.filename else found.folder.name
+            name = Path(error.filename).name if error.filename else found.place.name
             problem = f"{name} cannot be read: {error.strerror or error}"
             return Outcome(file, time.monotonic() - start, problem=problem)
         except ModelError as error:
@@ -242,7 +243,7 @@ class Catalog:
             _LOG.exception("model %s version %s does not load", found.name, found.version)
             why = f"it does not load: {type(error).__name__}: {error}"
             return Outcome(file, time.monotonic() - start, problem=why)
-        return Outcome(file, time.monotonic() - start, model)
+        return Outcome(file, time.monotonic() - start, model, warnings=package.warnings)
 
     def _build(self, loading: Loading, file: ModelFile, package: Package) -> ServedModel:
         provider = self.provider
@@ -305,6 +306,8 @@ class Catalog:
             retiring.append(old.model)
         entry = Entry(model.file, state, model, None, outcome.seconds, tuple(retiring), found.files)
         self._put(entry)
+        for warning in outcome.warnings:
+            _LOG.warning("model %s version %s: %s", found.name, found.version, warning)
         _LOG.info(
             "model %s version %s is ready after %.3f s, package %s%s",
             found.name,
@@ -417,7 +420,7 @@ def _why(file: ModelFile, why: str) -> ModelError:
 
 def _refuse_if_changed(found: Found, digest: str) -> None:
     """Raises Unreadable where the files are no longer those that were found: what was read may be some of each."""
-    if stamps_of(found.folder) != found.files:
+    if stamps_of(found.place) != found.files:
         raise Unreadable("its files were changed while they were read", digest)
 
 

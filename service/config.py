@@ -135,7 +135,7 @@ class ServerConfig:
     tls_key: str = key("", "PEM file with the certificate's private key, without a passphrase")
     tls_client_ca: str = key("", "PEM file of authorities; clients must present a certificate signed by one of them")
     allow_plaintext: bool = key(False, "listen beyond loopback without TLS: everyone on the way can read and write")
-    model_repository: str = key("models", "folder of `<name>/<version>/model.onnx`")
+    model_repository: str = key("models", "folder of `<name>/<version>/model.onnx` or `<name>.onnx`")
     providers: tuple[str, ...] = key(
         (), "ONNX Runtime execution providers, best first; empty: CUDA where there is one, then CPU"
     )
@@ -268,12 +268,28 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class InspectionConfig:
+    """Bounds of the process that inspects a model file without a contract.
+
+    Why these defaults: a model of a few megabytes takes two seconds and half a gigabyte; weights are held several times
+    while a graph is rewritten and tried.
+    """
+
+    max_seconds: float = key(120.0, "time to inspect one model file that brings no contract; then it is refused")
+    max_memory_bytes: int = key(4 << 30, "memory of the process that inspects it (Linux only)", minimum=512 << 20)
+
+    def __post_init__(self) -> None:
+        _check("inspection", self)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything."""
 
     server: ServerConfig = field(default_factory=ServerConfig)
     session: SessionConfig = field(default_factory=SessionConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    inspection: InspectionConfig = field(default_factory=InspectionConfig)
     repository: RepositoryConfig = field(default_factory=RepositoryConfig)
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 from eddy.service.errors import ClientError, Detail, Reason
 
 # Kinds of fields, https://protobuf.dev/programming-guides/encoding/.
-VARINT, _FIXED64, BYTES, _BEGIN_GROUP, _END_GROUP, _FIXED32 = range(6)
+VARINT, FIXED64, BYTES, _BEGIN_GROUP, _END_GROUP, FIXED32 = range(6)
 _MAX_FIELDS = 4096
 # Of a tensor's shape, written packed.
 _MAX_SHAPE_BYTES = 640
@@ -67,9 +67,9 @@ def _walk(data: bytes, at: int, end: int, message: Any, left: int) -> int:
         kind = key & 7
         if kind == VARINT:
             at = read_varint(data, at)[1]
-        elif kind == _FIXED64:
+        elif kind == FIXED64:
             at += 8
-        elif kind == _FIXED32:
+        elif kind == FIXED32:
             at += 4
         elif kind == BYTES:
             size, at = read_varint(data, at)

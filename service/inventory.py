@@ -16,7 +16,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eddy.service.repository import STEP_GRAPH, RepositoryError, model_folders, version_folders
+from eddy.service.repository import (
+    RepositoryError,
+    graph_file,
+    model_folders,
+    model_name,
+    settings_file,
+    version_folders,
+    version_name,
+)
 
 _BLOCK_BYTES = 1 << 20
 
@@ -40,24 +48,21 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One version's folder; or, with an empty version, a model's folder that gives no versions.
+    """One version's place; or, with an empty version, a model's folder that gives no versions.
 
     Attributes:
         files: all of them, by path; problem: why there is nothing to load, empty where there may be.
         is_unreadable: what is there cannot be seen; it may be what was there before.
+        has_graph: the step graph's file is among them.
     """
 
     name: str
     version: str
-    folder: Path
+    place: Path
     files: tuple[Stamp, ...] = ()
     problem: str = ""
     is_unreadable: bool = False
-
-    @property
-    def has_graph(self) -> bool:
-        """The step graph's file is there."""
-        return any(file.path == STEP_GRAPH for file in self.files)
+    has_graph: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ def take_inventory(root: Path) -> Inventory:
 
 def look_at(folder: Path) -> list[Found]:
     """What lies in one model's folder."""
-    name = folder.name
+    name = model_name(folder)
     try:
         versions = version_folders(folder)
     except OSError as error:
@@ -95,38 +100,51 @@ def look_at(folder: Path) -> list[Found]:
     return [_look_at_version(name, version) for version in versions]
 
 
-def _look_at_version(name: str, folder: Path) -> Found:
+def _look_at_version(name: str, place: Path) -> Found:
+    version = version_name(place)
     try:
-        return Found(name, folder.name, folder, stamps_of(folder))
+        files, graph = stamps_of(place), graph_file(place).name
+        return Found(name, version, place, files, has_graph=any(file.path == graph for file in files))
     except OSError as error:
-        problem = f"the folder cannot be read: {error.strerror or error}"
-        return Found(name, folder.name, folder, problem=problem, is_unreadable=True)
+        problem = f"{place.name} cannot be read: {error.strerror or error}"
+        return Found(name, version, place, problem=problem, is_unreadable=True)
 
 
-def stamps_of(folder: Path) -> tuple[Stamp, ...]:
-    """The files of a version's folder and of the folders in it, by path.
+def stamps_of(place: Path) -> tuple[Stamp, ...]:
+    """The files of a version, by path: of its folder and of the folders in it, or the lone file and its settings.
 
     Raises:
         OSError: something cannot be read, or vanished meanwhile.
     """
-    stamps = []
-    for parent, folders, names in os.walk(folder, onerror=_raise):
-        folders[:] = [each for each in folders if not each.startswith(".")]
-        for name in names:
-            if not name.startswith("."):
-                path = Path(parent, name)
-                status = path.stat()
-                stamps.append(
-                    Stamp(
-                        path.relative_to(folder).as_posix(),
-                        status.st_size,
-                        status.st_mtime_ns,
-                        status.st_ctime_ns,
-                        status.st_ino,
-                        stat.S_ISREG(status.st_mode),
-                    )
-                )
-    return tuple(sorted(stamps))
+    if _is_lone(place):
+        settings = settings_file(place)
+        paths = [place, settings] if settings.exists() else [place]
+    else:
+        paths = []
+        for parent, folders, names in os.walk(place, onerror=_raise):
+            folders[:] = [each for each in folders if not each.startswith(".")]
+            paths.extend(Path(parent, name) for name in names if not name.startswith("."))
+    return tuple(sorted(_stamp(path, _base(place)) for path in paths))
+
+
+def _is_lone(place: Path) -> bool:
+    return graph_file(place) == place
+
+
+def _base(place: Path) -> Path:
+    return place.parent if _is_lone(place) else place
+
+
+def _stamp(path: Path, base: Path) -> Stamp:
+    status = path.stat()
+    return Stamp(
+        path.relative_to(base).as_posix(),
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_ino,
+        stat.S_ISREG(status.st_mode),
+    )
 
 
 def _raise(error: OSError) -> None:
@@ -134,7 +152,7 @@ def _raise(error: OSError) -> None:
 
 
 def digest_of(found: Found) -> str:
-    """SHA-256 over the names and contents of all files of a version's folder, hexadecimal.
+    """SHA-256 over the names and contents of all files of a version, hexadecimal.
 
     What is no regular file (a pipe would be read for ever) counts by its name.
 
@@ -145,7 +163,7 @@ def digest_of(found: Found) -> str:
     for file in found.files:
         content = hashlib.sha256()
         if file.is_regular:
-            with (found.folder / file.path).open("rb") as stream:
+            with (_base(found.place) / file.path).open("rb") as stream:
                 while block := stream.read(_BLOCK_BYTES):
                     content.update(block)
         whole.update(f"{len(file.path.encode())} {file.path}".encode())

@@ -62,7 +62,7 @@ def configure(
         ServerConfig(**({"grpc_port": 0, "http_port": 0, "model_repository": str(folder)} | (server or {}))),
         SessionConfig(**(session or {})),
         ModelConfig(**({"max_slots": 256, "max_rows": 64, "max_steps": 512} | (model or {}))),
-        RepositoryConfig(**(repository or {})),
+        repository=RepositoryConfig(**(repository or {})),
     )
 
 

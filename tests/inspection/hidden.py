@@ -30,6 +30,7 @@ def _everything() -> dict[str, np.ndarray]:
         found |= _weights(cell, f"_{cell.lower()}", FEATURES, number)
         found |= _weights(cell, f"_{cell.lower()}2", HIDDEN, 10 + number)
         found |= _weights(cell, f"_{cell.lower()}3", FEATURES, 20 + number)
+    found |= {f"{name}_both": np.concatenate([found[f"{name}_lstm"], found[f"{name}_lstm3"]]) for name in "WRb"}
     row = generator.normal(size=(1, 1, HIDDEN)).astype(np.float32)
     return found | {
         "row": row,
@@ -48,12 +49,12 @@ def _everything() -> dict[str, np.ndarray]:
         "half": np.array(0.5, np.float32),
         "yes": np.array(True),
         "far": np.array([1 << 40], np.int64),
-        "three_lengths": np.full(BATCH, 2, np.int32),
+        "two_steps": np.full(BATCH, 2, np.int32),
         "to_hidden": generator.normal(size=(FEATURES, HIDDEN)).astype(np.float32),
     }
 
 
-_CONSTANTS = _everything()
+CONSTANTS = _everything()
 # x as the recurrent operators want it, its batch and its steps.
 _HEAD = """
     xt = Transpose <perm = [1, 0, 2]> (x)
@@ -73,7 +74,7 @@ def model_of(text: str, *, opset: int = 17, extra: str = "", head: str = _HEAD, 
         f"hidden (float[B, T, 3] x{extra}) => (float[B, T, C] y) {{ {head} {text} {tail} }}"
     )
     used = {name for inner in _graphs(graph) for node in inner.node for name in node.input}
-    graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in _CONSTANTS.items() if name in used)
+    graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in CONSTANTS.items() if name in used)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     onnx.checker.check_model(model)
     return model
@@ -169,8 +170,8 @@ STREAMABLE: dict[str, tuple[str, int]] = {
     "sizes through int32 and a product": (
         (
             "short = Cast <to = 6> (batch)  long = Cast <to = 7> (short)  all = Mul (long, i1)"
-            "flat_sizes = Concat <axis = 0> (all, i4)  flat = ConstantOfShape (flat_sizes)  zeros = Unsqueeze (flat, i0)"
-            f"Y = {_LSTM} zeros, zeros)"
+            "flat_sizes = Concat <axis = 0> (all, i4)  flat = ConstantOfShape (flat_sizes)"
+            f"zeros = Unsqueeze (flat, i0)  Y = {_LSTM} zeros, zeros)"
         ),
         2,
     ),
@@ -284,8 +285,99 @@ STREAMABLE: dict[str, tuple[str, int]] = {
 }
 
 
+# Name -> the nodes, and what is told of them.
+REFUSED: dict[str, tuple[str, str]] = {
+    "bidirectional": (
+        (
+            'both = LSTM <hidden_size = 4, direction = "bidirectional"> (xt, W_both, R_both, b_both)'
+            "  Y = ReduceMean <axes = [1], keepdims = 1> (both)"
+        ),
+        "LSTM 'both' is bidirectional: each of its outputs needs the steps that come later",
+    ),
+    "reverse": (
+        'Y = GRU <hidden_size = 4, direction = "reverse"> (xt, W_gru, R_gru, b_gru)',
+        "GRU 'Y' runs in reverse: each of its outputs needs the steps that come later",
+    ),
+    "batch-first": (
+        "Y = RNN <hidden_size = 4, layout = 1> (x, W_rnn, R_rnn)",
+        "RNN 'Y' is batch-first (layout 1), which ONNX Runtime cannot run",
+    ),
+    "rows that begin differently": (
+        f"Y = {_LSTM} unequal, rows)",
+        "initial_h of LSTM 'Y' begins differently in each row of a batch",
+    ),
+    "rows that begin differently, computed": (
+        (
+            "numbers_end = Squeeze (batch, i0)  numbers = Range (nought, numbers_end, one)"
+            "real = Cast <to = 1> (numbers)"
+            f"  column = Unsqueeze (real, i02)  h0 = Expand (column, sizes)  Y = {_LSTM} h0, h0)"
+        ),
+        "initial_h of LSTM 'Y' begins differently in each row of a batch",
+    ),
+    "a fixed length": (
+        "Y = RNN <hidden_size = 4> (xt, W_rnn, R_rnn, , two_steps)",
+        "sequence_lens of RNN 'Y' is fixed at [2, 2, 2] steps",
+    ),
+    "a scan from the end": (
+        (
+            "wide_x = MatMul (xt, to_hidden)  zeros = ConstantOfShape (scan_sizes)"
+            f"last, gathered = Scan <num_scan_inputs = 1, scan_input_directions = [1], {_SCAN_BODY}>"
+            f" (zeros, wide_x){_OUT}"
+        ),
+        "Scan 'last' runs backwards: each of its outputs needs the steps that come later",
+    ),
+}
+# The same where what is told is what the state is computed from.
+GIVEN: dict[str, tuple[str, str]] = {
+    "a learned projection": (
+        (
+            "first_x = Gather <axis = 0> (xt, nought)  wide_x = MatMul (first_x, to_hidden)"
+            "h0 = Unsqueeze (wide_x, i0)  Y = GRU <hidden_size = 4> (xt, W_gru, R_gru, b_gru, , h0)"
+        ),
+        "initial_h of GRU 'Y' is computed from 'x' by MatMul 'wide_x': no state that a stream carries",
+    ),
+    "another node's final state": (
+        (
+            "first, last = GRU <hidden_size = 4> (xt, W_gru, R_gru, b_gru)"
+            "Y = GRU <hidden_size = 4> (xt, W_gru3, R_gru3, b_gru3, , last)"
+        ),
+        "initial_h of GRU 'Y' is computed from 'x' by GRU 'first': no state that a stream carries",
+    ),
+    "lengths counted in the data": (
+        (
+            "signs = ReduceSum <keepdims = 0> (x, i2)  positive = Greater (signs, zero)"
+            "counted = Cast <to = 7> (positive)  sums = ReduceSum <keepdims = 0> (counted, i1)"
+            "lengths = Cast <to = 6> (sums)  Y = GRU <hidden_size = 4> (xt, W_gru, R_gru, b_gru, lengths)"
+        ),
+        "sequence_lens of GRU 'Y' is computed from 'x' by ReduceSum 'sums': no state that a stream carries",
+    ),
+    "a scan that begins with the first step": (
+        (
+            "wide_x = MatMul (xt, to_hidden)  start = Gather <axis = 0> (wide_x, nought)"
+            f"last, gathered = Scan <num_scan_inputs = 1, {_SCAN_BODY}> (start, wide_x){_OUT}"
+        ),
+        "carried variable 0 of Scan 'last' is computed from 'x' by MatMul 'wide_x': no state that a stream carries",
+    ),
+    "an absurd shape": (
+        f"absurd = Concat <axis = 0> (far, far, far)  h0 = ConstantOfShape (absurd)  Y = {_LSTM} h0, h0)",
+        (
+            "initial_h of LSTM 'Y' is computed from nothing that is known by ConstantOfShape 'h0': "
+            "no state that a stream carries"
+        ),
+    ),
+}
+
+
 def streamable(name: str) -> onnx.ModelProto:
-    """One of the graphs above."""
-    text, _ = STREAMABLE[name]
+    """One of the first table's graphs."""
+    return _finished(STREAMABLE[name][0])
+
+
+def refused(name: str) -> onnx.ModelProto:
+    """One of the other tables' graphs."""
+    return _finished((REFUSED | GIVEN)[name][0])
+
+
+def _finished(text: str) -> onnx.ModelProto:
     extra = ", bool wide" if "If (wide)" in text else ""
     return model_of(text, extra=extra, head=_HEAD + "  scan_sizes = Concat <axis = 0> (batch, i4)")

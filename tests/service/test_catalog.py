@@ -49,6 +49,13 @@ def _with_metadata(text: str) -> onnx.ModelProto:
     return model
 
 
+def _with_custom_operator() -> onnx.ModelProto:
+    """A graph without a contract that nobody can run."""
+    model = HISTORY.graph()
+    model.graph.node[0].op_type, model.graph.node[0].domain = "Magic", "my.ops"
+    return model
+
+
 def _set_range(contract: contract_pb2.ModelContract) -> None:
     contract.inputs[0].range.minimum, contract.inputs[0].range.maximum = 5, 3
 
@@ -103,7 +110,7 @@ def _give_both_graphs(contract: contract_pb2.ModelContract) -> None:
 
 
 _BROKEN: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
-    "no-contract": (HISTORY.graph, "carries no contract"),
+    "no-contract": (_with_custom_operator, "carries no contract, and inspection refuses it: the Magic of"),
     "contract-not-json": (lambda: _with_metadata("{"), "is not readable"),
     "contract-with-unknown-key": (lambda: _with_metadata('{"colour": 1}'), "is not readable"),
     "contract-of-another-type": (lambda: _with_metadata("[1]"), "is not readable"),
@@ -265,6 +272,27 @@ def test_folders_that_cannot_be_read() -> None:
             root.chmod(0o700)
 
 
+def test_a_file_in_the_top_is_a_model(tmp_path: Path) -> None:
+    """`name.onnx` is version 1 of `name`, also beside a folder of other versions; of two versions 1 the folder's is."""
+    raw = HISTORY.model().SerializeToString()
+    write_model(tmp_path, "both", "2", HISTORY.model())
+    write_model(tmp_path, "clash", "1", HISTORY.model())
+    for name in ("lone.v5", "both", "clash"):
+        (tmp_path / f"{name}.onnx").write_bytes(raw)
+    os.mkfifo(tmp_path / "pipe.onnx")
+    (tmp_path / "gone.onnx").symlink_to(tmp_path / "nowhere")
+    (tmp_path / ".hidden.onnx").write_bytes(raw)
+    catalog = _catalog(tmp_path)
+    found = {(entry.file.name, entry.file.version): entry.error for entry in catalog}
+    served = [("both", "1"), ("both", "2"), ("clash", "1"), ("lone.v5", "1")]
+    assert [key for key, error in found.items() if error is None] == served
+    refused = {key: error.message for key, error in found.items() if error is not None}
+    assert set(refused) == {("clash", "clash.onnx"), ("pipe", "1"), ("gone", "1")}
+    assert "version 1 is there twice, as clash.onnx and as clash/1" in refused["clash", "clash.onnx"]
+    assert "pipe.onnx is not a regular file" in refused["pipe", "1"]
+    assert "gone.onnx cannot be read: No such file" in refused["gone", "1"]
+
+
 def test_cuda_needs_a_driver() -> None:
     """A build of ONNX Runtime for GPUs lists CUDA on every machine: it is chosen only where the driver is installed."""
     built = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -302,7 +330,7 @@ def test_the_latest_version_that_is_ready(tmp_path: Path) -> None:
 def test_clients_see_what_is_not_ready(tmp_path: Path) -> None:
     """ListModels, GetModel and health tell ready models from others, with the reason."""
     write_model(tmp_path, "history")
-    write_model(tmp_path, "bare", model=HISTORY.graph())
+    write_model(tmp_path, "bare", model=_with_custom_operator())
 
     async def scenario() -> None:
         async with serve(configure(tmp_path)) as loopback, loopback.stream() as stream:

@@ -28,6 +28,8 @@ examples:
   eddy models --target 127.0.0.1:8500
 """
 _TASK_PREFIX = "TASK_"
+# The task of a file without a contract: what it is, the server finds out.
+_FOREIGN = "see eddy inspect"
 # The table shows the first results of the training run, with JSON come all.
 _BOOKKEEPING = {"parameters", "best_epoch", "validation_loss"}
 _NUM_SHOWN_FIGURES = 2
@@ -114,45 +116,46 @@ def stored_models(root: Path) -> Iterator[Stored]:
     Raises:
         RepositoryError: the folder is missing, empty or not readable.
     """
-    from eddy.service.repository import model_folders, version_folders
+    from eddy.service.repository import model_folders, model_name, version_folders
 
     for folder in model_folders(root):
+        name = model_name(folder)
         try:
             versions = version_folders(folder)
         except OSError as error:
-            yield Stored(folder.name, "", 0, refusal=f"the folder cannot be read: {error.strerror or error}")
+            yield Stored(name, "", 0, refusal=f"the folder cannot be read: {error.strerror or error}")
             continue
         if not versions:
-            yield Stored(folder.name, "", 0, refusal="the folder holds no version, expected 1/model.onnx")
+            yield Stored(name, "", 0, refusal="the folder holds no version, expected 1/model.onnx")
         for version in versions:
-            yield _stored(folder.name, version)
+            yield _stored(name, version)
 
 
-def _stored(name: str, folder: Path) -> Stored:
-    import onnx
-    from google.protobuf.message import DecodeError
-
+def _stored(name: str, place: Path) -> Stored:
+    from eddy.inspection.errors import InspectionError
+    from eddy.inspection.external import read_plain_file
+    from eddy.inspection.limits import Limits
+    from eddy.inspection.reading import parse_model
     from eddy.service.contract import read_contract
     from eddy.service.errors import ModelError
-    from eddy.service.repository import STEP_GRAPH
+    from eddy.service.package import carries_contract
+    from eddy.service.repository import clash, graph_file, version_name
 
-    path = folder / STEP_GRAPH
+    path, version, raw = graph_file(place), version_name(place), b""
     try:
-        raw = path.read_bytes()
-        if not raw:
-            return Stored(name, folder.name, 0, refusal=f"{path.name} is empty")
-        model = onnx.load_from_string(raw)
+        if why := clash(place):
+            return Stored(name, version, 0, refusal=why)
+        raw = read_plain_file(path, Limits().max_file_bytes)
+        if not carries_contract(raw, path.name):
+            return Stored(name, version, len(raw), _FOREIGN)
+        model = parse_model(raw, path.name)
         contract = read_contract(model)
-    except OSError as error:
-        return Stored(name, folder.name, 0, refusal=f"{path.name} cannot be read: {error.strerror or error}")
-    except DecodeError as error:
-        return Stored(name, folder.name, len(raw), refusal=f"{path.name} is not an ONNX file: {error}")
-    except ModelError as error:
-        return Stored(name, folder.name, len(raw), refusal=error.message)
+    except (InspectionError, ModelError) as error:
+        return Stored(name, version, len(raw), refusal=str(error))
     message = contract.message
     return Stored(
         name,
-        folder.name,
+        version,
         len(raw),
         _task(message),
         message.family,
