@@ -188,3 +188,17 @@ def test_the_configuration_in_force(
     monkeypatch.setenv("EDDY_SERVER_GRPC_PORT", "x")
     assert main(words) == 2
     assert capsys.readouterr().err.startswith("eddy: EDDY_SERVER_GRPC_PORT: got 'x'")
+
+
+def test_load_and_unload_on_a_server(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model is unloaded and loaded again; a broken one says why; JSON; a server that does not know it."""
+    with _serving(repository) as target:
+        assert main(["models", "unload", "history", "--target", target]) == 0
+        assert "unloaded by request" in capsys.readouterr().out
+        assert main(["models", "load", "history", "--target", target, "--json"]) == 0
+        [model] = json.loads(capsys.readouterr().out)
+        assert (model["name"], model["ready"], model["state"]) == ("history", True, "MODEL_STATE_READY")
+        assert main(["models", "load", "broken", "--target", target]) == 1
+        assert "not an ONNX file" in capsys.readouterr().err
+        assert main(["models", "unload", "nobody", "--target", target]) == 1
+        assert "'nobody'" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from eddy.commands.parser import fail, fail_call
 if TYPE_CHECKING:
     import onnx
 
+    from eddy.clients.sync import SyncClient
     from eddy.commands.parser import Commands
     from eddy.v1 import contract_pb2, models_pb2
 
@@ -26,7 +27,10 @@ examples:
   eddy models
   eddy models --model-repository models --json
   eddy models --target 127.0.0.1:8500
+  eddy models load text-lstm --target 127.0.0.1:8500
+  eddy models unload text-lstm
 """
+_DEFAULT_TARGET = "127.0.0.1:8500"
 _TASK_PREFIX = "TASK_"
 # The task of a file without a contract: what it is, the server finds out.
 _FOREIGN = "see eddy inspect"
@@ -70,6 +74,19 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
     add_tls(parser)
     parser.set_defaults(func=_run)
+    actions = parser.add_subparsers(metavar="", title="on a running server", required=False)
+    for name, text in (
+        ("load", "load what lies in a model's folder and is not served"),
+        ("unload", "open no more sessions of a model; those that are open go on"),
+    ):
+        action = actions.add_parser(name, help=text, description=f"Has a server {text}.")
+        action.add_argument("model")
+        action.add_argument(
+            "--target", metavar="HOST:PORT", default=_DEFAULT_TARGET, help=f"(default: {_DEFAULT_TARGET})"
+        )
+        action.add_argument("--json", action="store_true", help="as JSON")
+        add_tls(action)
+        action.set_defaults(func=_change, action=name)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -185,11 +202,22 @@ def _num_parameters(model: onnx.ModelProto) -> int:
 
 
 def _of_server(options: argparse.Namespace) -> int:
+    return _ask(options, lambda client: client.models())
+
+
+def _change(options: argparse.Namespace) -> int:
+    if options.action == "load":
+        return _ask(options, lambda client: client.load_model(options.model))
+    return _ask(options, lambda client: client.unload_model(options.model))
+
+
+def _ask(options: argparse.Namespace, call: Callable[[SyncClient], list[models_pb2.ModelStatus]]) -> int:
+    """Shows what a server answers."""
     from eddy import SyncClient, errors
 
     try:
         with SyncClient(options.target, tls=tls_of(options)) as client:
-            statuses = client.models()
+            statuses = call(client)
     except errors.EddyError as error:
         return fail_call(options.target, error)
     if options.json:
@@ -198,13 +226,14 @@ def _of_server(options: argparse.Namespace) -> int:
         print(json.dumps([_status_document(json_format.MessageToDict, status) for status in statuses], indent=2))
         return 0
     _show(
-        ("model", "version", "ready", "sessions", "slots", "state a session", "provider"),
+        ("model", "version", "ready", "sessions", "retiring", "slots", "state a session", "provider"),
         (
             (
                 status.name,
                 status.version,
-                "yes" if status.ready else f"no: {status.error.message}",
+                _readiness(status),
                 f"{status.num_sessions:,}",
+                f"{sum(model.num_sessions for model in status.retiring):,}",
                 f"{status.num_slots:,}",
                 f"{status.state_bytes_per_session:,} B",
                 status.provider,
@@ -213,6 +242,12 @@ def _of_server(options: argparse.Namespace) -> int:
         ),
     )
     return 0
+
+
+def _readiness(status: models_pb2.ModelStatus) -> str:
+    if not status.ready:
+        return f"no: {status.error.message}"
+    return f"yes, with the files before: {status.error.message}" if status.HasField("error") else "yes"
 
 
 def _status_document(as_dict: Any, status: models_pb2.ModelStatus) -> dict[str, Any]:
