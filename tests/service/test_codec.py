@@ -2,8 +2,10 @@
 
 import grpc
 import pytest
+from graphs import family
 
 from eddy.service import codec
+from eddy.service.contract import read_contract
 from eddy.service.errors import ClientError, Detail, Reason, invalid
 from eddy.v1 import errors_pb2
 
@@ -45,3 +47,14 @@ def test_an_error_names_field_received_and_expected() -> None:
     error = invalid(Reason.INVALID_SHAPE, "inputs[x].shape", [1, 2], [2, 1])
     assert error.message == "inputs[x].shape: got [1, 2], expected [2, 1]"
     assert error.detail == Detail("inputs[x].shape", "[1, 2]", "[2, 1]")
+
+
+def test_the_head_of_a_freed_contract_is_forgotten() -> None:
+    """Another contract may lie where it lay: what was encoded for it is not used again, that of others is."""
+    responses = codec.StepResponses()
+    first, second = read_contract(family("history").model()), read_contract(family("lstm").model())
+    heads = [responses.head(contract, 2, 3) for contract in (first, second)]
+    assert responses.head(first, 2, 3) is heads[0]
+    responses.forget(first)
+    assert responses.head(first, 2, 3) is not heads[0]
+    assert responses.head(second, 2, 3) is heads[1]

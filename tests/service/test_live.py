@@ -763,6 +763,7 @@ def test_drain_while_a_model_loads(tmp_path: Path) -> None:
             await until(slow.began.is_set)
             draining = asyncio.create_task(loopback.server.drain())
             await until(lambda: loopback.host.is_draining)
+            assert not loopback.host.is_idle
             with pytest.raises(CapacityError, match="shutting down"):
                 await loopback.host.load_model("history")
             slow.may_go_on.set()
