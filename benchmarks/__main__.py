@@ -34,7 +34,7 @@ _GROUPS: tuple[tuple[tuple[str, ...], Measure], ...] = (
     (("ready_seconds",), ready.measure),
     (("idle_session_bytes",), memory.measure),
     (("latency_excess_us", "latency_tail_ratio"), latency.measure),
-    (("singles_cpu_ratio", "coalescing_gain"), singles.measure),
+    (("singles_cpu_ratio", "oip_cpu_ratio", "coalescing_gain"), singles.measure),
     (_SIZES, packed.measure),
     (("int8_speedup",), int8.measure),
     (tuple(name for name in DEFINITIONS if name.startswith("packed_") and name not in _SIZES), packed.measure_families),

@@ -44,6 +44,9 @@ _ALL = (
     Definition("ceiling_512", None, Better.HIGHER, 0, "steps/s, bare ONNX Runtime at the mean tick size, LSTM 512x2"),
     Definition("packed_512", 0.90, Better.HIGHER, 3, "share of the ceiling, 4 streams x 256 sessions, LSTM 512x2"),
     Definition("singles_cpu_ratio", 1.4, Better.LOWER, 2, "server CPU a step over the echo's, 64 x one session"),
+    Definition(
+        "oip_cpu_ratio", 1.3, Better.LOWER, 2, "server CPU a step, Open Inference Protocol over eddy.v1's singles"
+    ),
     Definition("latency_excess_us", 80.0, Better.LOWER, 1, "us, median of one session alone beyond echo + bare step"),
     Definition("latency_tail_ratio", 1.5, Better.LOWER, 2, "p99/p50 of one session alone over the echo's"),
     Definition("coalescing_gain", 3.0, Better.HIGHER, 2, "steps/s of 256 coroutines on one client over singles'"),

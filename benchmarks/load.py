@@ -24,13 +24,13 @@ import uvloop
 
 from benchmarks.message import StepMessage, reply_sizes
 from benchmarks.models import model_path
-from benchmarks.streams import EDDY_METHOD, Loop, echo_loops, eddy_loops, open_channel, open_sessions
+from benchmarks.streams import EDDY_METHOD, Loop, echo_loops, eddy_loops, oip_loops, open_channel, open_sessions
 from benchmarks.values import draw_inputs
 from benchmarks.window import no_collection, watch
 from benchmarks.worker import run_commands
 from eddy.service.contract import Contract, read_contract
 
-_LOOPS = {"eddy": eddy_loops, "echo": echo_loops}
+_LOOPS = {"eddy": eddy_loops, "oip": oip_loops, "echo": echo_loops}
 
 
 class Load:
@@ -60,7 +60,7 @@ class Load:
         """Closed loops for a while: messages/s, steps/s and the server's CPU a message, after a warm-up.
 
         Args:
-            server: "eddy" or "echo"; pid: its process, to read its CPU time.
+            server: "eddy", "oip" (Eddy by the Open Inference Protocol) or "echo"; pid: its process, to read its CPU.
             streams: closed loops; rows: B of each message.
             one_connection: all streams share one, otherwise each has its own.
         """

@@ -14,12 +14,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.values import draw_inputs, draw_sources
+from eddy.oip import grpc_service_pb2
 from eddy.service.contract import Contract
+from eddy.service.oip_tensors import datatype_of
 from eddy.service.ports import Port
 from eddy.v1 import inference_pb2
 
 # One request is in flight at a time, so one tag will do.
 TAG = 1
+# Any number but 0.
+_FIRST_SEQUENCE = 1000
 
 
 class StepMessage:
@@ -52,6 +56,28 @@ class StepMessage:
         """The request for the step after the last."""
         self._positions += self._one
         return bytes(self._buffer)
+
+
+class InferMessage:
+    """The request of the Open Inference Protocol for one step of a sequence, as Triton's Python client writes it.
+
+    Args:
+        number: of the sequence, from 0, and the seed of the input values.
+    """
+
+    def __init__(self, contract: Contract, number: int, *, is_start: bool = False, is_end: bool = False) -> None:
+        request = grpc_service_pb2.ModelInferRequest(model_name=contract.name)
+        for port, values in zip(contract.inputs, draw_inputs(contract, 1, number), strict=True):
+            request.inputs.add(name=port.name, datatype=datatype_of(port.dtype), shape=values.shape)
+            request.raw_input_contents.append(values.tobytes())
+        request.parameters["sequence_id"].int64_param = _FIRST_SEQUENCE + number
+        request.parameters["sequence_start"].bool_param = is_start
+        request.parameters["sequence_end"].bool_param = is_end
+        self._data = request.SerializeToString()
+
+    def next(self) -> bytes:
+        """The request: it has no position."""
+        return self._data
 
 
 def open_message(contract: Contract, count: int, seed: int = 0) -> inference_pb2.OpenSessions:

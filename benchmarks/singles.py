@@ -1,8 +1,10 @@
 """Many small clients: 64 streams of one session each, against an echo server of the same message sizes.
 
-`singles_cpu_ratio` compares the CPU that the two server processes take a message. `coalescing_gain` compares the
-steps/s of 256 coroutines of one client process, whose steps the client library packs by itself, with the singles'.
-Order of a repetition: singles, echo, coalesced; in every other one the echo comes first.
+`singles_cpu_ratio` compares the CPU that the two server processes take a message. `oip_cpu_ratio` compares what Eddy
+takes a step by the Open Inference Protocol, a sequence a stream, with what it takes by eddy.v1. `coalescing_gain`
+compares the steps/s of 256 coroutines of one client process, whose steps the client library packs by itself, with the
+singles'. Order of a repetition: singles, Open Inference Protocol, echo, coalesced; in every other one the first three
+are turned round.
 
 Every stream has a connection of its own, as 64 devices have. The ratio for 64 streams that share one connection is
 printed beside: frames of many streams then share system calls, which makes the echo cheaper.
@@ -31,23 +33,35 @@ Answers = list[Answer]
 
 
 def measure(repository: Path, names: Sequence[str], plan: Plan) -> Measurement:
-    """`singles_cpu_ratio` and `coalescing_gain`, as asked for."""
+    """`singles_cpu_ratio`, `oip_cpu_ratio` and `coalescing_gain`, as asked for."""
     wants_ratio, wants_gain = "singles_cpu_ratio" in names, "coalescing_gain" in names
-    answers: dict[str, Answers] = {"eddy": [], "echo": [], "coalesced": [], "shared eddy": [], "shared echo": []}
+    wants_oip = "oip_cpu_ratio" in names
+    answers: dict[str, Answers] = {
+        "eddy": [],
+        "oip": [],
+        "echo": [],
+        "coalesced": [],
+        "shared eddy": [],
+        "shared echo": [],
+    }
     with EddyServer(repository) as eddy, EchoServer() as echo, Worker("benchmarks.load", str(repository)) as load:
         servers: list[tuple[str, EddyServer | EchoServer]] = [("eddy", eddy)]
+        if wants_oip:
+            servers.append(("oip", eddy))
         if wants_ratio:
             servers.append(("echo", echo))
         for number in range(plan.repetitions):
             for kind, server in servers[:: -1 if number % 2 else 1]:
                 answers[kind].append(_singles(load, kind, server, plan))
-                if wants_ratio and number < _NUM_SHARED:
+                if wants_ratio and number < _NUM_SHARED and kind != "oip":
                     answers[f"shared {kind}"].append(_singles(load, kind, server, plan, one_connection=True))
             if wants_gain:
                 answers["coalesced"].append(_coalesced(load, eddy, plan))
     found = []
     if wants_ratio:
         found.append(_cpu_ratio(answers["eddy"], answers["echo"], answers["shared eddy"], answers["shared echo"]))
+    if wants_oip:
+        found.append(_oip_ratio(answers["oip"], answers["eddy"]))
     if wants_gain:
         found.append(_gain(answers["coalesced"], answers["eddy"]))
     return Measurement(tuple(each for each, _ in found), tuple(note for _, note in found))
@@ -92,6 +106,16 @@ def _cpu_ratio(singles: Answers, echoes: Answers, shared: Answers, shared_echoes
     )
     ratios = _ratios(singles, echoes, "server_cpu_seconds_per_message")
     return figure("singles_cpu_ratio", ratios), Note("singles_cpu_ratio", text)
+
+
+def _oip_ratio(oip: Answers, singles: Answers) -> tuple[Figure, Note]:
+    text = (
+        f"server CPU {_median(oip, 'server_cpu_seconds_per_message') * 1e6:.1f} us a step at "
+        f"{_median(oip, 'messages_per_second'):,.0f} steps/s, eddy.v1 "
+        f"{_median(singles, 'server_cpu_seconds_per_message') * 1e6:.1f} us at "
+        f"{_median(singles, 'messages_per_second'):,.0f} steps/s"
+    )
+    return figure("oip_cpu_ratio", _ratios(oip, singles, "server_cpu_seconds_per_message")), Note("oip_cpu_ratio", text)
 
 
 def _gain(coalesced: Answers, singles: Answers) -> tuple[Figure, Note]:

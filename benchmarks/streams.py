@@ -18,12 +18,14 @@ from google.protobuf.message import DecodeError
 
 from benchmarks.echo import METHOD as ECHO_METHOD
 from benchmarks.echo import REPLY_BYTES
-from benchmarks.message import StepMessage, open_message, reply_sizes
+from benchmarks.message import InferMessage, StepMessage, open_message, reply_sizes
 from benchmarks.values import phases_of
+from eddy.oip import grpc_service_pb2
 from eddy.service.contract import Contract
 from eddy.v1 import inference_pb2
 
 EDDY_METHOD = "/eddy.v1.InferenceService/Stream"
+OIP_METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 # More in one OpenSessions would only make one large reply.
 _MAX_OPEN = 1024
 
@@ -42,7 +44,7 @@ class Loop:
     """
 
     call: Any
-    message: StepMessage
+    message: StepMessage | InferMessage
     sizes: frozenset[int]
     num_messages: int = 0
 
@@ -114,6 +116,35 @@ async def eddy_loops(
         await loop.call.done_writing()
     for channel in channels:
         await channel.close()
+
+
+@asynccontextmanager
+async def oip_loops(
+    target: str, contract: Contract, num_streams: int, num_rows: int, one_connection: bool = False
+) -> AsyncIterator[list[Loop]]:
+    """The same streams by the Open Inference Protocol, a sequence each; the sequences end in the end."""
+    assert num_rows == 1, "a message of that protocol steps one sequence"
+    channels = [open_channel(target) for _ in range(1 if one_connection else num_streams)]
+    loops = []
+    for number in range(num_streams):
+        call: Any = channels[number % len(channels)].stream_stream(OIP_METHOD)()
+        reply = await _exchange_infer(call, InferMessage(contract, number, is_start=True))
+        loops.append(Loop(call, InferMessage(contract, number), frozenset([len(reply)])))
+    yield loops
+    for number, loop in enumerate(loops):
+        await _exchange_infer(loop.call, InferMessage(contract, number, is_end=True))
+        await loop.call.done_writing()
+    for channel in channels:
+        await channel.close()
+
+
+async def _exchange_infer(call: Any, message: InferMessage) -> bytes:
+    await call.write(message.next())
+    reply: bytes = await call.read()
+    response = grpc_service_pb2.ModelStreamInferResponse.FromString(reply)
+    if response.error_message:
+        raise LoadError(response.error_message)
+    return reply
 
 
 @asynccontextmanager

@@ -2,7 +2,8 @@
 
 Owns the recognition of messages that differ from an earlier one in nothing but tag, handles, positions and data: their
 columns are cut out of the bytes, and neither parsing nor the checks of what is the same need be done again. Must not
-know which checks those are: a layout is learned from a message that passed them.
+know which checks those are: a layout is learned from a message that passed them. `Pattern` is what another protocol's
+layouts share with these.
 
 A stream of one session sends such messages only, and parsing is a fifth of what one costs.
 """
@@ -45,7 +46,50 @@ _HANDLE_BYTES = 8
 Window = tuple[int, int]
 
 
-class StepLayout:
+class Pattern:
+    """Messages of one length that are the same but for some windows.
+
+    Args:
+        data: one of them.
+        free: windows of any bytes; digits: of an integer's, as many as here; text: of ASCII characters.
+    """
+
+    __slots__ = ("_checked", "_digits", "_expected", "_fixed", "_text")
+
+    def __init__(
+        self, data: bytes, free: Sequence[Window], digits: Sequence[Window], text: Sequence[Window] = ()
+    ) -> None:
+        windows = sorted((*free, *digits, *text))
+        begins, ends = [0, *(end for _, end in windows)], [*(begin for begin, _ in windows), len(data)]
+        self._fixed = [(begin, end, data[begin:end]) for begin, end in zip(begins, ends, strict=True) if begin < end]
+        self._digits = [(begin, end) for begin, end in digits if begin < end]
+        self._text = [(begin, end) for begin, end in text if begin < end]
+        # The same for many messages at once: which bits are looked at, and what they must be.
+        self._checked = np.zeros(len(data), np.uint8)
+        for begin, end, _ in self._fixed:
+            self._checked[begin:end] = 0xFF
+        for begin, end in (*digits, *text):
+            self._checked[begin:end] = 0x80
+        self._expected = np.frombuffer(data, np.uint8) & self._checked
+
+    def fits(self, data: bytes) -> bool:
+        """`data`, which has the pattern's length, is one of them."""
+        for begin, end, fixed in self._fixed:
+            if data[begin:end] != fixed:
+                return False
+        for begin, end in self._digits:
+            # The integer ends where it did: its last byte, and no other, has no continuation bit.
+            if data[end - 1] >= 0x80 or (end - begin > 1 and min(data[begin : end - 1]) < 0x80):
+                return False
+        return all(data[begin:end].isascii() for begin, end in self._text) if self._text else True
+
+    def match(self, messages: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """`fits` of G messages that have the pattern's length, bool [G], and their bytes, uint8 [G, length]."""
+        matrix = np.frombuffer(b"".join(messages), np.uint8).reshape(len(messages), -1)
+        return ~((matrix & self._checked) != self._expected).any(axis=1), matrix
+
+
+class StepLayout(Pattern):
     """The layout of one step message.
 
     Attributes:
@@ -57,9 +101,6 @@ class StepLayout:
     """
 
     __slots__ = (
-        "_checked",
-        "_expected",
-        "_fixed",
         "columns",
         "handles",
         "inputs",
@@ -71,6 +112,7 @@ class StepLayout:
     )
 
     def __init__(self, data: bytes, tag: Window, columns: list[Window], step: inference_pb2.StepChunk) -> None:
+        super().__init__(data, columns, [tag])
         self.tag = tag
         self.columns = columns
         self.handles, self.positions, *inputs = columns
@@ -78,29 +120,6 @@ class StepLayout:
         self.num_steps = step.num_steps
         self.timeout_milliseconds = step.timeout_milliseconds
         self.models: set[int] = set()
-        windows = sorted((tag, *columns))
-        begins, ends = [0, *(end for _, end in windows)], [*(begin for begin, _ in windows), len(data)]
-        self._fixed = [(begin, end, data[begin:end]) for begin, end in zip(begins, ends, strict=True) if begin < end]
-        # The same for many messages at once: which bits are looked at, and what they must be.
-        self._checked = np.zeros(len(data), np.uint8)
-        for begin, end, _ in self._fixed:
-            self._checked[begin:end] = 0xFF
-        self._checked[tag[0] : tag[1]] = 0x80
-        self._expected = np.frombuffer(data, np.uint8) & self._checked
-
-    def fits(self, data: bytes) -> bool:
-        """`data`, which has the layout's length, is laid out so."""
-        for begin, end, fixed in self._fixed:
-            if data[begin:end] != fixed:
-                return False
-        begin, end = self.tag
-        # The tag ends where it did: its last byte, and no other, has no continuation bit.
-        return begin == end or (data[end - 1] < 0x80 and (end - begin == 1 or min(data[begin : end - 1]) >= 0x80))
-
-    def match(self, messages: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """`fits` of G messages that have the layout's length, bool [G], and their bytes, uint8 [G, length]."""
-        matrix = np.frombuffer(b"".join(messages), np.uint8).reshape(len(messages), -1)
-        return ~((matrix & self._checked) != self._expected).any(axis=1), matrix
 
     def read_tag(self, data: bytes) -> int:
         """The tag of `data`, which fits."""
@@ -167,20 +186,20 @@ class Layouts:
 def _layout_of(data: bytes, step: inference_pb2.StepChunk, names: Sequence[str]) -> StepLayout | None:
     """The layout of a step message with inputs `names`, None when it has fields twice or fields not known here."""
     try:
-        request = _once(_fields(data, 0, len(data)), {_TAG, _ACTION})
-        fields = list(_fields(data, *request[_ACTION]))
+        request = _once(fields_of(data, 0, len(data)), {_TAG, _ACTION})
+        fields = list(fields_of(data, *request[_ACTION]))
         columns = _once([each for each in fields if each[0] != _INPUTS], _STEP_KEYS)
         tensors = [
-            _once(_fields(data, *window), _TENSOR_KEYS | _SHAPES, _SHAPES) for key, window in fields if key == _INPUTS
+            _once(fields_of(data, *window), _TENSOR_KEYS | _SHAPES, _SHAPES) for key, window in fields if key == _INPUTS
         ]
-    except _UnusualError:
+    except UnusualError:
         return None
     data_of = {data[slice(*tensor[_NAME])].decode(): tensor[_DATA] for tensor in tensors}
     inputs = [data_of[name] for name in names]
     return StepLayout(data, request.get(_TAG, (0, 0)), [columns[_HANDLES], columns[_POSITIONS], *inputs], step)
 
 
-class _UnusualError(Exception):
+class UnusualError(Exception):
     """The message is written as no encoder known to us would write it; it is parsed every time."""
 
 
@@ -191,12 +210,12 @@ def _once(
     found: dict[int, Window] = {}
     for key, window in fields:
         if key not in known or (key in found and key not in repeated):
-            raise _UnusualError
+            raise UnusualError
         found[key] = window
     return found
 
 
-def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, Window]]:
+def fields_of(data: bytes, at: int, end: int) -> Iterator[tuple[int, Window]]:
     """Key and payload of each field in `data[at:end]`, which are known to parse."""
     while at < end:
         key, at = read_varint(data, at)
@@ -206,6 +225,6 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, Window]]:
         elif kind == VARINT:
             size = read_varint(data, at)[1] - at
         else:  # No message of ours has such fields.
-            raise _UnusualError
+            raise UnusualError
         yield key, (at, at + size)
         at += size

@@ -20,6 +20,7 @@ from eddy.service import codec
 from eddy.service.connection import Connection
 from eddy.service.errors import EddyError, Reason, ServerBug
 from eddy.service.host import Host
+from eddy.service.oip_coalescer import InferCoalescer
 from eddy.service.oip_codec import status_of
 from eddy.service.oip_infer import Inference, UnaryCall
 from eddy.service.oip_models import ModelAnswers
@@ -39,8 +40,6 @@ _REFUSED = {
     "CudaSharedMemoryRegister": _SHARED_MEMORY,
     "CudaSharedMemoryUnregister": _SHARED_MEMORY,
     "TraceSetting": "this server writes no traces; its metrics have the time of every part of a request",
-    "RepositoryModelLoad": "models are loaded when the server starts",
-    "RepositoryModelUnload": "models are loaded when the server starts",
     "LogSettings": "this server's log level is set when it starts",
 }
 
@@ -56,6 +55,7 @@ class InferenceCalls:
         self._host = host
         self._connections = connections
         self._inference = Inference(host)
+        self._coalescer = InferCoalescer(host, self._inference.layouts, self._inference.sequences)
         self._models = ModelAnswers(host, self._inference)
 
     def handlers(self) -> dict[str, Any]:
@@ -70,6 +70,8 @@ class InferenceCalls:
             "ModelConfig": (oip.ModelConfigRequest, models.config),
             "ModelStatistics": (oip.ModelStatisticsRequest, models.statistics),
             "RepositoryIndex": (oip.RepositoryIndexRequest, models.index),
+            "RepositoryModelLoad": (oip.RepositoryModelLoadRequest, models.load),
+            "RepositoryModelUnload": (oip.RepositoryModelUnloadRequest, models.unload),
         }
         return {
             **{name: self._unary(kind, method) for name, (kind, method) in answers.items()},
@@ -97,13 +99,13 @@ class InferenceCalls:
     async def _infer(self, data: bytes, context: Any) -> bytes:
         async with self._typed_errors(context, oip.ModelInferRequest):
             message = self._parse(oip.ModelInferRequest, data)
-            return (await UnaryCall(self._inference).run(message, context.time_remaining())).SerializeToString()
+            return (await UnaryCall(self._inference).run(data, message, context.time_remaining())).SerializeToString()
         raise AssertionError("abort raises")
 
     async def _stream(self, _: Any, context: Any) -> None:
         async with self._typed_errors(context, oip.ModelInferRequest):
             self._host.refuse_if_draining()
-        connection = InferStream(self._host, context, self._inference)
+        connection = InferStream(self._host, context, self._inference, self._coalescer)
         self._connections.add(connection)
         try:
             await connection.serve()

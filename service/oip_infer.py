@@ -26,6 +26,7 @@ from eddy.service.host import Host
 from eddy.service.infer import InferCall
 from eddy.service.model import ServedModel
 from eddy.service.oip_codec import Form, Options, build_response, infer_response, read_options
+from eddy.service.oip_layout import InferLayout, InferLayouts
 from eddy.service.oip_sequences import Caller, Parts, Request, Sequence, Sequences, not_started
 from eddy.service.oip_tensors import Feeds, Signature, read_inputs, signature
 from eddy.v1 import inference_pb2
@@ -33,11 +34,19 @@ from eddy.v1 import inference_pb2
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request's answer needs: its own id, its model, and the answer's form (`Request.context`)."""
+    """What a request's answer needs: its own id, its model, and the answer's form (`Request.context`).
+
+    Attributes:
+        num_bytes: of its inputs and its answer.
+        layout, data: where its layout is known, that and the request.
+    """
 
     request_id: str
     model: ServedModel
     form: Form
+    num_bytes: int
+    layout: InferLayout | None = None
+    data: bytes = b""
 
 
 class Inference:
@@ -46,6 +55,7 @@ class Inference:
     def __init__(self, host: Host) -> None:
         self._host = host
         self.sequences = Sequences(host)
+        self.layouts = InferLayouts()
         # Changed only on the event loop.
         self._signatures: WeakKeyDictionary[ServedModel, Signature] = WeakKeyDictionary()
 
@@ -69,11 +79,12 @@ class Inference:
         return known
 
     def accept(
-        self, message: oip.ModelInferRequest, caller: Caller, timeout_seconds: float | None
+        self, data: bytes, message: oip.ModelInferRequest, caller: Caller, timeout_seconds: float | None
     ) -> Awaitable[oip.ModelInferResponse] | None:
         """Hands a request over: `caller` is told its result, unless it is one for whole sequences, which is returned.
 
         Args:
+            data: the request's bytes; message: the same, parsed.
             timeout_seconds: the call's own; it begins within this time or fails. None for no limit.
 
         Raises:
@@ -92,11 +103,14 @@ class Inference:
         _refuse_shared_memory(message)
         feeds = read_inputs(message, wanted)
         form = Form(wanted, model.file.version, places, feeds.is_stepwise)
-        asked = Asked(message.id, model, form)
+        answer_bytes = model.contract.answer_bytes(feeds.num_rows, feeds.num_steps)
+        asked = Asked(message.id, model, form, sum(map(len, feeds.inputs)) + answer_bytes)
         if not model.contract.message.streaming.streamable:
             left = None if deadline == NO_DEADLINE else deadline - arrival
             return self._infer_whole(asked, feeds, left, arrival)
         self._check(model, feeds)
+        if sequence is not None and not options.is_end and not model.contract.emits:
+            self.layouts.learn(data, message, model, form, feeds.num_steps, options.timeout_seconds)
         request = Request(
             options.sequence_id,
             is_start=options.is_start,
@@ -108,10 +122,40 @@ class Inference:
             caller=caller,
             context=asked,
         )
+        caller.expect(asked.num_bytes)
         if sequence is None:
             sequence = self.sequences.begin(model, message.model_version, options.sequence_id)
         self.sequences.submit(sequence, request)
         return None
+
+    def accept_known(self, layout: InferLayout, data: bytes, caller: Caller) -> bool:
+        """Hands over a request that fits `layout`; False when it must be parsed to say what is wrong with it.
+
+        Raises:
+            CapacityError: DRAINING.
+        """
+        sequence_id = layout.sequence_of(data)
+        sequence = self.sequences.find(layout.name, layout.version, sequence_id)
+        model = layout.model
+        if sequence is None or model is None or sequence.model is not model:
+            return False
+        begin, end = layout.request_id
+        arrival = self._host.clock()
+        inputs = tuple([data[first:last] for first, last in layout.inputs])
+        request = Request(
+            sequence_id,
+            is_start=False,
+            is_end=False,
+            feeds=model.contract.feed(inputs, 1, layout.num_steps),
+            num_steps=layout.num_steps,
+            arrival=arrival,
+            deadline=arrival + layout.timeout_seconds if layout.timeout_seconds else NO_DEADLINE,
+            caller=caller,
+            context=Asked(data[begin:end].decode(), model, layout.form, layout.num_bytes, layout, data),
+        )
+        caller.expect(layout.num_bytes)
+        self.sequences.submit(sequence, request)
+        return True
 
     def _find(self, message: oip.ModelInferRequest, options: Options) -> tuple[Sequence | None, ServedModel]:
         """The sequence that the request goes on with, None where it begins one or is of none; and its model."""
@@ -193,19 +237,24 @@ class UnaryCall:
         self.is_gone = False
         self._future: asyncio.Future[oip.ModelInferResponse] = asyncio.get_running_loop().create_future()
 
-    async def run(self, message: oip.ModelInferRequest, timeout_seconds: float | None) -> oip.ModelInferResponse:
-        """Carries `message` out; it begins within `timeout_seconds` or fails.
+    async def run(
+        self, data: bytes, message: oip.ModelInferRequest, timeout_seconds: float | None
+    ) -> oip.ModelInferResponse:
+        """Carries out `message`, whose bytes are `data`; it begins within `timeout_seconds` or fails.
 
         Raises:
             EddyError: it was refused or failed.
         """
-        whole = self._inference.accept(message, self, timeout_seconds)
+        whole = self._inference.accept(data, message, self, timeout_seconds)
         if whole is not None:
             return await whole
         try:
             return await self._future
         finally:
             self.is_gone = True
+
+    def expect(self, num_bytes: int) -> None:
+        """A call has one request."""
 
     def take(self, request: Request, parts: Parts) -> None:
         """The request was carried out."""

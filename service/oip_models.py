@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from importlib import metadata
 
 from eddy.oip import grpc_service_pb2 as oip
-from eddy.service.entry import Entry
+from eddy.service.entry import Entry, State
+from eddy.service.errors import Reason, invalid
 from eddy.service.host import Host
 from eddy.service.model import ServedModel
 from eddy.service.oip_infer import Inference
@@ -20,6 +21,13 @@ from eddy.service.stats import ModelStats
 _PLATFORM, _BACKEND = "onnxruntime_onnx", "onnxruntime"
 _STEP_GRAPH = "model.onnx"
 _EXTENSIONS = ("sequence", "model_configuration", "model_repository", "statistics", "parameters")
+_STATES = {
+    State.LOADING: "LOADING",
+    State.READY: "READY",
+    State.REFUSED: "UNAVAILABLE",
+    State.RETIRING: "UNLOADING",
+    State.UNLOADED: "UNAVAILABLE",
+}
 
 
 class ModelAnswers:
@@ -125,7 +133,7 @@ class ModelAnswers:
             version=model.file.version,
             last_inference=self._milliseconds(stats),
             inference_count=int(stats.tick_rows.total),
-            execution_count=model.scheduler.num_ticks,
+            execution_count=sum(int(count) for count, _ in stats.rows_run.values()),
             inference_stats=oip.InferStatistics(
                 success=_duration(num_requests, success_seconds),
                 fail=_duration(stats.num_failed_requests, stats.failure_seconds),
@@ -136,7 +144,7 @@ class ModelAnswers:
                 cache_hit=_duration(0, 0.0),
                 cache_miss=_duration(0, 0.0),
             ),
-            batch_stats=_batches(stats.rows_run.items()),
+            batch_stats=_batches(list(stats.rows_run.items())),
         )
 
     def _milliseconds(self, stats: ModelStats) -> int:
@@ -147,19 +155,40 @@ class ModelAnswers:
     async def index(self, request: oip.RepositoryIndexRequest) -> oip.RepositoryIndexResponse:
         """Every version of every model of the repository, served or refused."""
         response = oip.RepositoryIndexResponse()
-        for entry in self._host.catalog:
+        for entry in self._host.repository_index():
             if entry.model is not None or not request.ready:
                 response.models.append(_index(entry))
         return response
+
+    async def load(self, request: oip.RepositoryModelLoadRequest) -> oip.RepositoryModelLoadResponse:
+        """Loads what lies in a model's folder; sessions that are open stay where they are."""
+        self._host.refuse_load_control()
+        if request.parameters:
+            names = ", ".join(sorted(request.parameters))[:100]
+            raise invalid(Reason.UNKNOWN_INPUT, "parameters", names, "none: what is loaded is what lies in the folder")
+        await self._host.load_model(request.model_name)
+        return oip.RepositoryModelLoadResponse()
+
+    async def unload(self, request: oip.RepositoryModelUnloadRequest) -> oip.RepositoryModelUnloadResponse:
+        """Begins no more sequences of a model; those that live go on. `unload_dependents` has nothing to do here."""
+        self._host.refuse_load_control()
+        await self._host.unload_model(request.model_name)
+        return oip.RepositoryModelUnloadResponse()
 
 
 def _index(entry: Entry) -> oip.RepositoryIndexResponse.ModelIndex:
     return oip.RepositoryIndexResponse.ModelIndex(
         name=entry.file.name,
         version=entry.file.version,
-        state="READY" if entry.model is not None else "UNAVAILABLE",
-        reason="" if entry.error is None else entry.error.message,
+        state=_STATES[entry.state],
+        reason=_reason(entry),
     )
+
+
+def _reason(entry: Entry) -> str:
+    if entry.error is not None:
+        return entry.error.message
+    return "unloaded" if entry.state is State.UNLOADED else ""
 
 
 def _duration(count: int, seconds: float) -> oip.StatisticDuration:

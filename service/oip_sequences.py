@@ -38,6 +38,9 @@ class Caller(Protocol):
 
     is_gone: bool
 
+    def expect(self, num_bytes: int) -> None:
+        """A request of so many bytes, with its answer, was handed over."""
+
     def take(self, request: Request, parts: Parts) -> None:
         """The request was carried out."""
 
@@ -304,11 +307,9 @@ class Sequences:
 
     # Many at once
 
-    def step_together(self, sequences: list[Sequence]) -> tuple[bytes, bytes]:
-        """Handles and positions of sequences, each of which lives and does not run, that step in one chunk now."""
+    def places_of(self, sequences: list[Sequence]) -> tuple[bytes, bytes]:
+        """Handles and positions of sequences that live and step in one chunk now, uint64 [B] raw each."""
         rows = np.array([sequence.row for sequence in sequences])
-        for sequence in sequences:
-            sequence.is_running = True
         return self._table.handle[rows].tobytes(), self._table.next_position[rows].tobytes()
 
     def stepped(self, sequence: Sequence) -> None:
