@@ -26,17 +26,21 @@ class Answer:
         # Changed only by `add`.
         self.results = [np.zeros((num_rows, *port.row_shape(num_steps)), port.dtype) for port in contract.results]
 
-    def add(self, parts: Sequence[np.ndarray], done_steps: int) -> None:
-        """Takes the results of the next slice, one [B, ...] each; `done_steps`: steps of the chunk before it."""
+    def add(self, parts: Sequence[np.ndarray], done_steps: int, rows: slice = slice(None)) -> None:
+        """Takes the results of the next slice of some of the rows, one [B, ...] each.
+
+        Args:
+            done_steps: steps of the chunk before the slice.
+        """
         if self._emits:
-            self._add_emitted(parts)
+            self._add_emitted(parts, rows)
             return
         for whole, part in zip(self.results, parts, strict=True):
-            whole[:, done_steps : done_steps + part.shape[1]] = part
+            whole[rows, done_steps : done_steps + part.shape[1]] = part
 
-    def _add_emitted(self, parts: Sequence[np.ndarray]) -> None:
+    def _add_emitted(self, parts: Sequence[np.ndarray], mine: slice) -> None:
         """What each row has emitted goes behind what it emitted before."""
-        *outputs, totals = self.results
+        *outputs, totals = [whole[mine] for whole in self.results]
         *emitted, counts = parts
         for whole, part in zip(outputs, emitted, strict=True):
             rows, steps = np.nonzero(np.arange(part.shape[1]) < counts[:, None])

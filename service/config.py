@@ -229,7 +229,7 @@ class SessionConfig:
 
     max_sessions: int = key(1_000_000, "open at once over all models")
     idle_timeout_seconds: float = key(
-        600.0, "a session without a step for so long ends; default and most that a client may ask for"
+        600.0, "a session without a step for so long ends; default and most that a client or a contract may ask for"
     )
     sweep_seconds: float = key(1.0, "how often idle sessions are looked for")
 

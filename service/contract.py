@@ -22,6 +22,7 @@ from google.protobuf import json_format
 
 from eddy.service.errors import ModelError, Reason
 from eddy.service.ports import Port, State, step_bytes
+from eddy.service.runs import Runs
 from eddy.v1 import contract_pb2
 
 METADATA_KEY = "eddy.contract"
@@ -52,6 +53,7 @@ class Contract:
             steps emitted, int64 [B], where the model says them.
         states: all of them; has_immutable: some are only read.
         prime_inputs: of the prime graph, [B, S, ...], empty where there is none; max_prime_steps: the most S.
+        runs: what one run of the model's graphs takes; None: any number of rows and steps.
         answer_step_bytes, answer_row_bytes: a row's results have `answer_row_bytes + T * answer_step_bytes` bytes.
     """
 
@@ -65,6 +67,7 @@ class Contract:
     prime_inputs: tuple[Port, ...]
     max_prime_steps: int
     tolerance: float
+    runs: Runs | None
     message: contract_pb2.ModelContract
     answer_step_bytes: int
     answer_row_bytes: int
@@ -136,15 +139,20 @@ def read_contract(model: onnx.ModelProto) -> Contract:
     inputs = tuple(_port(spec, "inputs") for spec in message.inputs)
     outputs = tuple(_port(spec, "outputs") for spec in message.outputs)
     states = tuple(_state(spec) for spec in message.states)
-    if not (inputs and outputs and states):
-        raise refuse("the contract must name at least one input, one output and one state")
+    if not (inputs and outputs):
+        raise refuse("the contract must name at least one input and one output")
     _check_vocabulary(message, outputs)
     results = outputs
+    if not 0 <= message.idle_timeout_seconds < float("inf"):
+        raise refuse(
+            f"the contract's idle_timeout_seconds is {message.idle_timeout_seconds}, it must be finite, 0 or more"
+        )
     if message.ports.emitted:
         extra = max(0, message.streaming.block_steps - 1) + message.streaming.look_ahead_steps
         outputs = tuple(replace(port, extra_steps=extra) for port in outputs)
         counts = Port(message.ports.emitted, np.dtype("<i8"), contract_pb2.DATA_TYPE_INT64, (), 8, is_per_row=True)
         results = (*outputs, counts)
+    streaming = message.streaming
     wants_end = bool(message.ports.length or message.ports.flush)
     return Contract(
         name=message.name,
@@ -157,6 +165,9 @@ def read_contract(model: onnx.ModelProto) -> Contract:
         prime_inputs=tuple(_port(spec, "prime_inputs") for spec in message.prime_inputs),
         max_prime_steps=message.max_prime_steps,
         tolerance=0.0 if message.numerics.bitwise else message.numerics.tolerance,
+        runs=Runs(streaming.run_rows, streaming.max_run_steps)
+        if streaming.run_rows or streaming.max_run_steps
+        else None,
         message=message,
         answer_step_bytes=sum(port.step_bytes for port in outputs),
         answer_row_bytes=sum(port.row_bytes(0) for port in results),

@@ -102,7 +102,7 @@ class Dispatcher:
         tick = self._next_tick(model)
         if tick is None:
             return
-        expected = model.cost.seconds(tick.num_rows * tick.num_steps)
+        expected = model.cost.seconds(tick.num_rows, tick.num_steps)
         if away == 0 and expected <= self._inline_tick_seconds:
             self.num_inline_ticks += 1
             self._complete(model, tick, self._run(model, tick), was_begun=False)

@@ -156,6 +156,28 @@ def load_graph(contract: Contract) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
 
 
+def move_graph(contract: Contract) -> onnx.ModelProto:
+    """The graph that copies what steps write from the rows `eddy_read_slots` of the arenas to `eddy_write_slots`.
+
+    Inputs and outputs are named as in the wrapped graph; every row is read before any is written.
+    """
+    inputs = [
+        helper.make_tensor_value_info(READ_SLOTS, TensorProto.INT64, ["B"]),
+        helper.make_tensor_value_info(WRITE_SLOTS, TensorProto.INT64, ["B", 1]),
+    ]
+    outputs, nodes = [], []
+    for state in contract.states:
+        if not state.next_name:
+            continue
+        before, after = arena_names(state)
+        inputs.append(_arena_info(state, before))
+        outputs.append(_arena_info(state, after))
+        nodes.append(helper.make_node("Gather", [before, READ_SLOTS], [state.name], axis=0))
+        nodes.append(helper.make_node("ScatterND", [before, WRITE_SLOTS, state.name], [after]))
+    graph = helper.make_graph(nodes, "move", inputs, outputs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+
+
 def arena_names(state: State) -> tuple[str, str]:
     """The names under which a state's arena enters and leaves."""
     return f"{PREFIX}arena_{state.name}", f"{PREFIX}arena_{state.name}_next"

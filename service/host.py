@@ -263,7 +263,7 @@ class Host:
             raise invalid(Reason.OUT_OF_RANGE, "idle_timeout_seconds", idle_timeout_seconds, f"0 to {limit:g}")
         if model.contract.is_primed and start is None:
             raise invalid(Reason.MISSING_FIELD, "prime", "none", "what the model's prime graph reads")
-        in_flight, idle = max_in_flight or 1, idle_timeout_seconds or limit
+        in_flight, idle = max_in_flight or 1, idle_timeout_seconds or model.idle_timeout_seconds(limit)
         rows = model.open_sessions(count, stream, in_flight, idle)
         handles = self.table.handle[rows]
         ids = self.table.ids_of(rows)

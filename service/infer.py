@@ -103,7 +103,9 @@ class InferCall:
     async def _run_steps(self, groups: list[np.ndarray], deadline: float) -> None:
         """Sequences as sessions, from their first step to their last."""
         host, model = self._host, self._model
-        opened = host.open(model.file.name, model.file.version, len(self._lengths), 1, 0.0, NO_STREAM, self._start)
+        # No client leaves these alone: they idle only while they wait for their turn.
+        idle = host.config.session.idle_timeout_seconds
+        opened = host.open(model.file.name, model.file.version, len(self._lengths), 1, idle, NO_STREAM, self._start)
         runs = [_Run(host, model, self, opened.handles[group], group, deadline) for group in groups]
         try:
             await opened.begun()

@@ -90,11 +90,7 @@ class ServedModel:
         self.stats = stats or ModelStats()
         # Changed by the catalog: when the model was retired, monotonic seconds; None while it opens sessions.
         self.retired_at: float | None = None
-        limits = Limits(
-            config.max_rows,
-            max(1, int(config.max_tick_seconds / self.cost.row_step_seconds)),
-            config.max_queued_chunks,
-        )
+        limits = Limits(config.max_rows, self.cost.budget(config.max_tick_seconds), config.max_queued_chunks)
         self.scheduler = Scheduler(
             contract,
             table,
@@ -108,6 +104,10 @@ class ServedModel:
     def num_sessions(self) -> int:
         """Sessions of this model that are open."""
         return self.slots.num_slots - self.slots.num_free
+
+    def idle_timeout_seconds(self, most: float) -> float:
+        """Of sessions whose client asks for none: the contract's, or else the server's, which is also the most."""
+        return min(self.contract.message.idle_timeout_seconds or most, most)
 
     def open_sessions(self, count: int, stream: int, max_in_flight: int, idle_timeout_seconds: float) -> np.ndarray:
         """Opens `count` sessions owned by `stream`; returns their table rows, int64 [count].

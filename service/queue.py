@@ -19,6 +19,7 @@ import numpy as np
 
 from eddy.service.arena import SlotAllocator
 from eddy.service.chunk import Chunk
+from eddy.service.cost import Budget
 from eddy.service.errors import CapacityError, Detail, Reason
 from eddy.service.sessions import SessionTable
 from eddy.service.tick import Control, Job, slice_steps
@@ -33,12 +34,12 @@ class Limits:
 
     Attributes:
         max_rows: rows in one tick.
-        row_steps_budget: rows x steps in one tick, unless one chunk's one step already has more.
+        budget: rows and steps in one tick, unless one chunk's one step already has more.
         max_queued_chunks: chunks that may wait.
     """
 
     max_rows: int
-    row_steps_budget: int
+    budget: Budget
     max_queued_chunks: int
 
 
@@ -74,7 +75,7 @@ class ChunkQueue:
 
     def most_rows(self, num_steps: int) -> int:
         """Rows of T = `num_steps` that one tick takes; none when they are sliced."""
-        return min(self.limits.max_rows, self.limits.row_steps_budget // num_steps)
+        return min(self.limits.max_rows, self.limits.budget.most_rows(num_steps))
 
     def submit(self, chunk: Chunk) -> None:
         """Queues a chunk.
@@ -153,6 +154,8 @@ class ChunkQueue:
         num_work_slots = self._work_slots.num_free
         while queue:
             item = queue.popleft()
+            if picked and not max_rows:  # Of no account to whoever is alone.
+                max_rows = max(1, self.most_rows(num_steps))
             if isinstance(item, Control):  # 1.
                 if picked:
                     held.append(item)
@@ -171,7 +174,7 @@ class ChunkQueue:
                     item.fail(_late())
                     continue
             steps_left = item.num_steps - item.done_steps
-            wanted = 1 if steps_left == 1 else slice_steps(steps_left, item.num_rows, self.limits.row_steps_budget)
+            wanted = 1 if steps_left == 1 else slice_steps(steps_left, self.limits.budget.most_steps(item.num_rows))
             fits = not picked or (wanted == num_steps and num_rows + item.num_rows <= max_rows)
             if not is_begun:  # 3.
                 if wanted < item.num_steps and item.num_rows > num_work_slots:
@@ -186,7 +189,6 @@ class ChunkQueue:
                 continue
             if not picked:  # 4.
                 num_steps = wanted
-                max_rows = max(1, self.most_rows(wanted))
             picked.append(item)
             num_rows += item.num_rows
             if not is_begun:

@@ -13,11 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from eddy.service.answer import Answer
 from eddy.service.arena import INITIAL_SLOT, NUM_RESERVED_SLOTS
 from eddy.service.contract import END, Contract
 from eddy.service.errors import ModelError, Reason
 from eddy.service.example import example, example_feeds
 from eddy.service.graph import ModelGraphs
+from eddy.service.runs import Runs
 from eddy.service.runtime import MIN_ROWS, Runtime, pad_rows
 
 _MARKER = 77
@@ -78,7 +80,7 @@ def check(engine: Subject, graphs: ModelGraphs, runtime: Runtime) -> None:
     if has_neighbour:
         before = engine.read_states(neighbour)
         engine.write_states(neighbour, marker)
-    plain = _Plain(contract, graphs, runtime, max(rows, MIN_ROWS))
+    plain = _Plain(contract, graphs, runtime, rows)
     tolerance = max(contract.tolerance, 0.0 if runtime.is_cpu else _CUDA_TOLERANCE)
     read = np.full(rows, INITIAL_SLOT)
     if contract.is_primed:
@@ -112,15 +114,20 @@ def check(engine: Subject, graphs: ModelGraphs, runtime: Runtime) -> None:
 
 
 class _Plain:
-    """The model's graphs as they are, states carried by hand."""
+    """The model's graphs as they are, states carried by hand.
+
+    Args:
+        num_rows: rows that are compared; there are more where a run takes more.
+    """
 
     def __init__(self, contract: Contract, graphs: ModelGraphs, runtime: Runtime, num_rows: int) -> None:
         self._contract = contract
         self._step = runtime.session(graphs.step)
         self._prime = None if graphs.prime is None else runtime.session(graphs.prime)
-        self.num_rows = num_rows
+        self._runs = contract.runs or Runs(0, 0)
+        self.num_rows = self._runs.padded(num_rows) if self._runs.rows else max(num_rows, MIN_ROWS)
         self.states: dict[str, Any] = {
-            state.name: np.repeat(state.initial[None], num_rows, axis=0) for state in contract.states
+            state.name: np.repeat(state.initial[None], self.num_rows, axis=0) for state in contract.states
         }
 
     def begin(self, source: Sequence[np.ndarray], lengths: np.ndarray) -> None:
@@ -132,30 +139,46 @@ class _Plain:
         if name := self._contract.message.ports.prime_length:
             feed[name] = pad_rows(lengths, self.num_rows)
         names = [output.name for output in self._prime.get_outputs()]
-        written = dict(zip(names, _run(self._prime, names, feed), strict=True))
-        for state in self._contract.states:
-            if state.name in written:
-                _check_shape(state.name, written[state.name], (self.num_rows, *state.shape))
-        self.states |= written
+        parts = []
+        for rows in self._runs.row_groups(self.num_rows):
+            written = _run(self._prime, names, {name: values[rows] for name, values in feed.items()})
+            for state in self._contract.states:
+                if state.name in names:
+                    shape = (rows.stop - rows.start, *state.shape)
+                    _check_shape(state.name, written[names.index(state.name)], shape)
+            parts.append(written)
+        self.states |= dict(zip(names, (np.concatenate(each) for each in zip(*parts, strict=True)), strict=True))
 
     def step(self, feeds: Sequence[np.ndarray], num_steps: int) -> dict[str, np.ndarray]:
-        """One call; the results by name."""
-        contract, ports = self._contract, self._contract.message.ports
+        """One call, in as many runs as the graph needs; the results by name."""
+        answer = Answer(self._contract, self.num_rows, num_steps)
+        for rows in self._runs.row_groups(self.num_rows):
+            for steps in self._runs.step_pieces(num_steps):
+                parts = self._run_step([values[rows, steps] for values in feeds], rows, steps.stop - steps.start)
+                answer.add(parts, steps.start, rows)
+        return {port.name: values for port, values in zip(self._contract.results, answer.results, strict=True)}
+
+    def _run_step(self, feeds: Sequence[np.ndarray], rows: slice, num_steps: int) -> list[np.ndarray]:
+        """One run of some of the rows; the results in the contract's order."""
+        contract, ports, count = self._contract, self._contract.message.ports, rows.stop - rows.start
         feed = {port.name: values for port, values in zip(contract.feeds, feeds, strict=True) if port.name != END}
-        is_end = feeds[-1][:, -1].astype(np.bool_) if contract.has_end else np.zeros(self.num_rows, np.bool_)
+        is_end = feeds[-1][:, -1].astype(np.bool_) if contract.has_end else np.zeros(count, np.bool_)
         if ports.length:
             feed[ports.length] = num_steps - is_end.astype(np.int64)
         if ports.flush:
             feed[ports.flush] = is_end
+        feed |= {name: values[rows] for name, values in self.states.items()}
         moving = [state for state in contract.states if state.next_name]
         names = [port.name for port in contract.results] + [state.next_name for state in moving]
-        found = dict(zip(names, _run(self._step, names, feed | self.states), strict=True))
+        found = dict(zip(names, _run(self._step, names, feed), strict=True))
         for state in moving:
-            _check_shape(state.next_name, found[state.next_name], (self.num_rows, *state.shape))
-            self.states[state.name] = found[state.next_name]
+            _check_shape(state.next_name, found[state.next_name], (count, *state.shape))
+            # A new array: what was fed is the caller's.
+            self.states[state.name] = self.states[state.name].copy()
+            self.states[state.name][rows] = found[state.next_name]
         for port in contract.results:
-            _check_shape(port.name, found[port.name], (self.num_rows, *port.row_shape(num_steps)))
-        return found
+            _check_shape(port.name, found[port.name], (count, *port.row_shape(num_steps)))
+        return [found[port.name] for port in contract.results]
 
 
 def _check_whole(engine: Subject, contract: Contract) -> None:

@@ -119,10 +119,10 @@ class Control:
     run: Callable[[], None]
 
 
-def slice_steps(remaining_steps: int, num_rows: int, row_steps_budget: int) -> int:
-    """Steps to run next of a chunk: the largest power of two within its remaining steps and the budget.
+def slice_steps(remaining_steps: int, most_steps: int) -> int:
+    """Steps to run next of a chunk: the largest power of two within its remaining steps and what fits into a tick.
 
     Powers of two let chunks of different lengths share ticks.
     """
-    limit = max(1, min(remaining_steps, row_steps_budget // num_rows))
+    limit = max(1, min(remaining_steps, most_steps))
     return 1 << (limit.bit_length() - 1)

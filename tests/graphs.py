@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,9 @@ class Family:
     tolerance: float = 0.0
     ends: Ends | None = None
     prime: PrimeSpec | None = None
+    # Rows that one run takes, exactly, and steps at most; 0: any number.
+    run_rows: int = 0
+    max_run_steps: int = 0
 
     def contract(self) -> contract_pb2.ModelContract:
         """The contract, as a message."""
@@ -127,7 +130,7 @@ class Family:
             name=self.name,
             task=contract_pb2.TASK_OTHER,
             graphs=contract_pb2.Graphs(step="model.onnx"),
-            streaming=contract_pb2.Streaming(streamable=True),
+            streaming=contract_pb2.Streaming(streamable=True, run_rows=self.run_rows, max_run_steps=self.max_run_steps),
             numerics=contract_pb2.Numerics(bitwise=True),
         )
         ports = [(self.inputs, message.inputs), (self.outputs, message.outputs)]
@@ -163,14 +166,15 @@ class Family:
 
     def graph(self) -> onnx.ModelProto:
         """The step graph, without a contract."""
-        inputs = [_value(port.name, port.dtype, ["B", "T", *port.shape]) for port in self.inputs]
-        inputs += [_value(state.name, state.dtype, ["B", *state.shape]) for state in self.states]
-        outputs = [_value(port.name, port.dtype, ["B", "U", *port.shape]) for port in self.outputs]
+        rows: int | str = self.run_rows or "B"
+        inputs = [_value(port.name, port.dtype, [rows, "T", *port.shape]) for port in self.inputs]
+        inputs += [_value(state.name, state.dtype, [rows, *state.shape]) for state in self.states]
+        outputs = [_value(port.name, port.dtype, [rows, "U", *port.shape]) for port in self.outputs]
         if self.ends is not None:
-            inputs += [_value(self.ends.length, np.int64, ["B"]), _value(self.ends.flush, np.bool_, ["B"])]
-            outputs.append(_value(self.ends.emitted, np.int64, ["B"]))
+            inputs += [_value(self.ends.length, np.int64, [rows]), _value(self.ends.flush, np.bool_, [rows])]
+            outputs.append(_value(self.ends.emitted, np.int64, [rows]))
         outputs += [
-            _value(state.next_name, state.dtype, ["B", *state.shape]) for state in self.states if state.next_name
+            _value(state.next_name, state.dtype, [rows, *state.shape]) for state in self.states if state.next_name
         ]
         graph = helper.make_graph(list(self.body), self.name.replace("-", "_"), inputs, outputs, list(self.weights))
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
@@ -234,6 +238,7 @@ class PlainGraph:
         self._family = family
         self._session = self.load(family.graph())
         self._prime = None if family.prime is None else self.load(family.prime.graph())
+        self._num_rows = family.run_rows or 2
 
     @staticmethod
     def load(model: onnx.ModelProto) -> Any:
@@ -251,14 +256,15 @@ class PlainGraph:
         Args:
             feeds: [T, ...] each, with the marks of ends where the model has them; start: what it begins with.
 
-        Two equal rows: with one row ONNX Runtime's kernels for RNN take another path and other bits.
+        Two equal rows: with one row ONNX Runtime's kernels for RNN take another path and other bits; or as many as the
+        graph takes.
         """
         family = self._family
-        states = {state.name: state.initial_rows(2) for state in family.states}
+        states = {state.name: state.initial_rows(self._num_rows) for state in family.states}
         if start is not None:
             states |= self._begin(start)
         parts: list[list[np.ndarray]] = [[] for _ in family.outputs]
-        for segment, is_end in _segments(family, feeds):
+        for segment, is_end in _pieces(family, feeds):
             outputs, states = self._run(segment, is_end, states)
             for part, output in zip(parts, outputs, strict=True):
                 part.append(output)
@@ -267,21 +273,25 @@ class PlainGraph:
     def _begin(self, start: Start) -> dict[str, Any]:
         prime = self._family.prime
         assert prime is not None and self._prime is not None, "only a primed model has a start"
-        feed = {port.name: np.stack([values, values]) for port, values in zip(prime.inputs, start.inputs, strict=True)}
+        feed = self._rows(prime.inputs, start.inputs)
         names = [output.name for output in self._prime.get_outputs()]
-        lengths = {prime.length: np.array([start.length] * 2)} if prime.length else {}
+        lengths = {prime.length: np.array([start.length] * self._num_rows)} if prime.length else {}
         return dict(zip(names, self._prime.run(names, feed | lengths), strict=True))
+
+    def _rows(self, ports: Sequence[PortSpec], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        return {port.name: np.stack([each] * self._num_rows) for port, each in zip(ports, values, strict=True)}
 
     def _run(
         self, inputs: Sequence[np.ndarray], is_end: bool, states: dict[str, Any]
     ) -> tuple[list[np.ndarray], dict[str, Any]]:
         family, ends = self._family, self._family.ends
-        feed = {port.name: np.stack([values, values]) for port, values in zip(family.inputs, inputs, strict=True)}
+        feed = self._rows(family.inputs, inputs)
         names = [port.name for port in family.outputs]
         names += [state.next_name for state in family.states if state.next_name]
         if ends is not None:
             num_steps = len(inputs[0]) - (1 if is_end else 0)
-            feed |= {ends.length: np.array([num_steps] * 2), ends.flush: np.array([is_end] * 2)}
+            feed |= {ends.length: np.array([num_steps] * self._num_rows)}
+            feed |= {ends.flush: np.array([is_end] * self._num_rows)}
             names.append(ends.emitted)
         got: dict[str, Any] = dict(zip(names, self._session.run(names, feed | states), strict=True))
         outputs = [got[port.name][0] for port in family.outputs]
@@ -289,6 +299,16 @@ class PlainGraph:
             outputs = [output[: got[ends.emitted][0]] for output in outputs]
         moved = {state.name: got[state.next_name] for state in family.states if state.next_name}
         return outputs, states | moved
+
+
+def _pieces(family: Family, feeds: Sequence[np.ndarray]) -> list[tuple[list[np.ndarray], bool]]:
+    """The segments, cut into what one run takes."""
+    found = []
+    for segment, is_end in _segments(family, feeds):
+        size = family.max_run_steps or len(segment[0])
+        cuts = range(0, len(segment[0]), size)
+        found += [([values[at : at + size] for values in segment], is_end and at == cuts[-1]) for at in cuts]
+    return found
 
 
 def _segments(family: Family, feeds: Sequence[np.ndarray]) -> list[tuple[list[np.ndarray], bool]]:
@@ -667,6 +687,84 @@ def _prime_graph() -> onnx.ModelProto:
     return model
 
 
+# Graphs that do not take any number of rows and steps
+
+
+def _history_one_row() -> Family:
+    """`history` whose graph takes one step of one row, and fails for more of either."""
+    body = _parsed(
+        """
+        ten = Constant <value_int = 10> ()
+        one = Constant <value_ints = [1]> ()
+        pair = Constant <value_ints = [1, 1]> ()
+        digit = Reshape (x, one)
+        shifted = Mul (history, ten)
+        history_next = Add (shifted, digit)
+        y = Reshape (history_next, pair)
+        """
+    )
+    return replace(_history(), name="history-one-row", body=body, weights=(), run_rows=1, max_run_steps=1)
+
+
+def _history_by_step() -> Family:
+    """`history` whose graph has no time axis inside: it takes it away and puts it back, which fails but for T = 1."""
+    body = _parsed(
+        """
+        ten = Constant <value_int = 10> ()
+        axis = Constant <value_ints = [1]> ()
+        digit = Squeeze (x, axis)
+        shifted = Mul (history, ten)
+        history_next = Add (shifted, digit)
+        y = Unsqueeze (history_next, axis)
+        """
+    )
+    return replace(_history(), name="history-by-step", body=body, weights=(), max_run_steps=1)
+
+
+def _history_two_steps() -> Family:
+    """`history` whose graph fails for more than two steps at once."""
+    history = _history()
+    check = _parsed(
+        """
+        pair = Constant <value_ints = [1, 2]> ()
+        checked = Expand (x, pair)
+        none = Sub (checked, checked)
+        axis = Constant <value_ints = [1]> ()
+        zero = ReduceSum <keepdims = 1> (none, axis)
+        given = Add (x, zero)
+        """
+    )
+    [scan] = history.body
+    checked = onnx.NodeProto()
+    checked.CopyFrom(scan)
+    checked.input[1] = "given"
+    return replace(history, name="history-two-steps", body=(*check, checked), max_run_steps=2)
+
+
+def _history_three_rows() -> Family:
+    """`history` of any steps whose graph takes three rows, no more and no fewer."""
+    history = _history()
+    fix = _parsed("shape = Constant <value_ints = [3, -1]> () given = Reshape (x, shape)")
+    [scan] = history.body
+    fixed = onnx.NodeProto()
+    fixed.CopyFrom(scan)
+    fixed.input[1] = "given"
+    return replace(history, name="history-three-rows", body=(*fix, fixed), run_rows=3)
+
+
+def _stateless() -> Family:
+    """Three times x, and one: nothing is remembered, and a session is a position."""
+    body = _parsed(
+        """
+        three = Constant <value_float = 3.0> ()
+        one = Constant <value_float = 1.0> ()
+        scaled = Mul (x, three)
+        y = Add (scaled, one)
+        """
+    )
+    return Family("stateless", (PortSpec("x", np.float32, (2,)),), (PortSpec("y", np.float32, (2,)),), (), body)
+
+
 _BUILDERS: dict[str, Callable[[], Family]] = {
     "lstm": lambda: _recurrent("lstm", "LSTM", 1, 4, 12, 3, seed=1),
     "lstm-stacked": lambda: _recurrent("lstm-stacked", "LSTM", 2, 4, 9, 3, seed=2),
@@ -682,6 +780,15 @@ _BUILDERS: dict[str, Callable[[], Family]] = {
     "half-precision": _half_precision,
     "look-ahead": _look_ahead,
     "primed": _primed,
+    "history-by-step": _history_by_step,
+    "history-two-steps": _history_two_steps,
+    "history-one-row": _history_one_row,
+    "history-three-rows": _history_three_rows,
+    "stateless": _stateless,
+    "stateless-one-row": lambda: replace(_stateless(), name="stateless-one-row", run_rows=1, max_run_steps=1),
+    # All that a graph can ask for at once.
+    "look-ahead-in-parts": lambda: replace(_look_ahead(), name="look-ahead-in-parts", run_rows=3, max_run_steps=2),
+    "primed-in-parts": lambda: replace(_primed(), name="primed-in-parts", run_rows=2, max_run_steps=3),
 }
 
 FAMILIES = tuple(_BUILDERS)

@@ -22,6 +22,7 @@ from eddy.service import start as service
 from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
 from eddy.service.config import ModelConfig
 from eddy.service.contract import read_contract
+from eddy.service.cost import Budget
 from eddy.service.errors import EddyError, ModelError, Reason
 from eddy.service.graph import ModelGraphs
 from eddy.service.model import ModelFile, ServedModel
@@ -91,7 +92,7 @@ class Rig:
         )
         self.scheduler = self.model.scheduler
         # The measured cost would make the cutting of chunks depend on the machine.
-        self.scheduler.queue.limits = Limits(max_rows, row_steps_budget, 1024)
+        self.scheduler.queue.limits = Limits(max_rows, Budget(row_steps_budget), 1024)
         self.away: deque[tuple[AnyTick, list[bytes]]] = deque()
         self.mailbox = Mailbox()
         self._tags = count(1)
@@ -215,7 +216,7 @@ class Rig:
         if isinstance(tick, Job):
             return tick.run()
         assert np.unique(tick.write_slots).size == tick.num_rows, "two rows of a tick write one slot"
-        budget = self.scheduler.queue.limits.row_steps_budget
+        budget = self.scheduler.queue.limits.budget.row_steps
         assert tick.num_steps == 1 or tick.num_rows * tick.num_steps <= budget, "a tick is over its budget"
         return self.model.engine.run(
             tick.inputs, tick.read_slots, tick.write_slots, tick.num_rows, tick.num_steps, tick.home_slots

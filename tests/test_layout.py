@@ -15,12 +15,24 @@ RANKS = {
     name: rank
     for rank, names in enumerate(
         (
-            ("errors", "histogram", "index", "lifecycle", "ports", "stops", "address", "certificates", "repository"),
+            (
+                "errors",
+                "histogram",
+                "index",
+                "lifecycle",
+                "ports",
+                "runs",
+                "stops",
+                "address",
+                "certificates",
+                "repository",
+            ),
             (
                 "config",
                 "inventory",
                 "arena",
                 "contract",
+                "cost",
                 "credentials",
                 "fields",
                 "http",
@@ -32,8 +44,8 @@ RANKS = {
             ),
             ("isolation", "vocabulary"),
             ("answer", "example", "graph", "inspector", "oip_tensors", "sessions", "replies", "sources", "start"),
-            ("chunk", "package", "selftest"),
-            ("admission", "stats", "tick"),
+            ("chunk", "package", "selftest", "states"),
+            ("admission", "binding", "stats", "tick"),
             ("bulk", "engine", "queue"),
             ("scheduler",),
             ("model",),

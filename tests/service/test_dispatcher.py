@@ -16,8 +16,9 @@ from simulation import STREAM, Mailbox, Rig
 from eddy.service.chunk import Chunk, ChunkResult
 from eddy.service.codec import StepResponses
 from eddy.service.contract import Contract, read_contract
+from eddy.service.cost import TickCost
 from eddy.service.dispatcher import Dispatcher
-from eddy.service.engine import Engine, TickCost
+from eddy.service.engine import Engine
 from eddy.service.errors import ClientError, Detail, Reason, ServerBug
 from eddy.service.scheduler import Scheduler
 from eddy.service.tick import Tick

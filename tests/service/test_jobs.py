@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from simulation import Rig
 
 from eddy.service.chunk import NO_DEADLINE
+from eddy.service.cost import Budget
 from eddy.service.dispatcher import Dispatcher
 from eddy.service.errors import CapacityError, EddyError, ModelError, Reason, ServerBug
 from eddy.service.tick import Job
@@ -187,7 +188,7 @@ def test_what_was_read_first_stays_while_chunks_are_sliced(repository: Path) -> 
     async def scenario() -> None:
         async with serve(configure(repository)) as running, running.stream() as client:
             scheduler = running.host.catalog.served[0].scheduler
-            scheduler.queue.limits = replace(scheduler.queue.limits, row_steps_budget=4)
+            scheduler.queue.limits = replace(scheduler.queue.limits, budget=Budget(4))
             handles = await client.handles("primed", 3, prime=_primes((1, 2), (3,), (4, 5, 6)))
             step = await client.step(PRIMED, handles, [0, 0, 0], [[1] * 30] * 3)
             starts, gains = np.array([[2], [1], [3]]), np.array([[3], [3], [15]])
@@ -273,10 +274,10 @@ def test_many_sequences_share_runs_of_the_whole_graph() -> None:
     async def scenario() -> tuple[list[np.ndarray], list[np.ndarray], int]:
         async with serve(configure(example_folder(WHOLE).parent.parent)) as running:
             scheduler = running.host.catalog.served[0].scheduler
-            scheduler.queue.limits = replace(scheduler.queue.limits, row_steps_budget=56)
+            scheduler.queue.limits = replace(scheduler.queue.limits, budget=Budget(56))
             together = await _infer(running, _request(model, lengths))
             num_ticks = scheduler.num_ticks
-            scheduler.queue.limits = replace(scheduler.queue.limits, row_steps_budget=1)
+            scheduler.queue.limits = replace(scheduler.queue.limits, budget=Budget(1))
             return together, await _infer(running, _request(model, lengths)), num_ticks
 
     together, alone, num_ticks = asyncio.run(scenario())
@@ -293,7 +294,7 @@ def test_a_call_of_a_whole_graph_that_nobody_waits_for_is_dropped() -> None:
         config = configure(example_folder(WHOLE).parent.parent, server={"inline_tick_seconds": 0.0})
         async with serve(config) as running:
             scheduler = running.host.catalog.served[0].scheduler
-            scheduler.queue.limits = replace(scheduler.queue.limits, row_steps_budget=1)
+            scheduler.queue.limits = replace(scheduler.queue.limits, budget=Budget(1))
             calling = asyncio.create_task(_infer(running, _request(model, [400] * 64)))
             await until(lambda: scheduler.num_ticks > 2)
             calling.cancel()

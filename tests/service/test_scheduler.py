@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from simulation import STREAM, Mailbox, Rig
 
 from eddy.service.chunk import ChunkResult
+from eddy.service.cost import Budget
 from eddy.service.errors import CapacityError, EddyError, ModelError, Reason
 from eddy.service.queue import Limits
 from eddy.service.tick import Tick, slice_steps
@@ -41,7 +42,7 @@ def _reason(result: ChunkResult, row: int = 0) -> Reason:
 @given(st.integers(1, 10_000), st.integers(1, 2048), st.integers(1, 1 << 20))
 def test_slices_are_powers_of_two_within_the_budget(remaining: int, rows: int, budget: int) -> None:
     """A slice is the largest power of two that fits the rest and the budget, and at least one step."""
-    steps = slice_steps(remaining, rows, budget)
+    steps = slice_steps(remaining, budget // rows)
     assert steps & (steps - 1) == 0
     assert 1 <= steps <= remaining
     assert steps == 1 or steps * rows <= budget
@@ -53,7 +54,7 @@ def test_slices_add_up(num_steps: int, rows: int, budget: int) -> None:
     """Cutting until nothing remains covers every step once."""
     done = 0
     while done < num_steps:
-        done += slice_steps(num_steps - done, rows, budget)
+        done += slice_steps(num_steps - done, budget // rows)
     assert done == num_steps
 
 
@@ -320,7 +321,7 @@ def test_control_waits_for_what_came_before() -> None:
 def test_a_full_queue_refuses_and_takes_nothing() -> None:
     """One chunk more than may wait is refused by reason; those that wait are carried out."""
     rig = _rig()
-    rig.scheduler.queue.limits = Limits(64, 64, 2)
+    rig.scheduler.queue.limits = Limits(64, Budget(64), 2)
     rows = rig.open(3)
     for index in range(2):
         rig.submit(rows[index : index + 1], [0], _digits([1]))

@@ -28,6 +28,7 @@ from loopback import (
 )
 from simulation import Clock
 
+from eddy.service.cost import Budget
 from eddy.service.errors import Reason
 from eddy.service.host import Host
 from eddy.service.queue import Limits
@@ -192,7 +193,7 @@ def test_control_keeps_its_place_among_chunks(repository: Path) -> None:
     async def scenario() -> None:
         async with serve(configure(repository, server={"inline_tick_seconds": 0.0})) as loopback:
             # One step a tick: the first chunk takes its time.
-            loopback.host.catalog.served[0].scheduler.queue.limits = Limits(16, 1, 1024)
+            loopback.host.catalog.served[0].scheduler.queue.limits = Limits(16, Budget(1), 1024)
             async with loopback.stream() as stream:
                 (handle,) = await stream.handles("history")
                 applied = await stream.post(step=chunk(HISTORY, [handle], [0], [[1, 2, 3, 4]]))
@@ -240,7 +241,7 @@ def test_closing_by_id_while_another_takes_over(repository: Path) -> None:
 
     async def scenario() -> None:
         async with serve(configure(repository, server={"inline_tick_seconds": 0.0})) as loopback:
-            loopback.host.catalog.served[0].scheduler.queue.limits = Limits(16, 1, 1024)
+            loopback.host.catalog.served[0].scheduler.queue.limits = Limits(16, Budget(1), 1024)
             async with loopback.stream() as stream:
                 opened = await stream.open("history")
                 (handle,) = np.frombuffer(opened.handles, "<u8").tolist()
@@ -313,7 +314,7 @@ def test_a_chunk_past_its_deadline_is_not_begun(repository: Path) -> None:
         clock = Clock()
         config = configure(repository, server={"inline_tick_seconds": 0.0})
         async with serve(config, clock=clock) as loopback, loopback.stream() as stream:
-            loopback.host.catalog.served[0].scheduler.queue.limits = Limits(16, 1, 1024)
+            loopback.host.catalog.served[0].scheduler.queue.limits = Limits(16, Budget(1), 1024)
             (handle,) = await stream.handles("history", max_in_flight=3)
             long = await stream.post(step=chunk(HISTORY, [handle], [0], [[1] * 100], timeout_milliseconds=50))
             late = await stream.post(step=chunk(HISTORY, [handle], [100], [[5]], timeout_milliseconds=50))
@@ -342,7 +343,7 @@ def test_a_unary_deadline_is_honoured(repository: Path) -> None:
         config = configure(repository, server={"inline_tick_seconds": 0.0})
         async with serve(config, clock=clock) as loopback:
             scheduler = loopback.host.catalog.served[0].scheduler
-            scheduler.queue.limits = Limits(16, 1, 1024)
+            scheduler.queue.limits = Limits(16, Budget(1), 1024)
             session = await _open(loopback, max_in_flight=2)
             long = asyncio.create_task(_step(loopback, session, 0, *[1] * 500))
             await until(lambda: not loopback.host.is_idle)
@@ -364,7 +365,7 @@ def test_cancelled_before_it_began(repository: Path) -> None:
     async def scenario() -> None:
         async with serve(configure(repository, server={"inline_tick_seconds": 0.0})) as loopback:
             scheduler = loopback.host.catalog.served[0].scheduler
-            scheduler.queue.limits = Limits(16, 1, 1024)
+            scheduler.queue.limits = Limits(16, Budget(1), 1024)
             stream = StreamClient(loopback.channel)
             opened = await stream.open("history", max_in_flight=3)
             (handle,) = np.frombuffer(opened.handles, "<u8").tolist()
@@ -472,7 +473,7 @@ def test_a_full_queue_refuses(repository: Path) -> None:
         config = configure(repository, server={"inline_tick_seconds": 0.0}, model={"max_queued_chunks": 3})
         async with serve(config) as loopback, loopback.stream() as stream:
             scheduler = loopback.host.catalog.served[0].scheduler
-            scheduler.queue.limits = Limits(16, 1, 3)
+            scheduler.queue.limits = Limits(16, Budget(1), 3)
             handles = await stream.handles("history", 12)
             futures = [await stream.post(step=chunk(HISTORY, [handle], [0], [[1] * 50])) for handle in handles]
             responses = [await future for future in futures]
@@ -575,7 +576,7 @@ def test_draining_refuses_what_is_new_and_finishes_what_was_accepted(repository:
     async def scenario() -> None:
         async with serve(configure(repository, server={"inline_tick_seconds": 0.0})) as loopback:
             scheduler = loopback.host.catalog.served[0].scheduler
-            scheduler.queue.limits = Limits(16, 1, 1024)
+            scheduler.queue.limits = Limits(16, Budget(1), 1024)
             stream = StreamClient(loopback.channel)
             (handle,) = await stream.handles("history")
             accepted = await stream.post(step=chunk(HISTORY, [handle], [0], [[1] * 500]))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from loopback import configure, serve, write_model
 from player import Player
 
+from eddy.service.cost import Budget
 from eddy.service.queue import Limits
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -46,7 +47,7 @@ def test_concurrent_clients_get_what_each_would_get_alone(
         config = configure(repository / name, server={"inline_tick_seconds": 1.0 if is_inline else 0.0})
         async with serve(config) as loopback:
             scheduler = loopback.host.catalog.served[0].scheduler
-            scheduler.queue.limits = Limits(16, budget, 1024)
+            scheduler.queue.limits = Limits(16, Budget(budget), 1024)
             players = [
                 Player(loopback, family(name), np.random.default_rng([seed, number]), max_in_flight)
                 for number in range(3)

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import Loopback, StreamClient, array, chunk, configure, detail_of, serve, tensor, until
 
+from eddy.service.cost import Budget
 from eddy.service.errors import Reason
 from eddy.service.queue import Limits
 from eddy.v1 import generation_pb2, inference_pb2
@@ -159,7 +160,7 @@ def test_a_unary_step_does_not_care_whether_the_stream_is_still_there(repository
     async def scenario() -> None:
         async with serve(configure(repository, server={"inline_tick_seconds": 0.0})) as loopback:
             host = loopback.host
-            host.catalog.served[0].scheduler.queue.limits = Limits(16, 1, 1024)
+            host.catalog.served[0].scheduler.queue.limits = Limits(16, Budget(1), 1024)
             stream = StreamClient(loopback.channel)
             opened = await stream.open("history", 2)
             epoch = int(np.frombuffer(opened.epochs, "<u4")[0])

@@ -25,6 +25,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_INVALID_TEXT: _ClassVar[ErrorReason]
     ERROR_REASON_UNKNOWN_SYMBOL: _ClassVar[ErrorReason]
     ERROR_REASON_WRONG_TASK: _ClassVar[ErrorReason]
+    ERROR_REASON_NOT_STREAMABLE: _ClassVar[ErrorReason]
     ERROR_REASON_UNKNOWN_MODEL: _ClassVar[ErrorReason]
     ERROR_REASON_UNKNOWN_VERSION: _ClassVar[ErrorReason]
     ERROR_REASON_UNKNOWN_SESSION: _ClassVar[ErrorReason]
@@ -64,6 +65,7 @@ ERROR_REASON_UNKNOWN_INPUT: ErrorReason
 ERROR_REASON_INVALID_TEXT: ErrorReason
 ERROR_REASON_UNKNOWN_SYMBOL: ErrorReason
 ERROR_REASON_WRONG_TASK: ErrorReason
+ERROR_REASON_NOT_STREAMABLE: ErrorReason
 ERROR_REASON_UNKNOWN_MODEL: ErrorReason
 ERROR_REASON_UNKNOWN_VERSION: ErrorReason
 ERROR_REASON_UNKNOWN_SESSION: ErrorReason

@@ -267,13 +267,15 @@ class InferRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., lengths: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., prime: _Optional[_Union[Prime, _Mapping]] = ..., initial_states: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., package_digest: _Optional[str] = ...) -> None: ...
 
 class InferResponse(_message.Message):
-    __slots__ = ("model", "version", "outputs", "package_digest")
+    __slots__ = ("model", "version", "outputs", "package_digest", "output_lengths")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_LENGTHS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     outputs: _containers.RepeatedCompositeFieldContainer[Tensor]
     package_digest: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., package_digest: _Optional[str] = ...) -> None: ...
+    output_lengths: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., package_digest: _Optional[str] = ..., output_lengths: _Optional[_Iterable[bytes]] = ...) -> None: ...

@@ -1,0 +1,103 @@
+"""The states of a model's slots, in arenas on the execution provider's device.
+
+Owns the arenas and the graphs that write and move their rows. Must not know ticks, nor what the states mean. A model
+without states has no arenas, and nothing is written.
+
+Dimension key: B rows, S slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from eddy.service.arena import NUM_RESERVED_SLOTS
+from eddy.service.contract import Contract
+from eddy.service.graph import READ_SLOTS, WRITE_SLOTS, arena_names, load_graph, move_graph
+from eddy.service.ports import State
+from eddy.service.runtime import Runtime
+
+# Runs a bound graph, or raises a ModelError.
+RunBound = Callable[[Any, Any], None]
+
+
+class States:
+    """One arena [S, ...] a state.
+
+    Args:
+        contract: the model's; num_slots: S without the reserved ones.
+        run_bound: runs an ONNX Runtime session with a binding.
+
+    Raises:
+        ModelError: ONNX Runtime refuses a graph.
+    """
+
+    def __init__(self, runtime: Runtime, contract: Contract, num_slots: int, run_bound: RunBound) -> None:
+        self._runtime = runtime
+        self._states = contract.states
+        self._run_bound = run_bound
+        # Changed by graphs only, in place: those of this class and the step graph.
+        self._arenas = {state.name: self._create(state, num_slots + NUM_RESERVED_SLOTS) for state in self._states}
+        self._loader = runtime.session(load_graph(contract)) if self._states else None
+        # One run gathers all rows before it scatters any. Only where a tick is several must rows be moved before.
+        self._moving = [state for state in self._states if state.next_name]
+        self._mover = runtime.session(move_graph(contract)) if contract.runs is not None and self._moving else None
+
+    def _create(self, state: State, num_slots: int) -> Any:
+        # Zero pages are not resident until a slot is used.
+        return self._runtime.value(np.zeros([num_slots, *state.shape], state.dtype))
+
+    def host(self, state: State) -> np.ndarray:
+        """An arena, [S, ...]: on the CPU a view of it, elsewhere a copy."""
+        values: np.ndarray = self._arenas[state.name].numpy()
+        return values
+
+    def bind(self, io: Any, state: State) -> None:
+        """Binds an arena to a graph's input and, of a state that is written, to its output."""
+        before, after = arena_names(state)
+        io.bind_ortvalue_input(before, self._arenas[state.name])
+        if state.next_name:
+            io.bind_ortvalue_output(after, self._arenas[state.name])
+
+    def read(self, slots: np.ndarray) -> list[np.ndarray]:
+        """Copies of the states in `slots` int64 [B]: one array a state, [B, ...]. Not for the hot path."""
+        return [self.host(state)[slots].copy() for state in self._states]
+
+    def write(self, slots: np.ndarray, values: Sequence[np.ndarray]) -> None:
+        """Overwrites the states in `slots` int64 [B] with `values`, one [B, ...] a state, in place.
+
+        Raises:
+            ModelError: ONNX Runtime failed; the states in `slots` are undefined.
+        """
+        if self._loader is None:
+            return
+        io = self._loader.io_binding()
+        # A value on the CPU shares its array's memory, which must outlive the run.
+        kept = [self._runtime.value(np.ascontiguousarray(slots, np.int64)[:, None])]
+        io.bind_ortvalue_input(WRITE_SLOTS, kept[0])
+        for state, rows in zip(self._states, values, strict=True):
+            kept.append(self._runtime.value(np.ascontiguousarray(rows, state.dtype)))
+            io.bind_ortvalue_input(state.name, kept[-1])
+            before, after = arena_names(state)
+            io.bind_ortvalue_input(before, self._arenas[state.name])
+            io.bind_ortvalue_output(after, self._arenas[state.name])
+        self._run_bound(self._loader, io)
+
+    def move(self, read_slots: np.ndarray, write_slots: np.ndarray) -> None:
+        """Copies what steps write from `read_slots` to `write_slots`, int64 [B]; all is read before any is written.
+
+        Raises:
+            ModelError: ONNX Runtime failed; the states in `write_slots` are undefined.
+        """
+        if self._mover is None:
+            return
+        io = self._mover.io_binding()
+        values = [self._runtime.value(np.ascontiguousarray(read_slots, np.int64))]
+        values.append(self._runtime.value(np.ascontiguousarray(write_slots, np.int64)[:, None]))
+        io.bind_ortvalue_input(READ_SLOTS, values[0])
+        io.bind_ortvalue_input(WRITE_SLOTS, values[1])
+        for state in self._moving:
+            self.bind(io, state)
+        self._run_bound(self._mover, io)
