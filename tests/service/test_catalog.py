@@ -146,7 +146,11 @@ _BROKEN: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         lambda: _with_contract(lambda c: setattr(c.graphs, "whole", "whole.onnx")),
         "whole.onnx cannot be read",
     ),
-    "no-states": (lambda: _with_contract(lambda c: c.ClearField("states")), "at least one input, one output"),
+    "no-states": (
+        lambda: _with_contract(lambda c: c.ClearField("states")),
+        "names the step graph's inputs ['x'], the graph has ['history', 'x']",
+    ),
+    "no-outputs": (lambda: _with_contract(lambda c: c.ClearField("outputs")), "at least one input and one output"),
     "other-input-name": (
         lambda: _with_contract(lambda c: setattr(c.inputs[0], "name", "z")),
         "the contract names the step graph's inputs",
