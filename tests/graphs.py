@@ -851,6 +851,8 @@ def family_from_file(path: Path) -> FileFamily:
         0.0 if contract.numerics.bitwise else contract.numerics.tolerance,
         ends if ports.emitted else None,
         prime if contract.graphs.prime else None,
+        streaming.run_rows,
+        streaming.max_run_steps,
         path,
         contract.task,
     )
