@@ -73,13 +73,13 @@ class Bindings:
         self._states = states
         wrapped = wrap_step_graph(step, contract)
         self.guarded_states = wrapped.guarded
-        self._session = runtime.session(wrapped.model)
+        self._session: Any = runtime.session(wrapped.model)
         # A graph that takes so many rows exactly is given them; of others no run has fewer than two.
         self._exact_rows = 0 if contract.runs is None else contract.runs.rows
         # Sessions that were opened together lie together: what is only read is then read where it lies. Gathering a
         # translator's memory takes a quarter of its tick. On the CPU only, where a part of an arena is a value, too.
         # Not where rows may be padding: theirs would lie beyond the arena.
-        self._direct = None
+        self._direct: Any = None
         if contract.has_immutable and runtime.is_cpu and not self._exact_rows:
             self._direct = runtime.session(wrap_step_graph(step, contract, gathers_immutable=False).model)
         # Changed only by `find`.
@@ -101,6 +101,12 @@ class Bindings:
             _, oldest = self._kept.popitem(last=False)
             self._num_bytes -= oldest.num_bytes
         return binding
+
+    def close(self) -> None:
+        """Frees the graph and the buffers; nothing may be found any more."""
+        self._kept.clear()
+        self._num_bytes = 0
+        self._session = self._direct = None
 
     def _create(self, rows: int, num_steps: int, first_home: int) -> Binding:
         """Buffers for B = `rows`; rows that pad read the initial state, write scratch and stay so.

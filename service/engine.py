@@ -79,11 +79,9 @@ class Engine:
 
     def close(self) -> None:
         """Frees graphs, arenas and buffers; nothing may be run any more."""
-        self._bindings.clear()
-        self._binding_bytes = 0
-        self._arenas.clear()
-        del self._session, self._loader
-        self._direct = self._prime = self._whole = None
+        self._bindings.close()
+        self._states.close()
+        self._prime = self._whole = None
 
     @property
     def guarded_states(self) -> tuple[str, ...]:

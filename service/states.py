@@ -49,6 +49,11 @@ class States:
         # Zero pages are not resident until a slot is used.
         return self._runtime.value(np.zeros([num_slots, *state.shape], state.dtype))
 
+    def close(self) -> None:
+        """Frees the arenas and their graphs; nothing may be read or written any more."""
+        self._arenas.clear()
+        self._loader = self._mover = None
+
     def host(self, state: State) -> np.ndarray:
         """An arena, [S, ...]: on the CPU a view of it, elsewhere a copy."""
         values: np.ndarray = self._arenas[state.name].numpy()
