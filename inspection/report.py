@@ -7,6 +7,7 @@ Dimension key: B batch, T steps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -131,3 +132,27 @@ class Report:
             "notes": list(self.notes),
             "costs": [{"rows": cost.rows, "seconds": cost.seconds} for cost in self.costs],
         }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Report:
+        """The report whose JSON `values` are. Raises KeyError, TypeError or ValueError where they are none's."""
+        probes = values["probes"]
+        inputs, outputs = (
+            tuple(FoundTensor(**{**port, "shape": tuple(port["shape"])}) for port in values[side])
+            for side in ("inputs", "outputs")
+        )
+        return cls(
+            bool(values["streamable"]),
+            str(values["reason"]),
+            tuple(
+                FoundState(**{**state, "shape": tuple(state["shape"]), "origin": Origin(state["origin"])})
+                for state in values["states"]
+            ),
+            inputs,
+            outputs,
+            values["max_batch"],
+            Probes(probes["chunk_max_difference"], probes["batch_max_difference"]),
+            tuple(values["warnings"]),
+            tuple(values["notes"]),
+            tuple(Cost(cost["rows"], cost["seconds"]) for cost in values["costs"]),
+        )

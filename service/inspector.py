@@ -12,12 +12,14 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 from google.protobuf import json_format
 
+from eddy.inspection.cost import measure
 from eddy.inspection.errors import InspectionError
 from eddy.inspection.inspect import Inspection, inspect
 from eddy.inspection.reading import read_model
@@ -84,7 +86,10 @@ def _inspect(task: Task, folder: Path) -> dict[str, object]:
     model = read_model(Path(task.model))
     inspection = inspect(model, _load, settings, task.name)
     _write(inspection, folder)
-    return {"report": inspection.report.as_json()}
+    report = inspection.report
+    if task.wants_costs and inspection.step is not None:
+        report = replace(report, costs=measure(inspection.step, inspection.contract, _load))
+    return {"report": report.as_json()}
 
 
 def _write(inspection: Inspection, folder: Path) -> None:

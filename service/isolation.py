@@ -52,6 +52,7 @@ class Task:
         model: the file; settings: its settings, empty where there are none; name: for the contract.
         folder: an empty one, for `RESULT_FILE`, which has a "report" or a "refusal", and the graphs.
         max_memory_bytes: address space; max_seconds: processor time.
+        wants_costs: what a step takes is measured, too.
     """
 
     model: str
@@ -60,15 +61,22 @@ class Task:
     folder: str
     max_memory_bytes: int
     max_seconds: int
+    wants_costs: bool
 
 
 def inspect_file(
-    model: Path, settings: Path | None, name: str, bounds: InspectionConfig, module: str = _MODULE
+    model: Path,
+    settings: Path | None,
+    name: str,
+    bounds: InspectionConfig,
+    *,
+    wants_costs: bool = False,
+    module: str = _MODULE,
 ) -> Inspected:
     """Inspects the file `model` in another process.
 
     Args:
-        name: for the contract; module: what that process runs.
+        name: for the contract; wants_costs: the report has them; module: what that process runs.
 
     Raises:
         InspectionError: the file is refused, or the process ended without an answer; the message says why.
@@ -82,6 +90,7 @@ def inspect_file(
             draft,
             bounds.max_memory_bytes,
             math.ceil(bounds.max_seconds),
+            wants_costs,
         )
         with (folder / "said").open("w+b") as said:
             code = _run(module, json.dumps(asdict(task)), bounds.max_seconds, said)

@@ -2,6 +2,7 @@
 
 import os
 import select
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from eddy.inspection.errors import InspectionError
 from eddy.service.config import InspectionConfig
 from eddy.service.isolation import inspect_file
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds a process's memory")
 
 BOUNDS = InspectionConfig(max_memory_bytes=1 << 30)
 SHORT = InspectionConfig(max_seconds=2.0)
@@ -36,7 +39,7 @@ def _hostile_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_end_has_a_reason(what: str, complaint: str, tmp_path: Path) -> None:
     """Memory, crashes, time, disk, half an answer: refused with what is known."""
     with pytest.raises(InspectionError) as caught:
-        inspect_file(tmp_path / "model.onnx", None, what, BOUNDS, "hostile")
+        inspect_file(tmp_path / "model.onnx", None, what, BOUNDS, module="hostile")
     assert complaint in str(caught.value)
     assert len(str(caught.value)) < 3000
 
@@ -44,7 +47,7 @@ def test_every_end_has_a_reason(what: str, complaint: str, tmp_path: Path) -> No
 def test_what_never_ends_is_ended(tmp_path: Path) -> None:
     """After the time that it may take."""
     with pytest.raises(InspectionError, match=r"took more than 2 s \(inspection\.max_seconds\)"):
-        inspect_file(tmp_path / "model.onnx", None, "never ends", SHORT, "hostile")
+        inspect_file(tmp_path / "model.onnx", None, "never ends", SHORT, module="hostile")
 
 
 def test_no_process_is_left(tmp_path: Path) -> None:
@@ -52,7 +55,7 @@ def test_no_process_is_left(tmp_path: Path) -> None:
     note = tmp_path / "model.onnx"
     bounds = InspectionConfig(max_seconds=10.0)  # Enough to start, on a busy machine.
     with pytest.raises(InspectionError, match="took more than 10 s"):
-        inspect_file(note, None, "leaves a child", bounds, "hostile")
+        inspect_file(note, None, "leaves a child", bounds, module="hostile")
     try:
         process = os.pidfd_open(int(note.read_text(encoding="ascii")))
     except ProcessLookupError:
