@@ -19,9 +19,10 @@ from eddy.inspection.report import Report
 _PIPE_COLUMNS = 400
 
 
-def show_report(report: Report, path: Path, note: str) -> None:
+def show_report(report: Report, path: Path, note: str, console: Console | None = None) -> None:
     """Prints a report of the model file `path`; `note` says where its settings come from."""
-    console = Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS, highlight=False, markup=False)
+    if console is None:
+        console = Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS, highlight=False, markup=False)
     for part in _parts(report, path, note):
         console.print(part)
 
@@ -101,6 +102,8 @@ def _table(*columns: str) -> Table:
 def _bullet(mark: str, style: str, line: str) -> Table:
     # Two columns: the lines of a long text stand under its first.
     grid = Table.grid()
+    grid.add_column()
+    grid.add_column(overflow="fold")
     grid.add_row(Text(mark, style), Text(printable(line)))
     return grid
 
