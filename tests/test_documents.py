@@ -19,6 +19,7 @@ CONCERNS = (
     "deployment",
     "log",
     "metrics",
+    "open-inference-protocol",
     "repository",
     "training",
     "wire",
