@@ -150,19 +150,19 @@ def infer_response(
     else:
         [(num_steps, every)] = parts
         blocks = [every[place] for place in form.places]
-    return build_response(request_id, form, num_rows, num_steps, blocks)
+    return build_response(request_id, form, num_rows, [num_steps] * len(blocks), blocks)
 
 
 def build_response(
-    request_id: str, form: Form, num_rows: int, num_steps: int, blocks: Sequence[bytes]
+    request_id: str, form: Form, num_rows: int, num_steps: Sequence[int], blocks: Sequence[bytes]
 ) -> oip.ModelInferResponse:
-    """The answer with the outputs of `form`, raw bytes each, [B, T, ...]."""
+    """The answer with the outputs of `form`: T and raw bytes of each, [B, T, ...]."""
     response = oip.ModelInferResponse(
         model_name=form.signature.model, model_version=form.version, id=request_id, raw_output_contents=blocks
     )
-    for place in form.places:
+    for place, steps in zip(form.places, num_steps, strict=True):
         terminal = form.signature.outputs[place]
-        shape = output_shape(terminal, num_rows, num_steps, is_stepwise=form.is_stepwise)
+        shape = output_shape(terminal, num_rows, steps, is_stepwise=form.is_stepwise)
         response.outputs.add(name=terminal.port.name, datatype=terminal.datatype, shape=shape)
     return response
 

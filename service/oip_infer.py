@@ -209,7 +209,8 @@ class Inference:
         now = self._host.clock()
         model.stats.observe_whole(now - arrival, now)
         blocks = [given.outputs[place].data for place in asked.form.places]
-        num_steps = given.outputs[asked.form.places[0]].shape[0] // feeds.num_rows
+        # Sequences of equal length give outputs of equal length, one after the other.
+        num_steps = [given.outputs[place].shape[0] // feeds.num_rows for place in asked.form.places]
         return build_response(asked.request_id, asked.form, feeds.num_rows, num_steps, blocks)
 
     def response(self, request: Request, parts: Parts) -> oip.ModelInferResponse:

@@ -129,7 +129,7 @@ class InferLayout(Pattern):
 
 def _heads(form: Form, num_steps: int, id_bytes: int, sizes: Sequence[int]) -> list[bytes]:
     """What stands in an answer before its id, and before the data of each output."""
-    response = build_response("x" * id_bytes, form, 1, num_steps, [bytes(size) for size in sizes])
+    response = build_response("x" * id_bytes, form, 1, [num_steps] * len(sizes), [bytes(size) for size in sizes])
     response.parameters[FINAL].bool_param = True
     data = oip.ModelStreamInferResponse(infer_response=response).SerializeToString()
     inner = dict(fields_of(data, 0, len(data)))[_ANSWER]

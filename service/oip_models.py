@@ -123,11 +123,10 @@ class ModelAnswers:
         what is gathered and what is cut is within the run or as short as a clock's reading.
         """
         stats = model.stats
-        success_seconds = stats.latency.total + stats.whole_seconds
+        success_ns = int((stats.latency.total + stats.whole_seconds) * 1e9)
         num_requests = sum(stats.latency.counts) + stats.num_whole_requests
-        queue_seconds = min(stats.queue_delay.total, success_seconds)
-        compute = _duration(num_requests, success_seconds - queue_seconds)
-        nothing = _duration(num_requests, 0.0)
+        queue_ns = min(int(stats.queue_delay.total * 1e9), success_ns)
+        nothing = oip.StatisticDuration(count=num_requests)
         return oip.ModelStatistics(
             name=model.file.name,
             version=model.file.version,
@@ -135,11 +134,11 @@ class ModelAnswers:
             inference_count=int(stats.tick_rows.total),
             execution_count=sum(int(count) for count, _ in stats.rows_run.values()),
             inference_stats=oip.InferStatistics(
-                success=_duration(num_requests, success_seconds),
+                success=oip.StatisticDuration(count=num_requests, ns=success_ns),
                 fail=_duration(stats.num_failed_requests, stats.failure_seconds),
-                queue=_duration(num_requests, queue_seconds),
+                queue=oip.StatisticDuration(count=num_requests, ns=queue_ns),
                 compute_input=nothing,
-                compute_infer=compute,
+                compute_infer=oip.StatisticDuration(count=num_requests, ns=success_ns - queue_ns),
                 compute_output=nothing,
                 cache_hit=_duration(0, 0.0),
                 cache_miss=_duration(0, 0.0),

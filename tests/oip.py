@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from loopback import PATIENCE_SECONDS, Loopback
 
-from eddy.oip import grpc_service_pb2 as oip
+from eddy.oip import grpc_service_pb2
 from eddy.service.oip_tensors import datatype_of
 
+Answer = grpc_service_pb2.ModelStreamInferResponse
 SERVICE = "/inference.GRPCInferenceService"
 _DTYPES = {
     "BOOL": np.bool_,
@@ -42,9 +43,9 @@ def request(
     request_id: str = "",
     version: str = "",
     outputs: Sequence[str] = (),
-) -> oip.ModelInferRequest:
+) -> grpc_service_pb2.ModelInferRequest:
     """An inference request with raw contents."""
-    message = oip.ModelInferRequest(model_name=model, model_version=version, id=request_id)
+    message = grpc_service_pb2.ModelInferRequest(model_name=model, model_version=version, id=request_id)
     for name, values in inputs.items():
         message.inputs.add(name=name, datatype=datatype_of(values.dtype), shape=values.shape)
         message.raw_input_contents.append(values.tobytes())
@@ -60,7 +61,7 @@ def request(
     return message
 
 
-def arrays(response: oip.ModelInferResponse) -> list[np.ndarray]:
+def arrays(response: grpc_service_pb2.ModelInferResponse) -> list[np.ndarray]:
     """The outputs of an answer."""
     return [
         np.frombuffer(raw, _DTYPES[output.datatype]).reshape(tuple(output.shape))
@@ -75,9 +76,13 @@ async def call(loopback: Loopback, method: str, message: Any, kind: Any, **optio
     return await asyncio.wait_for(method_of(data, **options), PATIENCE_SECONDS)
 
 
-async def infer(loopback: Loopback, message: oip.ModelInferRequest, **options: Any) -> oip.ModelInferResponse:
+async def infer(
+    loopback: Loopback, message: grpc_service_pb2.ModelInferRequest, **options: Any
+) -> grpc_service_pb2.ModelInferResponse:
     """One `ModelInfer`."""
-    response: oip.ModelInferResponse = await call(loopback, "ModelInfer", message, oip.ModelInferResponse, **options)
+    response: grpc_service_pb2.ModelInferResponse = await call(
+        loopback, "ModelInfer", message, grpc_service_pb2.ModelInferResponse, **options
+    )
     return response
 
 
@@ -86,13 +91,13 @@ class InferStream:
 
     def __init__(self, loopback: Loopback) -> None:
         method = loopback.channel.stream_stream(
-            f"{SERVICE}/ModelStreamInfer", None, oip.ModelStreamInferResponse.FromString
+            f"{SERVICE}/ModelStreamInfer", None, grpc_service_pb2.ModelStreamInferResponse.FromString
         )
         self.call = method()
         self._numbers = count(1)
         self._lock = asyncio.Lock()
-        self._waiting: dict[str, asyncio.Future[oip.ModelStreamInferResponse]] = {}
-        self.strangers: list[oip.ModelStreamInferResponse] = []
+        self._waiting: dict[str, asyncio.Future[grpc_service_pb2.ModelStreamInferResponse]] = {}
+        self.strangers: list[grpc_service_pb2.ModelStreamInferResponse] = []
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -103,7 +108,9 @@ class InferStream:
             elif not future.done():
                 future.set_result(response)
 
-    async def post(self, message: oip.ModelInferRequest) -> asyncio.Future[oip.ModelStreamInferResponse]:
+    async def post(
+        self, message: grpc_service_pb2.ModelInferRequest
+    ) -> asyncio.Future[grpc_service_pb2.ModelStreamInferResponse]:
         """Writes a request, under an id of its own; returns the future of its answer."""
         # As many characters always, so that steps of one shape are of one length.
         message.id = f"{next(self._numbers):08d}"
@@ -112,7 +119,7 @@ class InferStream:
             await self.call.write(message.SerializeToString())
         return future
 
-    async def send(self, message: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
+    async def send(self, message: grpc_service_pb2.ModelInferRequest) -> grpc_service_pb2.ModelStreamInferResponse:
         """Writes a request and waits for its answer."""
         return await asyncio.wait_for(await self.post(message), PATIENCE_SECONDS)
 
