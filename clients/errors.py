@@ -119,6 +119,7 @@ _KINDS: dict[str, type[EddyError]] = {
             "INVALID_TEXT",
             "UNKNOWN_SYMBOL",
             "WRONG_TASK",
+            "NOT_STREAMABLE",
             "OWN_START",
             "MESSAGE_TOO_LARGE",
         ),

@@ -76,8 +76,16 @@ class SequenceBatch:
         yield part
 
     def outputs(self, responses: Sequence[inference_pb2.InferResponse]) -> dict[str, list[np.ndarray]]:
-        """Every output by its name: an array [T, ...] a sequence, in the order of the sequences."""
-        parts = [self._signature.read(response.outputs) for response in responses]
-        ends = np.cumsum([len(sequence[0]) for sequence in self._sequences])[:-1]
-        whole = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-        return {spec.name: np.split(array, ends) for spec, array in zip(self._signature.outputs, whole, strict=True)}
+        """Every output by its name: an array [U, ...] a sequence, in the order of the sequences.
+
+        U is T, unless the model answers sequences with other numbers of steps.
+        """
+        found: dict[str, list[np.ndarray]] = {spec.name: [] for spec in self._signature.outputs}
+        for part, response in zip(self._parts(), responses, strict=True):
+            lengths = [len(sequence[0]) for sequence in part]
+            arrays = self._signature.read(response.outputs)
+            for number, (name, array) in enumerate(zip(found, arrays, strict=True)):
+                if response.output_lengths:
+                    lengths = np.frombuffer(response.output_lengths[number], "<u4").tolist()
+                found[name] += np.split(array, np.cumsum(lengths)[:-1])
+        return found

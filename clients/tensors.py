@@ -66,6 +66,8 @@ class Signature:
         self.outputs = tuple(_spec(spec) for spec in contract.outputs)
         self.prime_inputs = tuple(_spec(spec) for spec in contract.prime_inputs)
         self.states = tuple(_spec(spec) for spec in contract.states)
+        # Without: sequences only, whose answers may have any number of steps.
+        self._is_streamable = contract.streaming.streamable
         # The model emits outputs when it has seen enough of what follows, not one a step, and says how many.
         self.is_ahead = bool(contract.ports.emitted)
         streaming = contract.streaming
@@ -179,6 +181,8 @@ class Signature:
         """
         num_steps = max(1, num_steps)
         given = sum(spec.dtype.itemsize * prod(spec.shape) for spec in self.inputs) * num_steps + _COLUMN_BYTES
+        if not self._is_streamable:
+            return given
         num_outputs = num_steps + self._extra_steps
         wanted = sum(spec.dtype.itemsize * prod(spec.shape) for spec in self.outputs) * num_outputs
         return max(given, -(-wanted // 4))

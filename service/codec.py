@@ -24,6 +24,7 @@ from eddy.service.config import ModelConfig
 from eddy.service.contract import Contract
 from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
 from eddy.service.fields import check_fields, leading_integer
+from eddy.service.ports import Port
 from eddy.service.tensors import check_tensor, in_order
 from eddy.v1 import errors_pb2, inference_pb2
 
@@ -203,14 +204,19 @@ def check_answer(contract: Contract, num_rows: int, num_steps: int, max_message_
     Raises:
         ClientError: MESSAGE_TOO_LARGE.
     """
-    num_bytes = contract.answer_bytes(num_rows, num_steps)
-    if num_bytes > _MAX_ANSWER_RATIO * max_message_bytes:
+    num_bytes, most = contract.answer_bytes(num_rows, num_steps), most_answer_bytes(max_message_bytes)
+    if num_bytes > most:
         raise invalid(
             Reason.MESSAGE_TOO_LARGE,
             where,
             f"{num_rows} rows of {num_steps} steps, whose outputs have {num_bytes} bytes",
-            f"outputs of at most {_MAX_ANSWER_RATIO * max_message_bytes} bytes",
+            f"outputs of at most {most} bytes",
         )
+
+
+def most_answer_bytes(max_message_bytes: int) -> int:
+    """Bytes that the outputs of a call may have."""
+    return _MAX_ANSWER_RATIO * max_message_bytes
 
 
 def tag_of(data: bytes) -> int:
@@ -370,11 +376,15 @@ def write_outputs(contract: Contract, outputs, lead, blocks) -> None:  # type: i
     """Adds each output to a repeated field of `Tensor`: `blocks` raw bytes a port, [*lead, ...]."""
     # The stubs have no public name for such a field.
     for port, block in zip(contract.outputs, blocks, strict=True):
-        tensor = outputs.add()
-        tensor.name = port.name
-        tensor.dtype = port.wire_dtype
-        tensor.shape.extend((*lead, *port.shape))
-        tensor.data = block
+        write_output(port, outputs.add(), lead, block)
+
+
+def write_output(port: Port, tensor: inference_pb2.Tensor, lead: Sequence[int], block: bytes) -> None:
+    """Fills `tensor` with an output, raw bytes [*lead, ...]."""
+    tensor.name = port.name
+    tensor.dtype = port.wire_dtype  # type: ignore[assignment]  # the stub wants its own enum type
+    tensor.shape.extend((*lead, *port.shape))
+    tensor.data = block
 
 
 def write_results(

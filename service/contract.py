@@ -93,6 +93,11 @@ class Contract:
         return bool(self.prime_inputs)
 
     @property
+    def is_streamable(self) -> bool:
+        """Sessions can be opened; else there is a whole graph, and no other."""
+        return self.message.streaming.streamable
+
+    @property
     def has_whole(self) -> bool:
         """A whole graph gives exact results of whole sequences."""
         return bool(self.message.graphs.whole)
@@ -132,9 +137,8 @@ def read_contract(model: onnx.ModelProto) -> Contract:
         raise refuse(f"the contract in metadata key {METADATA_KEY!r} is not readable: {error}") from error
     if message.schema_version != SCHEMA_VERSION:
         raise refuse(f"the contract's schema_version is {message.schema_version}, this server reads {SCHEMA_VERSION}")
-    if not message.streaming.streamable:
-        raise refuse(f"the contract says the model is not streamable: {message.streaming.reason or 'no reason given'}")
     _check_ports(message)
+    _check_streaming(message)
     _check_names(message)
     inputs = tuple(_port(spec, "inputs") for spec in message.inputs)
     outputs = tuple(_port(spec, "outputs") for spec in message.outputs)
@@ -152,7 +156,6 @@ def read_contract(model: onnx.ModelProto) -> Contract:
         outputs = tuple(replace(port, extra_steps=extra) for port in outputs)
         counts = Port(message.ports.emitted, np.dtype("<i8"), contract_pb2.DATA_TYPE_INT64, (), 8, is_per_row=True)
         results = (*outputs, counts)
-    streaming = message.streaming
     wants_end = bool(message.ports.length or message.ports.flush)
     return Contract(
         name=message.name,
@@ -165,9 +168,7 @@ def read_contract(model: onnx.ModelProto) -> Contract:
         prime_inputs=tuple(_port(spec, "prime_inputs") for spec in message.prime_inputs),
         max_prime_steps=message.max_prime_steps,
         tolerance=0.0 if message.numerics.bitwise else message.numerics.tolerance,
-        runs=Runs(streaming.run_rows, streaming.max_run_steps)
-        if streaming.run_rows or streaming.max_run_steps
-        else None,
+        runs=_runs(message.streaming),
         message=message,
         answer_step_bytes=sum(port.step_bytes for port in outputs),
         answer_row_bytes=sum(port.row_bytes(0) for port in results),
@@ -195,6 +196,29 @@ def _check_ports(message: contract_pb2.ModelContract) -> None:
     for name in (graphs.prime, graphs.whole):
         if name and (name in (".", "..") or any(mark in name for mark in "/\\:\0")):
             raise refuse(f"the contract's graph {name!r} is not the plain name of a file beside the step graph")
+
+
+def _check_streaming(message: contract_pb2.ModelContract) -> None:
+    """A model that does not stream has a whole graph, and nothing that belongs to a session."""
+    if message.streaming.streamable:
+        return
+    why = message.streaming.reason or "no reason given"
+    if not message.graphs.whole:
+        raise refuse(f"the contract says the model is not streamable ({why}), and names no whole graph")
+    ports = message.ports
+    given = {
+        "states": message.states,
+        "ports": ports.length or ports.flush or ports.emitted,
+        "a prime graph": message.graphs.prime,
+    }
+    if found := [name for name, value in given.items() if value]:
+        raise refuse(f"the contract says the model is not streamable ({why}), and gives it {', '.join(found)}")
+
+
+def _runs(streaming: contract_pb2.Streaming) -> Runs | None:
+    # A whole graph takes all steps at once.
+    steps = streaming.max_run_steps if streaming.streamable else 0
+    return Runs(streaming.run_rows, steps) if streaming.run_rows or steps else None
 
 
 def _check_names(message: contract_pb2.ModelContract) -> None:

@@ -26,14 +26,16 @@ from eddy.service.binding import Bindings
 from eddy.service.contract import Contract
 from eddy.service.cost import TickCost
 from eddy.service.errors import ModelError, Reason
-from eddy.service.example import example_feeds
-from eddy.service.graph import ModelGraphs, check_graphs
+from eddy.service.example import example, example_feeds
+from eddy.service.graph import ModelGraphs, check_graphs, declared_steps
 from eddy.service.runs import Runs
 from eddy.service.runtime import MIN_ROWS, Runtime, pad_rows
 from eddy.service.states import States
 
 # A run of so few seconds that what it takes a row is lost in what it takes by itself.
 _LEAST_ROW_STEP_SECONDS = 1e-8
+# Steps of sequences that a whole graph is tried with: some need enough for a window.
+_WHOLE_STEPS = (16, 64, 256, 1024, 4096)
 # Runs of a tick whose cost is measured, where a tick may be several.
 _MEASURED_RUNS = 4
 
@@ -68,9 +70,13 @@ class Engine:
         self._runtime = Runtime(provider, num_threads)
         # Changed only by `run`, `begin` and `write_states`, on the caller's thread.
         self._states = States(self._runtime, contract, num_slots, self._run_bound)
-        self._bindings = Bindings(graphs.step, contract, self._runtime, self._states)
+        self._bindings = None
+        if graphs.step is not None:
+            self._bindings = Bindings(graphs.step, contract, self._runtime, self._states)
         self._prime = None if graphs.prime is None else self._runtime.session(graphs.prime)
         self._whole = None if graphs.whole is None else self._runtime.session(graphs.whole)
+        # T of the sequences that the whole graph takes, where it takes no other; else 0.
+        self.whole_steps = 0 if graphs.whole is None else declared_steps(graphs.whole, contract)
         self._primed_states = () if graphs.prime is None else tuple(value.name for value in graphs.prime.graph.output)
         # Of the last `run`, `run_whole` or `begin`: seconds inside ONNX Runtime.
         self.run_seconds = 0.0
@@ -86,7 +92,7 @@ class Engine:
     @property
     def guarded_states(self) -> tuple[str, ...]:
         """Names of states whose update had to be ordered by hand (see `WrappedGraph`)."""
-        return self._bindings.guarded_states
+        return () if self._bindings is None else self._bindings.guarded_states
 
     @property
     def arena_bytes(self) -> int:
@@ -118,6 +124,7 @@ class Engine:
         """
         if self._runs is not None and not self._runs.fits(num_rows, num_steps):
             return self._run_in_parts(self._runs, feeds, read_slots, write_slots, num_rows, num_steps, home_slots)
+        assert self._bindings is not None, "only a model that streams is stepped"
         binding = self._bindings.find(num_rows, num_steps, home_slots)
         for buffer, values in zip(binding.inputs, feeds, strict=True):
             buffer[:] = values
@@ -187,18 +194,28 @@ class Engine:
             inputs: one block of raw bytes an input of the contract, [B, T, ...] in C order.
 
         Returns:
-            One block of raw bytes an output of the contract, [B, T, ...] in C order.
+            One block of raw bytes an output of the contract, [B, U, ...] in C order. U is T, of a model that streams;
+            of others each output has its own.
 
         Raises:
-            ModelError: the graph failed.
+            ModelError: the graph failed, or gave other shapes than the contract says.
         """
         assert self._whole is not None, "the model has no whole graph"
+        contract = self.contract
         feed = {
-            port.name: port.view(raw, num_rows, num_steps)
-            for port, raw in zip(self.contract.inputs, inputs, strict=True)
+            port.name: port.view(raw, num_rows, num_steps) for port, raw in zip(contract.inputs, inputs, strict=True)
         }
-        names = [port.name for port in self.contract.outputs]
-        return [value.tobytes() for value in self._run_plain(self._whole, names, feed, num_rows)]
+        blocks = []
+        names = [port.name for port in contract.outputs]
+        for port, value in zip(contract.outputs, self._run_plain(self._whole, names, feed, num_rows), strict=True):
+            if value.ndim != 2 + len(port.shape) or value.shape[2:] != port.shape or len(value) != num_rows:
+                raise ModelError(
+                    Reason.MODEL_FAILED,
+                    f"the whole graph of {contract.name!r} gave {port.name!r} the shape {list(value.shape)}, "
+                    f"the contract says {[num_rows, 'U', *port.shape]}",
+                )
+            blocks.append(value.tobytes())
+        return blocks
 
     def begin(
         self,
@@ -276,6 +293,8 @@ class Engine:
 
         The fastest, because other programs only ever make a tick slower, and what is measured here is kept.
         """
+        if self._bindings is None:
+            return self._measure_whole()
         runs = self._runs
         # Of a model that looks ahead, ticks that emit: most of its work is done in those.
         streaming = self.contract.message.streaming
@@ -294,6 +313,42 @@ class Engine:
         by_row_step = (many - few) / (num_many - num_few) if num_many > num_few else 0.0
         per_row_step = max(by_row_step, _LEAST_ROW_STEP_SECONDS)
         return TickCost(max(few - num_few * per_row_step, 0.0) / num_runs, per_row_step, runs)
+
+    def _measure_whole(self, repeats: int = 3) -> TickCost:
+        """`measure_cost` for a whole graph alone, by sequences of the fewest steps that it takes."""
+        num_steps = self.shortest_whole()
+        exact = 0 if self._runs is None else self._runs.rows
+        few, many = (exact, exact) if exact else (2, 32)
+        seconds = []
+        for rows in (few, many):
+            inputs = [example(port, rows, num_steps).tobytes() for port in self.contract.inputs]
+            durations = []
+            for _ in range(repeats):
+                start = time.perf_counter()
+                self.run_whole(inputs, rows, num_steps)
+                durations.append(time.perf_counter() - start)
+            seconds.append(min(durations))
+        if exact:  # One size tells one thing: it is the steps that cost.
+            return TickCost(0.0, max(seconds[0] / (exact * num_steps), _LEAST_ROW_STEP_SECONDS), self._runs)
+        per_row_step = max((seconds[1] - seconds[0]) / ((many - few) * num_steps), _LEAST_ROW_STEP_SECONDS)
+        return TickCost(max(seconds[0] - few * num_steps * per_row_step, 0.0), per_row_step)
+
+    def shortest_whole(self) -> int:
+        """The fewest steps, of some that are tried, of sequences that the whole graph takes.
+
+        Raises:
+            ModelError: it takes none of them.
+        """
+        failure: ModelError | None = None
+        for num_steps in (self.whole_steps,) if self.whole_steps else _WHOLE_STEPS:
+            try:
+                self.run_whole([example(port, 2, num_steps).tobytes() for port in self.contract.inputs], 2, num_steps)
+            except ModelError as error:
+                failure = failure or error
+            else:
+                return num_steps
+        assert failure is not None, "some number of steps was tried"
+        raise failure
 
     def _least_seconds(self, rows: int, num_steps: int, repeats: int) -> float:
         feeds = [values.tobytes() for values in example_feeds(self.contract, rows, num_steps)]

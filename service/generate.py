@@ -60,6 +60,7 @@ class GenerateCall:
         # Everything is checked before a session is opened.
         row = None if self._is_new else self._existing_row(request.existing)
         self._model = self._model_of(request, row)
+        self._model.refuse_unless_streamable()
         check_task(self._model)
         self._vocabulary = Vocabulary(self._model.contract.message.vocabulary)
         self._num_beams = self._read_beams(request)

@@ -32,9 +32,9 @@ _IR_VERSION = 8
 
 @dataclass(frozen=True, slots=True)
 class ModelGraphs:
-    """The graphs of one model: the step graph, and the others where there are any."""
+    """The graphs of one model: the step graph, of one that streams, and the others where there are any."""
 
-    step: onnx.ModelProto
+    step: onnx.ModelProto | None
     prime: onnx.ModelProto | None = None
     whole: onnx.ModelProto | None = None
 
@@ -261,7 +261,8 @@ def check_graphs(contract: Contract, graphs: ModelGraphs) -> None:
     extra = {ports.length: (counts, 1), ports.flush: (flags, 1)}
     taken = {name: port for name, port in extra.items() if name}
     given = {ports.emitted: (counts, 1)} if ports.emitted else {}
-    _check_graph("step", graphs.step.graph, inputs | states | taken, outputs | nexts | given)
+    if graphs.step is not None:
+        _check_graph("step", graphs.step.graph, inputs | states | taken, outputs | nexts | given)
     if graphs.whole is not None:
         _check_graph("whole", graphs.whole.graph, inputs, outputs)
     if graphs.prime is not None:
@@ -271,6 +272,13 @@ def check_graphs(contract: Contract, graphs: ModelGraphs) -> None:
         if unknown or not written:
             raise refuse(f"the prime graph writes {unknown or 'nothing'}, the contract's states are {sorted(states)}")
         _check_graph("prime", graphs.prime.graph, _of_ports(contract.prime_inputs) | length, written)
+
+
+def declared_steps(model: onnx.ModelProto, contract: Contract) -> int:
+    """T, where the graph declares the only one that its inputs can have; else 0."""
+    names = {port.name for port in contract.inputs}
+    shapes = [value.type.tensor_type.shape.dim for value in model.graph.input if value.name in names]
+    return max((axes[1].dim_value for axes in shapes if len(axes) > 1), default=0)
 
 
 def _of_ports(ports: tuple[Port, ...]) -> Wanted:

@@ -253,6 +253,7 @@ class Host:
         """
         self.refuse_if_draining()
         model = self.catalog.ready(name, version)
+        model.refuse_unless_streamable()
         limit = self.config.session.idle_timeout_seconds
         most = self.config.model.max_in_flight
         if count < 1:

@@ -5,12 +5,13 @@ sequences run as sessions that nobody else ever sees, so they share ticks with e
 are long, and give what stepping gives. With one, sequences of equal length run through it together. Must not know how
 either is run.
 
-Dimension key: N sequences, T steps of each, B rows of a chunk.
+Dimension key: N sequences, T steps of each, U steps of an output, B rows of a chunk.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -20,6 +21,7 @@ from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
 from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
 from eddy.service.host import Host
 from eddy.service.model import ServedModel
+from eddy.service.ports import Port
 from eddy.service.sessions import NO_STREAM
 from eddy.service.start import read_start
 from eddy.service.tick import Job
@@ -45,23 +47,34 @@ class InferCall:
         if contract.emits and not contract.has_whole:
             raise invalid(Reason.WRONG_TASK, "model", "one that looks ahead and has no whole graph", "Stream or Step")
         self._is_whole = contract.has_whole
-        if self._is_whole and (longest := int(self._lengths.max())) > self._model.config.max_steps:
-            most = f"at most {self._model.config.max_steps}, for a whole graph"
-            raise invalid(Reason.TOO_MANY_STEPS, "lengths", longest, most)
+        if self._is_whole:
+            self._check_whole_lengths()
         self._start = read_start(contract, request.prime, request.initial_states, len(self._lengths))
         if self._is_whole and self._start is not None:
             raise invalid(Reason.UNKNOWN_INPUT, "initial_states", "some", "none: a whole graph has no states")
         total = int(self._lengths.sum())
-        limit = host.config.server.max_message_bytes
-        codec.check_answer(contract, 1, total, limit, "lengths")
-        raw = codec.read_inputs(self._model.contract, request.inputs, (total,))
+        # Bytes of all outputs, at most: a few inputs could ask for gigabytes.
+        self._most_bytes = codec.most_answer_bytes(host.config.server.max_message_bytes)
+        if contract.is_streamable:
+            codec.check_answer(contract, 1, total, host.config.server.max_message_bytes, "lengths")
+        raw = codec.read_inputs(contract, request.inputs, (total,))
         self._inputs = [
             np.frombuffer(data, port.dtype).reshape(total, *port.shape)
-            for port, data in zip(self._model.contract.inputs, raw, strict=True)
+            for port, data in zip(contract.inputs, raw, strict=True)
         ]
         # Where each sequence begins.
         self._begins = np.cumsum(self._lengths) - self._lengths
-        self._outputs = [np.empty((total, *port.shape), port.dtype) for port in self._model.contract.outputs]
+        self._outputs = [_Ragged(port, self._lengths) for port in contract.outputs]
+
+    def _check_whole_lengths(self) -> None:
+        config, only = self._model.config, self._model.engine.whole_steps
+        if (longest := int(self._lengths.max())) > config.max_steps:
+            raise invalid(Reason.TOO_MANY_STEPS, "lengths", longest, f"at most {config.max_steps}, for a whole graph")
+        wrong = np.flatnonzero(self._lengths != (only or self._lengths))
+        if len(wrong):
+            place = int(wrong[0])
+            expected = f"{only}: the model takes no other number of steps"
+            raise invalid(Reason.OUT_OF_RANGE, f"lengths[{place}]", int(self._lengths[place]), expected)
 
     def _read_lengths(self, raw: bytes) -> np.ndarray:
         if not raw:
@@ -96,8 +109,11 @@ class InferCall:
             await self._run_steps(groups, deadline)
         file = model.file
         response = inference_pb2.InferResponse(model=file.name, version=file.version, package_digest=file.package)
-        blocks = [values.tobytes() for values in self._outputs]
-        codec.write_outputs(model.contract, response.outputs, (len(self._outputs[0]),), blocks)
+        for port, ragged in zip(model.contract.outputs, self._outputs, strict=True):
+            values = ragged.joined()
+            codec.write_output(port, response.outputs.add(), (len(values),), values.tobytes())
+        if any((ragged.lengths != self._lengths).any() for ragged in self._outputs):
+            response.output_lengths.extend(ragged.lengths.astype("<u4").tobytes() for ragged in self._outputs)
         return response
 
     async def _run_steps(self, groups: list[np.ndarray], deadline: float) -> None:
@@ -142,11 +158,56 @@ class InferCall:
         places = (self._begins[sequences][:, None] + np.arange(begin, end)).reshape(-1)
         return tuple(values[places].tobytes() for values in self._inputs)
 
-    def put(self, sequences: np.ndarray, begin: int, end: int, outputs: list[bytes]) -> None:
-        """Takes the outputs of those steps."""
-        places = (self._begins[sequences][:, None] + np.arange(begin, end)).reshape(-1)
-        for port, whole, block in zip(self._model.contract.outputs, self._outputs, outputs, strict=True):
-            whole[places] = np.frombuffer(block, port.dtype).reshape(len(places), *port.shape)
+    def put(self, sequences: np.ndarray, begin: int, outputs: Sequence[bytes]) -> None:
+        """Takes the outputs of `sequences` int64 [B] from step `begin` on, [B, U, ...] each.
+
+        Raises:
+            ClientError: MESSAGE_TOO_LARGE, of all outputs together.
+        """
+        for ragged, block in zip(self._outputs, outputs, strict=True):
+            ragged.put(sequences, begin, block)
+        num_bytes = sum(ragged.num_bytes for ragged in self._outputs)
+        if num_bytes > self._most_bytes:
+            raise invalid(
+                Reason.MESSAGE_TOO_LARGE,
+                "lengths",
+                f"sequences whose outputs have more than {num_bytes} bytes",
+                f"outputs of at most {self._most_bytes} bytes",
+            )
+
+
+class _Ragged:
+    """One output of all sequences.
+
+    Args:
+        port: the output; lengths: its steps of each sequence, int64 [N], where nothing else is put.
+
+    Attributes:
+        lengths: int64 [N]; num_bytes: of what was put.
+    """
+
+    def __init__(self, port: Port, lengths: np.ndarray) -> None:
+        self._port = port
+        self.lengths = lengths.copy()
+        self.num_bytes = 0
+        # (sequences, the first step, values [B, U, ...]), each place of each sequence in one of them.
+        self._parts: list[tuple[np.ndarray, int, np.ndarray]] = []
+
+    def put(self, sequences: np.ndarray, begin: int, block: bytes) -> None:
+        """Takes the values of `sequences` int64 [B] from step `begin` on: [B, U, ...] raw."""
+        values = np.frombuffer(block, self._port.dtype).reshape(len(sequences), -1, *self._port.shape)
+        self._parts.append((sequences, begin, values))
+        self.lengths[sequences] = begin + values.shape[1]
+        self.num_bytes += len(block)
+
+    def joined(self) -> np.ndarray:
+        """[sum of U, ...], sequences in their order."""
+        begins = np.cumsum(self.lengths) - self.lengths
+        joined = np.empty((int(self.lengths.sum()), *self._port.shape), self._port.dtype)
+        for sequences, begin, values in self._parts:
+            places = begins[sequences][:, None] + np.arange(begin, begin + values.shape[1])
+            joined[places] = values
+        return joined
 
 
 class _Whole:
@@ -181,8 +242,12 @@ class _Whole:
         if isinstance(outcome, EddyError):
             self.done.set_exception(outcome)
             return
-        self._call.put(self._sequences, 0, self._length, outcome)
-        self.done.set_result(None)
+        try:
+            self._call.put(self._sequences, 0, outcome)
+        except EddyError as error:
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(None)
 
 
 class _Run:
@@ -222,7 +287,7 @@ class _Run:
             self._fail(result)
             return
         end = self._position + chunk.num_steps
-        self._call.put(self._sequences, self._position, end, list(result.outputs))
+        self._call.put(self._sequences, self._position, result.outputs)
         self._position = end
         if end == self._length:
             self.done.set_result(None)

@@ -16,7 +16,7 @@ from eddy.service.arena import INITIAL_SLOT, NUM_RESERVED_SLOTS, SlotAllocator
 from eddy.service.config import ModelConfig
 from eddy.service.contract import Contract
 from eddy.service.engine import Engine
-from eddy.service.errors import EddyError
+from eddy.service.errors import ClientError, Detail, EddyError, Reason
 from eddy.service.graph import ModelGraphs
 from eddy.service.lifecycle import Event
 from eddy.service.queue import Limits
@@ -75,8 +75,9 @@ class ServedModel:
         self.config = config
         self._table = table
         self._on_ended = on_ended
-        num_slots = config.num_slots(contract.state_bytes)
-        num_work_slots = config.max_rows
+        # A model that does not stream has no sessions, and so nothing to keep.
+        num_slots = config.num_slots(contract.state_bytes) if contract.is_streamable else 0
+        num_work_slots = config.max_rows if contract.is_streamable else 0
         self.engine = Engine(
             graphs, contract, num_slots=num_slots + num_work_slots, provider=provider, num_threads=config.num_threads
         )
@@ -104,6 +105,14 @@ class ServedModel:
     def num_sessions(self) -> int:
         """Sessions of this model that are open."""
         return self.slots.num_slots - self.slots.num_free
+
+    def refuse_unless_streamable(self) -> None:
+        """Raises ClientError NOT_STREAMABLE where the model has no sessions, with what prevents them."""
+        if self.contract.is_streamable:
+            return
+        why = self.contract.message.streaming.reason or "its contract gives no reason"
+        message = f"model: {self.file.name!r} does not stream ({why}); send it whole sequences, by Infer"
+        raise ClientError(Reason.NOT_STREAMABLE, message, Detail("model", self.file.name, "a model that streams"))
 
     def idle_timeout_seconds(self, most: float) -> float:
         """Of sessions whose client asks for none: the contract's, or else the server's, which is also the most."""

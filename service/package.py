@@ -38,7 +38,7 @@ class Package:
     """A model as its place gives it.
 
     Attributes:
-        digest: SHA-256 of the step graph's file, hexadecimal.
+        digest: SHA-256 of the model's own file, hexadecimal: the step graph's, where there is one.
         warnings: what inspection says that its users should know; none of a file with a contract.
     """
 
@@ -52,7 +52,7 @@ class Unreadable(Exception):
     """A version's place that makes no model; the message says which file, and why.
 
     Attributes:
-        digest: of the step graph's file, empty where it cannot be read.
+        digest: of the model's own file, empty where it cannot be read.
     """
 
     def __init__(self, message: str, digest: str) -> None:
@@ -79,15 +79,23 @@ def read_package(place: Path, bounds: InspectionConfig = _BOUNDS) -> Package:
         digest = hashlib.sha256(raw).hexdigest()
         if not carries_contract(raw, path.name):
             return _inspected(place, path, digest, bounds)
-        step = parse_model(raw, path.name)
-        contract = read_contract(step)
+        model = parse_model(raw, path.name)
+        contract = read_contract(model)
         names = contract.message.graphs
-        others = [_read_other(path.with_name(name)) if name else None for name in (names.prime, names.whole)]
+        prime, whole = (_beside(path, model, name) if name else None for name in (names.prime, names.whole))
     except InspectionError as error:
         raise Unreadable(str(error), digest) from error
     except ModelError as error:
         raise Unreadable(error.message, digest) from error
-    return Package(ModelGraphs(step, *others), contract, digest)
+    # Of a model that does not stream the file is its whole graph, or stands there for its contract only.
+    step = model if contract.is_streamable else None
+    return Package(ModelGraphs(step, prime, whole), contract, digest)
+
+
+def _beside(path: Path, model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The graph in the file `name` beside the model's own, which may be that one."""
+    other = path.with_name(name)
+    return model if other == path else parse_model(read_plain_file(other, _LIMITS.max_file_bytes), other.name)
 
 
 def carries_contract(raw: bytes, name: str) -> bool:
@@ -134,11 +142,6 @@ def _is_contract(entry: bytes) -> bool:
     return onnx.StringStringEntryProto.FromString(entry).key == METADATA_KEY
 
 
-def _read_other(path: Path) -> onnx.ModelProto:
-    """A graph beside the step graph."""
-    return parse_model(read_plain_file(path, _LIMITS.max_file_bytes), path.name)
-
-
 def _inspected(place: Path, path: Path, digest: str, bounds: InspectionConfig) -> Package:
     """What inspection makes of a file without a contract."""
     settings = settings_file(place)
@@ -147,7 +150,7 @@ def _inspected(place: Path, path: Path, digest: str, bounds: InspectionConfig) -
         found = inspect_file(path, settings if settings.exists() else None, name, bounds)
     except InspectionError as error:
         raise InspectionError(f"the file carries no contract, and inspection refuses it: {error}") from error
-    graphs = [None if raw is None else parse_model(raw, name) for raw in (found.step, found.whole)]
-    step = graphs[0] if graphs[0] is not None else graphs[1]
-    assert step is not None, "inspection gives a step graph or a whole one"
-    return Package(ModelGraphs(step, None, graphs[1]), read_contract(step), digest, tuple(found.report["warnings"]))
+    step, whole = (None if raw is None else parse_model(raw, name) for raw in (found.step, found.whole))
+    carrier = whole if step is None else step
+    assert carrier is not None, "inspection gives a step graph or a whole one"
+    return Package(ModelGraphs(step, None, whole), read_contract(carrier), digest, tuple(found.report["warnings"]))

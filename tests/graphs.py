@@ -122,6 +122,8 @@ class Family:
     # Rows that one run takes, exactly, and steps at most; 0: any number.
     run_rows: int = 0
     max_run_steps: int = 0
+    # Why the model does not stream; then it has no states, and its graph takes whole sequences.
+    prevented_by: str = ""
 
     def contract(self) -> contract_pb2.ModelContract:
         """The contract, as a message."""
@@ -765,6 +767,76 @@ def _stateless() -> Family:
     return Family("stateless", (PortSpec("x", np.float32, (2,)),), (PortSpec("y", np.float32, (2,)),), (), body)
 
 
+# Graphs that take whole sequences
+
+
+def _pooled() -> Family:
+    """The mean over all steps, one step of output."""
+    body = _parsed("y = ReduceMean <axes = [1], keepdims = 1> (x)")
+    port = PortSpec("x", np.float32, (3,))
+    return Family("pooled", (port,), (replace(port, name="y"),), (), body, prevented_by="node 'y' pools over time")
+
+
+def _strided() -> Family:
+    """Every other step, the number of a sequence's steps, and every step doubled: three outputs of three lengths."""
+    body = _parsed(
+        """
+        none = Constant <value_ints = [0]> ()
+        one = Constant <value_ints = [1]> ()
+        two = Constant <value_ints = [2]> ()
+        big = Constant <value_ints = [1000000]> ()
+        other = Slice (x, none, big, one, two)
+        same = Sub (x, x)
+        ones = Pow (same, same)
+        count = ReduceSum <keepdims = 1> (ones, one)
+        double = Add (x, x)
+        """
+    )
+    ports = tuple(PortSpec(name, np.int64) for name in ("x", "other", "count", "double"))
+    return Family("strided", ports[:1], ports[1:], (), body, prevented_by="node 'other' takes every other step")
+
+
+def _backwards() -> Family:
+    """A running sum from the end and one from the beginning: a layer that looks both ways."""
+    body = _parsed(
+        """
+        axis = Constant <value_int = 1> ()
+        forward = CumSum (x, axis)
+        backward = CumSum <reverse = 1> (x, axis)
+        y = Sub (forward, backward)
+        """
+    )
+    return Family(
+        "backwards", (PortSpec("x", np.int64),), (PortSpec("y", np.int64),), (), body, prevented_by="it looks both ways"
+    )
+
+
+def _bidirectional() -> Family:
+    """A bidirectional GRU with a linear head."""
+    generator = np.random.default_rng(11)
+    weights = [
+        _weight(name, generator.normal(0, 0.4, shape).astype(np.float32))
+        for name, shape in {"W": (2, 18, 4), "R": (2, 18, 6), "bias": (2, 36), "head": (12, 3)}.items()
+    ]
+    weights.append(_weight("flat", np.array([0, 0, -1])))
+    nodes = (
+        helper.make_node("Transpose", ["x"], ["by_time"], perm=[1, 0, 2]),
+        helper.make_node("GRU", ["by_time", "W", "R", "bias"], ["both"], hidden_size=6, direction="bidirectional"),
+        helper.make_node("Transpose", ["both"], ["by_batch"], perm=[2, 0, 1, 3]),
+        helper.make_node("Reshape", ["by_batch", "flat"], ["hidden"]),
+        helper.make_node("MatMul", ["hidden", "head"], ["y"]),
+    )
+    return Family(
+        "bidirectional-gru",
+        (PortSpec("x", np.float32, (4,)),),
+        (PortSpec("y", np.float32, (3,)),),
+        (),
+        nodes,
+        tuple(weights),
+        prevented_by="GRU node looks both ways",
+    )
+
+
 _BUILDERS: dict[str, Callable[[], Family]] = {
     "lstm": lambda: _recurrent("lstm", "LSTM", 1, 4, 12, 3, seed=1),
     "lstm-stacked": lambda: _recurrent("lstm-stacked", "LSTM", 2, 4, 9, 3, seed=2),
@@ -792,13 +864,25 @@ _BUILDERS: dict[str, Callable[[], Family]] = {
 }
 
 FAMILIES = tuple(_BUILDERS)
+
+# Models that do not stream.
+_WHOLE_BUILDERS: dict[str, Callable[[], Family]] = {
+    "pooled": _pooled,
+    "strided": _strided,
+    "backwards": _backwards,
+    "bidirectional-gru": _bidirectional,
+    "backwards-three-rows": lambda: replace(_backwards(), name="backwards-three-rows", run_rows=3),
+    "strided-one-row": lambda: replace(_strided(), name="strided-one-row", run_rows=1),
+}
+
+WHOLE_FAMILIES = tuple(_WHOLE_BUILDERS)
 _built: dict[str, Family] = {}
 
 
 def family(name: str) -> Family:
     """A family by name, built once."""
     if name not in _built:
-        _built[name] = _BUILDERS[name]()
+        _built[name] = (_BUILDERS | _WHOLE_BUILDERS)[name]()
     return _built[name]
 
 
