@@ -85,7 +85,8 @@ class Engine:
 
     def close(self) -> None:
         """Frees graphs, arenas and buffers; nothing may be run any more."""
-        self._bindings.close()
+        if self._bindings is not None:
+            self._bindings.close()
         self._states.close()
         self._prime = self._whole = None
 

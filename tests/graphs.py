@@ -131,8 +131,15 @@ class Family:
             schema_version=1,
             name=self.name,
             task=contract_pb2.TASK_OTHER,
-            graphs=contract_pb2.Graphs(step="model.onnx"),
-            streaming=contract_pb2.Streaming(streamable=True, run_rows=self.run_rows, max_run_steps=self.max_run_steps),
+            graphs=contract_pb2.Graphs(whole="model.onnx")
+            if self.prevented_by
+            else contract_pb2.Graphs(step="model.onnx"),
+            streaming=contract_pb2.Streaming(
+                streamable=not self.prevented_by,
+                reason=self.prevented_by,
+                run_rows=self.run_rows,
+                max_run_steps=self.max_run_steps,
+            ),
             numerics=contract_pb2.Numerics(bitwise=True),
         )
         ports = [(self.inputs, message.inputs), (self.outputs, message.outputs)]

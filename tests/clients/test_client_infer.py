@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loopback import configure, until
+from graphs import family
+from loopback import configure, until, write_model
+from schedule import plain_graph
 from wire import Recorder, connected, run, spelled
 
 from eddy import Client, errors
@@ -148,5 +150,29 @@ def test_time_and_unknown_models(repository: Path) -> None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await until(lambda: not loopback.host.table.num_sessions)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("model", ["pooled", "strided", "bidirectional-gru"])
+def test_models_that_do_not_stream(tmp_path: Path, model: str) -> None:
+    """Every output of every sequence as long as the model makes it, in several calls; sessions are refused."""
+    spec = family(model)
+    write_model(tmp_path, model)
+    generator = np.random.default_rng(2)
+    sequences = [spec.example(generator, int(length))[0] for length in generator.integers(1, 9, 70)]
+
+    async def scenario() -> None:
+        async with connected(configure(tmp_path)) as (_, client, _):
+            answers = await client.infer_outputs(model, sequences)
+            for number in (0, 63, 64, 69):
+                expected, _ = plain_graph(spec).whole([sequences[number]])
+                for port, wanted in zip(spec.outputs, expected, strict=True):
+                    np.testing.assert_array_equal(answers[port.name][number], wanted)
+            for opening in (client.session(model), client.batch(model, 2)):
+                with pytest.raises(errors.InvalidInput, match=spec.prevented_by) as refused:
+                    async with opening:
+                        pass
+                assert refused.value.reason == "NOT_STREAMABLE"
 
     run(scenario())

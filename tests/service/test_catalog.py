@@ -120,7 +120,7 @@ _BROKEN: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     ),
     "not-streamable": (
         lambda: _with_contract(lambda c: c.streaming.CopyFrom(contract_pb2.Streaming(reason="it looks back"))),
-        "not streamable: it looks back",
+        "not streamable (it looks back), and names no whole graph",
     ),
     "port-that-is-not-there": (
         lambda: _with_contract(lambda c: setattr(c.ports, "flush", "end")),

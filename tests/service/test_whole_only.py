@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import onnx
 import pytest
-from graphs import METADATA_KEY, WHOLE_FAMILIES, Family, PlainGraph, family
+from graphs import METADATA_KEY, WHOLE_FAMILIES, Family, PlainGraph, PortSpec, family
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import Loopback, array, configure, detail_of, serve, tensor, until, write_model
@@ -58,7 +58,7 @@ def _plain(name: str, cache: dict[str, PlainGraph] = {}) -> PlainGraph:  # noqa:
 @settings(max_examples=8, deadline=None)
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12), seed=st.integers(0, 1000))
 def test_every_sequence_is_as_if_it_were_alone(repository: Path, name: str, lengths: list[int], seed: int) -> None:
-    """Any number of any lengths: what the graph gives for each alone, bit for bit, each output as long as it is there."""
+    """Any number of any lengths: what the graph gives for each alone, bit for bit, as long as it is there."""
     model = family(name)
     generator = np.random.default_rng(seed)
     sequences = [model.example(generator, length) for length in lengths]
@@ -179,13 +179,10 @@ def test_outputs_are_bounded_when_they_come(tmp_path: Path) -> None:
     body = onnx.parser.parse_graph(
         "agraph () => () { sizes = Constant <value_ints = [1, 400, 1000]> () y = Tile (x, sizes) }"
     ).node
-    port = family("pooled").inputs[0]
-    outputs = (Family("", (), (), (), ()),)  # Only for its type.
-    del outputs
     spec = Family(
         "tiled",
-        (type(port)("x", np.float32, (1,)),),
-        (type(port)("y", np.float32, (1000,)),),
+        (PortSpec("x", np.float32, (1,)),),
+        (PortSpec("y", np.float32, (1000,)),),
         (),
         tuple(body),
         prevented_by="it repeats",
@@ -205,13 +202,13 @@ def test_outputs_are_bounded_when_they_come(tmp_path: Path) -> None:
 
 
 def test_draining_finishes_what_was_accepted(repository: Path) -> None:
-    """Calls that came before are answered, those that come after are refused."""
+    """A call that came before is answered, one that comes after is refused."""
     model = family("bidirectional-gru")
     sequences = [model.example(np.random.default_rng(0), length) for length in range(1, 40)]
 
     async def check() -> None:
         async with serve(configure(repository)) as running:
-            calls = [asyncio.create_task(infer(running, request(model, sequences))) for _ in range(4)]
+            call = asyncio.create_task(infer(running, request(model, sequences)))
             scheduler = running.host.catalog.ready(model.name, "").scheduler
             await until(lambda: scheduler.queue.is_idle is False)
             draining = asyncio.create_task(running.host.drain())
@@ -221,8 +218,8 @@ def test_draining_finishes_what_was_accepted(repository: Path) -> None:
             )
             assert detail.reason == errors_pb2.ERROR_REASON_DRAINING
             assert await draining
-            for [got] in await asyncio.gather(*calls):
-                assert len(got) == sum(range(1, 40))
+            [got] = await call
+            assert len(got) == sum(range(1, 40))
 
     asyncio.run(check())
 
