@@ -8,9 +8,11 @@ import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 # Set before the import below, which reads it: wheels from 1.29 on report usage over the network by default on Linux.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -18,6 +20,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+from eddy.inspection.program import Program
 from eddy.training.contract import numpy_dtype
 from eddy.training.errors import ContractError
 from eddy.v1 import contract_pb2 as pb
@@ -207,6 +210,14 @@ def _load(path: Path, threads: int) -> ort.InferenceSession:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except RUNTIME_ERRORS as error:
         raise ContractError(f"{path}: ONNX Runtime refuses it: {error}") from error
+
+
+def load_graph(model: onnx.ModelProto) -> Program:
+    """A graph in memory, on one thread, as `eddy.inspection` wants it. Raises what ONNX Runtime raises."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return cast("Program", session)
 
 
 def initial_rows(state: pb.StateSpec, batch: int) -> Array:

@@ -17,7 +17,7 @@ shows. A whole graph must agree with itself over batches, and with the step grap
 block reaches.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -71,12 +71,19 @@ class Report:
         return f"{verdict} over {self.runs} runs{against}"
 
 
-def verify(model_path: Path, checkpoint: Path | None = None, *, limit: float = LIMIT) -> Report:
+def verify(
+    model_path: Path,
+    checkpoint: Path | None = None,
+    *,
+    reference: Callable[[Tensors], Tensors] | None = None,
+    limit: float = LIMIT,
+) -> Report:
     """Prove a model file and write the verdict into its contract (`numerics`).
 
-    With a checkpoint every run is also compared with PyTorch. Raises ContractError where the file carries no usable
-    contract or the graph does not keep it, and VerificationError, naming the worst element, where a difference is
-    above `limit`; the file stays as it was then.
+    With a checkpoint every run is also compared with PyTorch; so it is with a `reference`, which answers to inputs
+    [B, T, ...] with outputs and final states, or some of them, by the step graph's names. Raises ContractError where
+    the file carries no usable contract or the graph does not keep it, and VerificationError, naming the worst element,
+    where a difference is above `limit`; the file stays as it was then.
     """
     # 1. The reference, and what PyTorch says.
     contract = read_contract(model_path)
@@ -85,16 +92,18 @@ def verify(model_path: Path, checkpoint: Path | None = None, *, limit: float = L
         raise ContractError(f"{model_path}: the contract says not streamable ({reason}), nothing to cut")
     runtimes = [Runtime(model_path, contract, threads) for threads in THREADS]
     inputs = draw_inputs(contract, max(BATCHES), count_steps(contract))
-    reference = runtimes[0].run(inputs, count_steps(contract))
+    expected_all = runtimes[0].run(inputs, _longest(contract))
     whole = runtimes[0].run_whole(inputs) if contract.graphs.whole else {}
-    check_finite(reference)
+    check_finite(expected_all)
     check_finite(whole)
     torch_says, torch_says_whole = _run_torch(checkpoint, runtimes[0], inputs) if checkpoint is not None else ({}, {})
+    if reference is not None:
+        torch_says = reference(inputs)
     # 2. Every schedule against both.
     own: Comparison | None = None
     parity: Comparison | None = None
     bitwise, runs = True, 0
-    streams = ((name, rows, found, reference, torch_says) for name, rows, found in _all_runs(runtimes, inputs))
+    streams = ((name, rows, found, expected_all, torch_says) for name, rows, found in _all_runs(runtimes, inputs))
     alone = _all_wholes(runtimes, inputs) if whole else iter(())
     wholes = ((name, rows, found, whole, torch_says_whole) for name, rows, found in alone)
     for schedule, rows, found, same, torch_says_same in chain(streams, wholes):
@@ -122,14 +131,20 @@ def count_steps(contract: pb.ModelContract) -> int:
     return STEPS + 2 * contract.streaming.block_steps + contract.streaming.look_ahead_steps
 
 
+def _longest(contract: pb.ModelContract) -> int:
+    """The most steps of one call."""
+    return min(count_steps(contract), contract.streaming.max_run_steps or count_steps(contract))
+
+
 def _all_runs(runtimes: Sequence[Runtime], inputs: Tensors) -> Iterator[tuple[str, list[int], Tensors]]:
     """Every schedule's runs: its name, the rows that took part (in their order) and what came out."""
     contract = runtimes[0].contract
-    steps = count_steps(contract)
+    longest = _longest(contract)
+    chunks = [chunk for chunk in (*CHUNK_STEPS, count_steps(contract)) if chunk <= longest]
     for runtime in runtimes:
         for batch in BATCHES:
             rng = np.random.default_rng(batch)
-            for chunk in (*CHUNK_STEPS, steps):
+            for chunk in chunks:
                 for number in range(RUNS_PER_SCHEDULE):
                     rows = rng.permutation(max(BATCHES))[:batch].tolist()
                     padded = rows if batch > 1 else [*rows, int(rng.integers(max(BATCHES)))]
@@ -182,7 +197,7 @@ def _write_numerics(path: Path, contract: pb.ModelContract, report: Report) -> N
             runtime=runtime_name(),
             cpu=cpu_name(),
             batches=BATCHES,
-            chunk_steps=CHUNK_STEPS,
+            chunk_steps=[chunk for chunk in CHUNK_STEPS if chunk <= _longest(contract)],
         )
     )
     write_contract(path, contract)

@@ -1,7 +1,8 @@
 """Eddy: streaming inference for recurrent models.
 
-The client's names are here: `Client` (asyncio), `SyncClient` (blocking), `Tls`, and the errors in `eddy.errors`. They
-are loaded on first use, so that importing a part of the package does not import gRPC.
+The client's names are here: `Client` (asyncio), `SyncClient` (blocking), `Tls`, and the errors in `eddy.errors`; and
+`export`, which needs torch. They are loaded on first use, so that importing a part of the package imports neither gRPC
+nor torch.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from eddy.clients.session import Session
     from eddy.clients.sync import SyncClient
     from eddy.clients.tls import Tls
+    from eddy.training.foreign import export
 
-__all__ = ["Client", "Completion", "Generation", "Session", "SessionBatch", "SyncClient", "Tls", "errors"]
+__all__ = ["Client", "Completion", "Generation", "Session", "SessionBatch", "SyncClient", "Tls", "errors", "export"]
 
 _HOMES = {
     "Client": "eddy.clients.client",
@@ -28,6 +30,7 @@ _HOMES = {
     "SessionBatch": "eddy.clients.batch",
     "SyncClient": "eddy.clients.sync",
     "Tls": "eddy.clients.tls",
+    "export": "eddy.training.foreign",
 }
 
 
