@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import triton
+import triton_steps as triton
 from loopback import Loopback, configure, serve, until, write_model
 from tritonclient.utils import InferenceServerException
 
