@@ -94,7 +94,7 @@ class ModelAnswers:
 
     def _write_batching(self, model: ServedModel, batching: oip.ModelSequenceBatching) -> None:
         """Sequences: batched as they come, each until it has been idle for too long; the states that they carry."""
-        limit = self._host.config.session.idle_timeout_seconds
+        limit = model.idle_timeout_seconds(self._host.config.session.idle_timeout_seconds)
         batching.max_sequence_idle_microseconds = int(limit * 1e6)
         batching.oldest.max_candidate_sequences = model.slots.num_slots
         for state in model.contract.states:

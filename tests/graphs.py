@@ -938,14 +938,14 @@ def family_from_file(path: Path) -> FileFamily:
         tuple(_port_of(spec) for spec in contract.outputs),
         tuple(_state_of(spec) for spec in contract.states),
         (),
-        (),
-        0.0 if contract.numerics.bitwise else contract.numerics.tolerance,
-        ends if ports.emitted else None,
-        prime if contract.graphs.prime else None,
-        streaming.run_rows,
-        streaming.max_run_steps,
-        path,
-        contract.task,
+        tolerance=0.0 if contract.numerics.bitwise else contract.numerics.tolerance,
+        ends=ends if ports.emitted else None,
+        prime=prime if contract.graphs.prime else None,
+        run_rows=streaming.run_rows,
+        max_run_steps=streaming.max_run_steps,
+        prevented_by="" if streaming.streamable else streaming.reason,
+        path=path,
+        task=contract.task,
     )
 
 
