@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from eddy.inspection.axes import Ports, find_layouts
 from eddy.inspection.canonical import Canonical, canonical_form
@@ -17,13 +16,14 @@ from eddy.inspection.declared import without_declarations
 from eddy.inspection.errors import InspectionError
 from eddy.inspection.laws import Finding, Stepper, try_chunks, try_repeats, try_rows
 from eddy.inspection.layout import VARIES, Axes, Layout
+from eddy.inspection.obstacle import find_random
 from eddy.inspection.pairs import Pair
 from eddy.inspection.program import Loader, Program
 from eddy.inspection.report import Origin
 from eddy.inspection.settings import Settings
 from eddy.inspection.source import Source
 from eddy.inspection.tables import integer_limits
-from eddy.inspection.trial import RunFailedError
+from eddy.inspection.trial import RunFailedError, load_graph
 from eddy.inspection.walk import scope_of
 
 # Beyond this share of the largest value it is another result, not another rounding.
@@ -31,7 +31,8 @@ MAX_RELATIVE = 1e-3
 # A contract's tolerance is so many times what was seen: what is tried is a sample. The least is a rounding error's.
 _HEADROOM = 8.0
 _LEAST = 1e-6
-_MAX_LAYOUTS = 3
+# What a whole sequence may differ by from the same in another batch.
+_WHOLE = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,11 @@ class Attempt:
         chunks: the chunk law's worst, None where the graph takes one step a run, so that nothing can be cut.
         rows: the batch law's worst; paired: the same where no run has fewer than two rows, as the server has it; None
             where the graph fixes its rows.
-        failure: why it does not stream, "" where it does; fails_by_trying: a law does not hold.
+        failure: why it does not stream, "" where it does.
     """
 
     source: Source
+    ports: Ports
     pairs: tuple[Pair, ...]
     layout: Layout
     form: Canonical
@@ -57,6 +59,10 @@ class Attempt:
     paired: Finding | None
     failure: str = ""
 
+    def stepper(self) -> Stepper:
+        """The step graph, to be run."""
+        return Stepper(self.form, self.program, self.limits)
+
     @property
     def streams(self) -> bool:
         """It can be stepped."""
@@ -65,6 +71,8 @@ class Attempt:
     @property
     def tolerance(self) -> float:
         """Largest absolute difference that a user may see; 0 where all bits agree."""
+        if not self.streams:
+            return _WHOLE
         worst = max((found.worst for found in (self.chunks, self.paired) if found is not None), default=0.0)
         return max(_HEADROOM * worst, _LEAST) if worst else 0.0
 
@@ -72,7 +80,8 @@ class Attempt:
 def attempt(source: Source, pairs: Sequence[Pair], load: Loader, settings: Settings) -> Attempt | None:
     """Tries `pairs` as the states of a graph; None where no layout makes it run.
 
-    Of several layouts that run the first that streams is taken, else the likeliest.
+    Raises:
+        InspectionError: the runtime refuses the graph, or it draws random numbers.
     """
     names = {pair.input for pair in pairs}
     scope = scope_of(source.model.graph)
@@ -88,24 +97,12 @@ def attempt(source: Source, pairs: Sequence[Pair], load: Loader, settings: Setti
         sizes=_weight_sizes(source),
         wanted=_wanted(source, settings),
     )
-    program = load_graph(load, source)
-    first: Attempt | None = None
-    for layout in islice(find_layouts(program, ports), _MAX_LAYOUTS):
-        found = _judge(source, pairs, layout, load, settings, limits)
-        if found.streams:
-            return found
-        first = first or found
-        if not any(isinstance(dim, int) for port in inputs for dim in port.dims or ()):
-            break
-    return first
-
-
-def load_graph(load: Loader, source: Source) -> Program:
-    """The graph without its declarations. Raises InspectionError where the runtime refuses it."""
     try:
-        return load(without_declarations(source.model))
-    except Exception as error:  # the runtime is the caller's and raises what it likes
+        program = load_graph(load, without_declarations(source.model))
+    except RunFailedError as error:
         raise InspectionError(f"the runtime refuses the graph: {error}") from error
+    layout = next(find_layouts(program, ports), None)
+    return None if layout is None else _judge(source, ports, pairs, layout, load, settings)
 
 
 def _wanted(source: Source, settings: Settings) -> dict[str, Axes]:
@@ -123,11 +120,11 @@ def _weight_sizes(source: Source) -> tuple[int, ...]:
 
 def _judge(
     source: Source,
+    ports: Ports,
     pairs: Sequence[Pair],
     layout: Layout,
     load: Loader,
     settings: Settings,
-    limits: Mapping[str, tuple[int, int]],
 ) -> Attempt:
     """Rewrites the graph and tries the laws."""
     form = canonical_form(
@@ -139,14 +136,14 @@ def _judge(
         context=settings.context_steps,
         names=settings.names,
     )
-    program = load(form.model)
-    found = Attempt(source, tuple(pairs), layout, form, program, limits, None, None, None)
+    program = load_graph(load, form.model)
+    found = Attempt(source, ports, tuple(pairs), layout, form, program, ports.limits, None, None, None)
     if layout.sums_up:
         return replace(found, failure=f"output {layout.sums_up[0]!r} sums the sequence up: it has no time axis")
     varying = [name for name, axes in layout.outputs.items() if VARIES in axes]
     if varying:
         return replace(found, failure=f"output {varying[0]!r} has another number of steps than the inputs")
-    stepper = Stepper(form, program, limits)
+    stepper = found.stepper()
     rows = form.run_rows or 2
     try:
         return _tried(found, stepper, rows)
@@ -159,7 +156,9 @@ def _tried(found: Attempt, stepper: Stepper, rows: int) -> Attempt:
     repeats = try_repeats(stepper, rows, 1)
     if repeats.worst > 0:
         message = f"the same inputs give other results each time (output {repeats.tensor!r})"
-        raise InspectionError(message)
+        if node := find_random(found.source.model.graph):
+            message = f"{node} draws random numbers: {message}"
+        raise InspectionError(f"{message}; what is sent again would not be answered alike")
     if form.max_run_steps is None:
         chunks = try_chunks(stepper, rows)
         found = replace(found, chunks=chunks)

@@ -55,18 +55,19 @@ class Ports:
 
 
 def find_layouts(program: Program, ports: Ports) -> Iterator[Layout]:
-    """The layouts that are right, best first.
+    """The layouts that are right, the likeliest first.
 
     Args:
         program: of the graph without its declarations.
     """
     for steps in _STEPS:
         found = False
-        for inputs, states in islice(_combinations(ports), _MAX_TRIES):
-            layout = _try(program, ports, inputs, states, steps)
-            if layout is not None:
-                found = True
-                yield layout
+        for has_batch in (True, False):
+            for inputs, states in islice(_combinations(ports, has_batch=has_batch), _MAX_TRIES):
+                layout = _try(program, ports, inputs, states, steps)
+                if layout is not None:
+                    found = True
+                    yield layout
         if found or not any(port.dims for port in ports.inputs):
             return
 
@@ -88,7 +89,7 @@ def feed_of(ports: Ports, layout: Layout, rows: int, steps: int, generator: np.r
 # Candidates
 
 
-def _combinations(ports: Ports) -> Iterator[tuple[dict[str, Axes], dict[str, Axes]]]:
+def _combinations(ports: Ports, *, has_batch: bool) -> Iterator[tuple[dict[str, Axes], dict[str, Axes]]]:
     """Axes of all inputs and states, the likeliest first; what is declared alike is laid out alike."""
     groups: dict[object, list[str]] = {}
     choices: dict[object, list[tuple[float, Axes]]] = {}
@@ -96,11 +97,16 @@ def _combinations(ports: Ports) -> Iterator[tuple[dict[str, Axes], dict[str, Axe
     for port in ports.inputs:
         key: object = (True, port.dims, port.dtype.kind == "f", ports.wanted.get(port.name))
         groups.setdefault(key, []).append(port.name)
-        choices[key] = _input_choices(port, ports, shared)
+        choices[key] = [
+            (cost, axes)
+            for cost, axes in _input_choices(port, ports, shared)
+            # Rows may share an input, as a last resort.
+            if has_batch or BATCH not in axes
+        ]
     for port in ports.states:
         key = (False, port.dims, ports.known.get(port.name), ports.wanted.get(port.name))
         groups.setdefault(key, []).append(port.name)
-        choices[key] = _state_choices(port, ports, shared)
+        choices[key] = [choice for choice in _state_choices(port, ports, shared) if (BATCH in choice[1]) == has_batch]
     given = {port.name for port in ports.inputs}
     keys = list(groups)
     if not all(choices[key] for key in keys):
@@ -165,7 +171,7 @@ def _time_cost(dim: Dim, axis: int, port: Declared, shared: frozenset[str]) -> f
     return cost
 
 
-_NO_BATCH = 31.0
+_NO_BATCH = 65.0
 _NO_TIME = 15.0
 
 
@@ -192,7 +198,9 @@ def _state_choices(port: Declared, ports: Ports, shared: frozenset[str]) -> list
         return [(0.0, ports.wanted[port.name])]
     assert port.dims is not None, "the ranks of inputs are known"
     if port.name in ports.known:
-        return _filled(port.dims, {ports.known[port.name]: BATCH}, 0.0, ports)
+        place = ports.known[port.name]
+        alone = (*port.dims[:place], 1, *port.dims[place + 1 :])
+        return _filled(port.dims, {place: BATCH}, 0.0, ports) + _filled(alone, {}, _NO_BATCH / 2, ports)
     found = _filled(port.dims, {}, _NO_BATCH / 2, ports)
     for axis, dim in enumerate(port.dims):
         # A recurrent node's states are [L * D, B, H].
@@ -219,6 +227,10 @@ def _filled(dims: tuple[Dim, ...], roles: Mapping[int, str], cost: float, ports:
 # Trying
 
 
+def _generator() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
 def _try(
     program: Program, ports: Ports, inputs: dict[str, Axes], states: dict[str, Axes], steps: tuple[int, int]
 ) -> Layout | None:
@@ -226,10 +238,8 @@ def _try(
     guess = Layout(inputs, states, {})
     every = [*inputs.values(), *states.values()]
     has_batch, has_time = any(BATCH in axes for axes in every), any(TIME in axes for axes in inputs.values())
-    if has_batch and not all(BATCH in axes for axes in states.values()):
-        return None
     names = [port.name for port in ports.outputs]
-    generator = np.random.default_rng(0)
+    generator = _generator()
     shapes = {}
     try:
         cases = [(_ROWS[0], steps[0])]
@@ -247,9 +257,34 @@ def _try(
         layout = Layout(inputs, states, outputs)
         if has_batch and not _rows_are_apart(program, ports, layout, steps[0]):
             return None
+        if _takes_other_sizes(program, ports, guess, steps[0]):
+            return None
     except RunFailedError:
         return None
-    return _with_fixed_axes(layout, has_batch=has_batch, has_time=has_time)
+    return _with_fixed_axes(layout, ports.known, has_batch=has_batch, has_time=has_time)
+
+
+def _takes_other_sizes(program: Program, ports: Ports, layout: Layout, steps: int) -> bool:
+    """An axis of which no size is declared was given one, but takes others as well: the size was none."""
+    declared = {port.name: port.dims or () for port in (*ports.inputs, *ports.states) if port.name not in ports.wanted}
+
+    def wider(tensors: Mapping[str, Axes]) -> dict[str, Axes]:
+        return {
+            name: tuple(
+                axis + 2 if isinstance(axis, int) and not isinstance(dim, int) else axis
+                for axis, dim in zip(axes, declared.get(name) or (0,) * len(axes), strict=True)
+            )
+            for name, axes in tensors.items()
+        }
+
+    other = Layout(wider(layout.inputs), wider(layout.states), {})
+    if (other.inputs, other.states) == (layout.inputs, layout.states):
+        return False
+    try:
+        run(program, [port.name for port in ports.outputs], feed_of(ports, other, _ROWS[0], steps, _generator()))
+    except RunFailedError:
+        return False
+    return True
 
 
 def _output_axes(
@@ -336,20 +371,23 @@ def _order(before: np.ndarray, after: np.ndarray, axis: int, rows: int, steps: i
     return None
 
 
-def _with_fixed_axes(layout: Layout, *, has_batch: bool, has_time: bool) -> Layout:
+def _with_fixed_axes(layout: Layout, known: Mapping[str, int], *, has_batch: bool, has_time: bool) -> Layout:
     """Where there is no batch or time axis, axes of size 1 where one would be stand for it."""
     inputs, states, outputs = dict(layout.inputs), dict(layout.states), dict(layout.outputs)
     if not has_batch:
         inputs = {name: _mark(axes, BATCH, range(len(axes) - 1)) for name, axes in inputs.items()}
         outputs = {name: _mark(axes, BATCH, range(len(axes) - 1)) for name, axes in outputs.items()}
-        places = {name: (1, 0) if len(axes) == 3 else range(len(axes)) for name, axes in states.items()}
-        states = {name: _mark(axes, BATCH, places[name]) for name, axes in states.items()}
+        for name, axes in states.items():
+            habit = (1, 0) if len(axes) == 3 else range(len(axes))
+            states[name] = _mark(axes, BATCH, (known[name],) if name in known else habit)
     if not has_time:
         for tensors in (inputs, outputs):
             for name, axes in tensors.items():
                 if BATCH in axes and len(axes) > 2:
                     tensors[name] = _mark(axes, TIME, [axis for axis in (0, 1) if axes[axis] != BATCH])
-    return Layout(inputs, states, outputs, None if has_batch else 1, None if has_time else 1)
+    in_all_rows = has_batch and all(BATCH in axes for axes in inputs.values())
+    in_all_steps = has_time and all(TIME in axes for axes in inputs.values())
+    return Layout(inputs, states, outputs, None if in_all_rows else 1, None if in_all_steps else 1)
 
 
 def _mark(axes: Axes, role: str, places: Sequence[int]) -> Axes:

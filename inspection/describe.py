@@ -12,6 +12,7 @@ from onnx import helper
 
 from eddy.inspection.canonical import Canonical, State, Tensor
 from eddy.inspection.declared import DTYPES, Declared
+from eddy.inspection.laws import BATCHES, CUTS
 from eddy.inspection.layout import BATCH, Axes, Layout
 from eddy.inspection.report import FoundState, FoundTensor, Origin
 from eddy.inspection.settings import Settings
@@ -32,7 +33,9 @@ def describe(
         inputs=[_tensor(tensor, limits) for tensor in form.inputs],
         outputs=[_tensor(tensor, {}) for tensor in form.outputs],
         idle_timeout_seconds=settings.idle_timeout_seconds or 0.0,
-        numerics=pb.Numerics(bitwise=tolerance == 0.0, tolerance=tolerance),
+        numerics=pb.Numerics(
+            bitwise=tolerance == 0.0, tolerance=tolerance, batches=BATCHES, chunk_steps=sorted({*sum(CUTS, ())})
+        ),
     )
     contract.streaming.run_rows = form.run_rows or 0
     contract.streaming.max_run_steps = form.max_run_steps or 0

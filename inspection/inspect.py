@@ -11,16 +11,13 @@ from dataclasses import dataclass
 
 import onnx
 
-from eddy.inspection.attempt import Attempt, attempt
 from eddy.inspection.canonical import whole_form
+from eddy.inspection.choice import choose
 from eddy.inspection.describe import describe, found_states, found_tensors
-from eddy.inspection.errors import InspectionError
-from eddy.inspection.pairs import Pairing, find_pairs
 from eddy.inspection.program import Loader
 from eddy.inspection.report import Probes, Report
 from eddy.inspection.settings import Settings
-from eddy.inspection.source import Source, prepare
-from eddy.inspection.walk import scope_of
+from eddy.inspection.source import prepare
 from eddy.v1 import contract_pb2
 
 
@@ -52,43 +49,24 @@ def inspect(model: onnx.ModelProto, load: Loader, settings: Settings, name: str)
     Raises:
         InspectionError: the settings do not fit the graph, or it cannot be run at all.
     """
-    source = prepare(model, settings)
-    pairing = find_pairs(
-        scope_of(source.model.graph), tuple(source.inputs.values()), tuple(source.outputs.values()), settings.states
-    )
-    found = _first_that_streams(source, pairing, load, settings)
-    return _inspection(found, settings, name)
-
-
-def _first_that_streams(source: Source, pairing: Pairing, load: Loader, settings: Settings) -> Attempt:
-    """The attempt to be served."""
-    first: Attempt | None = None
-    for pairs in (pairing.certain, *((*pairing.certain, *more) for more in pairing.guesses)):
-        found = attempt(source, pairs, load, settings)
-        if found is not None and found.streams:
-            return found
-        first = first or found
-    if first is None:
-        raise InspectionError("no batch and time axes were found with which the graph runs")
-    return first
-
-
-def _inspection(found: Attempt, settings: Settings, name: str) -> Inspection:
-    """The attempt as a report and a contract."""
-    contract = describe(found.form, settings, name, found.limits, found.failure, found.tolerance)
-    layout, source = found.layout, found.source
+    choice = choose(prepare(model, settings), load, settings)
+    served, tried = choice.served, choice.tried
+    reason = "" if choice.streams else choice.reason
+    contract = describe(served.form, settings, name, served.limits, reason, served.tolerance)
     report = Report(
-        streamable=found.streams,
-        reason=found.failure or "the laws hold",
-        states=found_states(found.form, layout),
-        inputs=found_tensors(layout.inputs, source.inputs),
-        outputs=found_tensors(layout.outputs, source.outputs),
-        max_batch=found.form.run_rows,
+        streamable=choice.streams,
+        reason=choice.reason,
+        states=found_states(tried.form, tried.layout),
+        inputs=found_tensors(served.layout.inputs, served.source.inputs),
+        outputs=found_tensors(served.layout.outputs, served.source.outputs),
+        max_batch=served.form.run_rows,
         probes=Probes(
-            found.chunks.worst if found.chunks else None,
-            found.rows.worst if found.rows else None,
+            tried.chunks.worst if tried.chunks else None,
+            tried.rows.worst if tried.rows else None,
         ),
+        warnings=choice.warnings,
+        notes=choice.notes,
     )
-    if found.streams:
-        return Inspection(report, contract, found.form.model, None)
-    return Inspection(report, contract, None, whole_form(found.form))
+    if choice.streams:
+        return Inspection(report, contract, served.form.model, None)
+    return Inspection(report, contract, None, whole_form(served.form))

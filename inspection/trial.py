@@ -10,14 +10,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import onnx
 
-from eddy.inspection.program import Program
+from eddy.inspection.program import Loader, Program
 
 Values = dict[str, np.ndarray]
 
 
 class RunFailedError(Exception):
     """The runtime did not run the graph on these values; the message is the runtime's."""
+
+
+def load_graph(load: Loader, model: onnx.ModelProto) -> Program:
+    """A program. Raises RunFailedError where the runtime refuses the graph."""
+    try:
+        return load(model)
+    except Exception as error:
+        raise RunFailedError(str(error)) from error
 
 
 def run(program: Program, names: Sequence[str], feed: Mapping[str, np.ndarray]) -> Values:
@@ -28,7 +37,7 @@ def run(program: Program, names: Sequence[str], feed: Mapping[str, np.ndarray]) 
     """
     try:
         found = program.run(list(names), feed)
-    except Exception as error:
+    except Exception as error:  # a runtime of the caller's raises what it likes; this is where it ends
         raise RunFailedError(str(error)) from error
     if any(not isinstance(value, np.ndarray) for value in found):
         raise RunFailedError("an output is no tensor")
