@@ -47,25 +47,37 @@ class Batched:
 
 
 def make_batchable(
-    model: onnx.ModelProto, axes: Mapping[str, Axes], row: Values, other: Values, load: Loader
+    model: onnx.ModelProto,
+    axes: Mapping[str, Axes],
+    results: Mapping[str, Axes],
+    row: Values,
+    other: Values,
+    load: Loader,
 ) -> Batched:
     """Rewrites a copy of `model`.
 
     Args:
-        axes: of every input, each with a batch axis; row, other: values of the inputs with B = 1.
+        axes: of every input, each with a batch axis; results: of the outputs.
+        row, other: values of the inputs with B = 1.
 
     Raises:
         RunFailedError: it does not run on a row with its tensors in sight.
     """
-    return _Search(model, axes, (row, other), load).result()
+    return _Search(model, axes, results, (row, other), load).result()
 
 
 class _Search:
     """One model's search."""
 
     def __init__(
-        self, model: onnx.ModelProto, axes: Mapping[str, Axes], rows: tuple[Values, Values], load: Loader
+        self,
+        model: onnx.ModelProto,
+        axes: Mapping[str, Axes],
+        results: Mapping[str, Axes],
+        rows: tuple[Values, Values],
+        load: Loader,
     ) -> None:
+        self._results = {name: some.index(BATCH) for name, some in results.items() if BATCH in some}
         self._load = load
         self._model = without_declarations(model)
         self._original = model
@@ -146,6 +158,11 @@ class _Search:
                     yield from ((node, place) for place in places if shape[place] > 0)
             waiting += [makers[name] for name in node.input if name in makers]
 
+    def _length(self, name: str) -> int:
+        """Entries of a shape that an operator is told."""
+        known = {tensor.name: tensor.dims[0] for tensor in self._model.graph.initializer if len(tensor.dims) == 1}
+        return known[name] if name in known else len(self._rows[0][name])
+
     def _stuck(self, changes: Mapping[str, int]) -> int | None:
         """The first data node whose result for two rows is not that of each; None where all are."""
         model = self._changed(self._model, changes)
@@ -157,9 +174,17 @@ class _Search:
             return last if node is None else self._place.get(node.output[0], last)
         for index, node in enumerate(self._nodes):
             names = [name for name in node.output if name in found]
-            if any(not _is_batch(found[name], [row[name] for row in self._rows]) for name in names):
+            if any(not self._is_batch(name, found[name]) for name in names):
                 return index
         return None
+
+    def _is_batch(self, name: str, both: np.ndarray) -> bool:
+        """A tensor holds that of both rows; an output along its own axis of the batch."""
+        rows = [row[name] for row in self._rows]
+        if name in self._results:
+            joined = np.concatenate(rows, axis=self._results[name])
+            return both.shape == joined.shape and _same(both, joined)
+        return _is_batch(both, rows)
 
     def _changed(self, model: onnx.ModelProto, changes: Mapping[str, int]) -> onnx.ModelProto:
         """A copy in which the shapes that the nodes are told count B in these places."""
@@ -185,7 +210,7 @@ class _Search:
             place = changes.get(node.output[0]) if node.output else None
             if place is not None:
                 told = _TOLD[node.op_type]
-                size = len(self._rows[0].get(node.input[told], _initial(graph, node.input[told])))
+                size = self._length(node.input[told])
                 scaled, times, counted = (fresh_name(f"batch_{part}", names) for part in ("part", "times", "told"))
                 one_hot = constant([int(index == place) for index in range(size)])
                 nodes.append(helper.make_node("Mul", [more, one_hot], [scaled]))
@@ -197,10 +222,6 @@ class _Search:
         del graph.node[:]
         graph.node.extend(kept)
         return copy
-
-
-def _initial(graph: onnx.GraphProto, name: str) -> np.ndarray:
-    return next(numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name == name)
 
 
 def _is_batch(both: np.ndarray, rows: list[np.ndarray]) -> bool:

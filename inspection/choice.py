@@ -159,11 +159,13 @@ def _batched(found: Attempt, load: Loader, settings: Settings) -> tuple[Attempt,
     lacking = [name for name, some in axes.items() if "batch" not in some]
     if lacking:
         return found, f"{cost}, as input {lacking[0]!r} has no batch axis", True
+    nexts = {pair.output: layout.states[pair.input] for pair in found.pairs}
+    results = {**layout.outputs, **nexts}
     generator = np.random.default_rng(30)
     steps = layout.fixed_steps or 7
     row, other = (feed_of(found.ports, layout, 1, steps, generator) for _ in range(2))
     try:
-        batched = make_batchable(found.source.model, axes, row, other, load)
+        batched = make_batchable(found.source.model, axes, results, row, other, load)
     except RunFailedError as error:
         return found, f"{cost}, as the graph was written for one row ({error})", True
     if batched.model is None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import onnx
 from onnx import NodeProto
 
+from eddy.inspection.prune import prune
 from eddy.inspection.walk import reads
 
 # A graph of more nodes is looked at in part: each exposed tensor is kept.
@@ -54,4 +55,6 @@ def only(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     copy.CopyFrom(model)
     del copy.graph.output[:]
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    # A runtime runs what no output hangs on as well.
+    prune(copy.graph)
     return copy
