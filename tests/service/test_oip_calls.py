@@ -11,7 +11,7 @@ import oip
 import pytest
 import tritonclient.grpc.aio as triton_aio
 from loopback import Loopback, configure, serve, until, write_model
-from triton import history
+from triton_steps import history
 
 from eddy.oip import grpc_service_pb2
 
