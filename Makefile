@@ -41,6 +41,7 @@ demo: $(VENV)/.setup  ## text, forecast, sensor, accents, film and translation t
 	$(BIN)/python -m examples.demo
 
 test: $(VENV)/.dev  ## all tests
+	$(BIN)/eddy data fetch silero-vad || echo "tests with a model of others will be skipped"
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev  ## formatter, linter, lint of protos and Dockerfile

@@ -12,16 +12,19 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from google.protobuf import json_format
 
 from eddy.inspection.cost import measure
 from eddy.inspection.errors import InspectionError
 from eddy.inspection.inspect import Inspection, inspect
+from eddy.inspection.program import Program
 from eddy.inspection.reading import read_model
 from eddy.inspection.settings import Settings
 from eddy.inspection.settings_file import read_settings
@@ -77,18 +80,48 @@ def bound(task: Task) -> None:
         resource.setrlimit(kind, (soft, hard))
 
 
-def _load(model: onnx.ModelProto) -> Any:
-    return Runtime(_PROVIDER, 1).session(model)
+class _Loader:
+    """Loads graphs, and remembers why the first run that failed did: where no run succeeds, that is the reason."""
+
+    def __init__(self) -> None:
+        # Changed only by programs that run.
+        self.complaint = ""
+
+    def __call__(self, model: onnx.ModelProto) -> Program:
+        return _Program(Runtime(_PROVIDER, 1).session(model), self)
+
+
+class _Program:
+    """A loaded graph that tells its loader what went wrong."""
+
+    def __init__(self, session: Any, loader: _Loader) -> None:
+        self._session = session
+        self._loader = loader
+
+    def run(self, output_names: Sequence[str], input_feed: Mapping[str, np.ndarray], /) -> list[Any]:
+        """See `Program`."""
+        try:
+            found: list[Any] = self._session.run(list(output_names), dict(input_feed))
+        except Exception as error:
+            self._loader.complaint = self._loader.complaint or str(error)
+            raise
+        return found
 
 
 def _inspect(task: Task, folder: Path) -> dict[str, object]:
     settings = read_settings(Path(task.settings)) if task.settings else Settings()
     model = read_model(Path(task.model))
-    inspection = inspect(model, _load, settings, task.name)
+    load = _Loader()
+    try:
+        inspection = inspect(model, load, settings, task.name)
+    except InspectionError as error:
+        if not load.complaint or load.complaint in str(error):
+            raise
+        raise InspectionError(f"{error}; the first run that failed: {load.complaint[:500]}") from error
     _write(inspection, folder)
     report = inspection.report
     if task.wants_costs and inspection.step is not None:
-        report = replace(report, costs=measure(inspection.step, inspection.contract, _load))
+        report = replace(report, costs=measure(inspection.step, inspection.contract, load))
     return {"report": report.as_json()}
 
 

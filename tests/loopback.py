@@ -21,7 +21,7 @@ import onnx
 from google.rpc import status_pb2
 from graphs import PRIME_FILE, Family, family
 
-from eddy.service.config import Config, ModelConfig, RepositoryConfig, ServerConfig, SessionConfig
+from eddy.service.config import Config, InspectionConfig, ModelConfig, RepositoryConfig, ServerConfig, SessionConfig
 from eddy.service.host import Host
 from eddy.service.server import Server
 from eddy.v1 import contract_pb2, errors_pb2, inference_pb2
@@ -55,13 +55,20 @@ def write_model(repository: Path, name: str, version: str = "1", model: onnx.Mod
 
 
 def configure(
-    folder: Path, *, server: Any = None, session: Any = None, model: Any = None, repository: Any = None
+    folder: Path,
+    *,
+    server: Any = None,
+    session: Any = None,
+    model: Any = None,
+    inspection: Any = None,
+    repository: Any = None,
 ) -> Config:
     """A configuration for tests: free ports, small arenas, further fields by section."""
     return Config(
         ServerConfig(**({"grpc_port": 0, "http_port": 0, "model_repository": str(folder)} | (server or {}))),
         SessionConfig(**(session or {})),
         ModelConfig(**({"max_slots": 256, "max_rows": 64, "max_steps": 512} | (model or {}))),
+        InspectionConfig(**(inspection or {})),
         repository=RepositoryConfig(**(repository or {})),
     )
 

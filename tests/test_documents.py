@@ -14,6 +14,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 CONCERNS = (
     "abuse",
     "architecture",
+    "bring-your-own",
     "client",
     "configuration",
     "deployment",

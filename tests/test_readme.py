@@ -19,6 +19,7 @@ import yaml
 from benchmarks.figure import DEFINITIONS
 from eddy import SyncClient, errors
 from eddy.commands.config import markdown_table
+from eddy.inspection.settings_file import parse_settings
 from eddy.service.codec import GRPC_CODES
 from eddy.service.config import KEYS
 from eddy.service.errors import Reason
@@ -119,7 +120,9 @@ def test_recipe_blocks_are_valid(text: str) -> None:
     from eddy.training.recipe import parse_recipe
 
     table = tomllib.loads(text)
-    if set(table) == {"model"}:
+    if "context_steps" in table:
+        assert parse_settings(text).context_steps
+    elif set(table) == {"model"}:
         parse_architecture(table["model"])
     else:
         assert parse_recipe(table).name

