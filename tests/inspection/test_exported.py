@@ -43,3 +43,16 @@ def test_no_shape_arithmetic_is_left(name: str) -> None:
     assert len(lifted.graph.node) < len(model.graph.node)
     assert not {"ConstantOfShape", "Expand"} & {node.op_type for node in lifted.graph.node}
     load(lifted)
+
+
+def test_the_trained_example() -> None:
+    """The Keras forecaster among the examples: real readings in pieces give the bits of one call."""
+    root = Path(__file__).parents[2]
+    model = onnx.load(root / "examples" / "models" / "glucose_lstm.onnx")
+    rows = np.loadtxt(root / "models" / "forecast-gru" / "1" / "sample.csv", np.float32, skiprows=1, max_rows=60)
+    feeds = {"glucose": rows.reshape(3, 20, 1)}
+    found = lift(model)
+    assert len(found.states) == 4
+    [output] = [port.name for port in model.graph.output]
+    outputs, _ = run_cut(found, feeds, "glucose", [output], cuts=(0, 1, 3, 11, 20))
+    np.testing.assert_array_equal(outputs[output], run_whole(model, feeds)[output])
