@@ -14,7 +14,7 @@ def test_one_package_is_installed() -> None:
         where = tomllib.load(file)["tool"]["setuptools"]["packages"]["find"]["where"]
     packages = [package for folder in where for package in find_packages(str(ROOT / folder))]
     assert {package.partition(".")[0] for package in packages} == {"eddy"}
-    assert {"eddy.inspection", "eddy.service", "eddy.training", "eddy.clients", "eddy.v1"} <= set(packages)
+    assert {"eddy.inspection", "eddy.service", "eddy.training", "eddy.clients", "eddy.oip", "eddy.v1"} <= set(packages)
 
 
 def test_package_data_exists() -> None:
