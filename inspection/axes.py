@@ -62,8 +62,9 @@ def find_layouts(program: Program, ports: Ports) -> Iterator[Layout]:
     """
     for steps in _STEPS:
         found = False
-        for has_batch in (True, False):
-            for inputs, states in islice(_combinations(ports, has_batch=has_batch), _MAX_TRIES):
+        for has_batch, is_grouped in ((True, True), (True, False), (False, True)):
+            combinations = _combinations(ports, has_batch=has_batch, is_grouped=is_grouped)
+            for inputs, states in islice(combinations, _MAX_TRIES):
                 layout = _try(program, ports, inputs, states, steps)
                 if layout is not None:
                     found = True
@@ -89,13 +90,20 @@ def feed_of(ports: Ports, layout: Layout, rows: int, steps: int, generator: np.r
 # Candidates
 
 
-def _combinations(ports: Ports, *, has_batch: bool) -> Iterator[tuple[dict[str, Axes], dict[str, Axes]]]:
-    """Axes of all inputs and states, the likeliest first; what is declared alike is laid out alike."""
+def _combinations(
+    ports: Ports, *, has_batch: bool, is_grouped: bool
+) -> Iterator[tuple[dict[str, Axes], dict[str, Axes]]]:
+    """Axes of all inputs and states, the likeliest first.
+
+    Args:
+        is_grouped: what is declared alike is laid out alike.
+    """
     groups: dict[object, list[str]] = {}
     choices: dict[object, list[tuple[float, Axes]]] = {}
     shared = _shared_names(ports)
     for port in ports.inputs:
-        key: object = (True, port.dims, port.dtype.kind == "f", ports.wanted.get(port.name))
+        own = None if is_grouped else port.name
+        key: object = (own, True, port.dims, port.dtype.kind == "f", ports.wanted.get(port.name))
         groups.setdefault(key, []).append(port.name)
         choices[key] = [
             (cost, axes)
@@ -104,7 +112,8 @@ def _combinations(ports: Ports, *, has_batch: bool) -> Iterator[tuple[dict[str, 
             if has_batch or BATCH not in axes
         ]
     for port in ports.states:
-        key = (False, port.dims, ports.known.get(port.name), ports.wanted.get(port.name))
+        own = None if is_grouped else port.name
+        key = (own, False, port.dims, ports.known.get(port.name), ports.wanted.get(port.name))
         groups.setdefault(key, []).append(port.name)
         choices[key] = [choice for choice in _state_choices(port, ports, shared) if (BATCH in choice[1]) == has_batch]
     given = {port.name for port in ports.inputs}
