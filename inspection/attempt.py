@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from eddy.inspection.axes import Ports, find_layouts
+from eddy.inspection.axes import find_layouts
+from eddy.inspection.candidates import Ports
 from eddy.inspection.canonical import Canonical, canonical_form
 from eddy.inspection.declared import without_declarations
 from eddy.inspection.errors import InspectionError

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
+from functools import lru_cache
 
 # Words that say "before" and "after"; they stand before or behind the name of the state.
 _BEFORE = ("pastkeyvalues", "previous", "initial", "prev", "past", "init", "last", "old", "0")
@@ -61,6 +62,7 @@ def _compact(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.lower())
 
 
+@lru_cache(maxsize=4096)
 def _forms(name: str, moments: tuple[str, ...], sides: tuple[str, ...]) -> dict[str, bool]:
     """The name without one word of its ends -> whether that word was one of a moment."""
     compact = _compact(name)
