@@ -22,7 +22,7 @@ from eddy.inspection.trial import RunFailedError, Values, difference, draw, run,
 
 # Tried sizes of B; of T in turn, as graphs with convolutions need some length, and those with tables have a longest.
 _ROWS = (3, 5)
-_STEPS = ((7, 11), (37, 53), (131, 163))
+_STEPS = ((7, 11), (37, 53), (131, 163), (523, 569))
 # Rows that do not know each other differ by rounding at most.
 _ROUNDING = 1e-4
 

@@ -9,7 +9,7 @@ Dimension key: B batch, T steps.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -97,12 +97,10 @@ def _sets(source: Source, pairing: Pairing, lifted: Lift) -> Iterator[tuple[Sour
         inputs = {port.name: port for port in declared_inputs(lifted.model.graph)}
         # What holds nothing but final states would have no time axis, and stands in the states.
         used = {pair.output for pair in pairing.certain}
-        outputs = {
-            port.name: port
-            for port in declared_outputs(lifted.model.graph)
-            if port.name not in lifted.echoes or port.name in used
-        }
-        sources.insert(0, (Source(lifted.model, inputs, outputs), opened))
+        every = {port.name: port for port in declared_outputs(lifted.model.graph)}
+        rest = {name: port for name, port in every.items() if name not in lifted.echoes or name in used}
+        outputs = rest if rest.keys() - used - {state.output for state in lifted.states} else every
+        sources.insert(0, (Source(lifted.model, inputs, outputs, source.notes), opened))
     sets = [pairing.certain, *((*pairing.certain, *more) for more in pairing.guesses)]
     doubtful = [pair for pair in pairing.certain if not pair.is_fact]
     sets += [tuple(pair for pair in pairing.certain if pair is not doubt) for doubt in doubtful[:4]]
@@ -119,10 +117,11 @@ def _hides_states(found: Attempt, lifted: Lift) -> bool:
 
 def _streaming(found: Attempt, lifted: Lift, load: Loader, settings: Settings, pairing: Pairing) -> Choice:
     """A model that is served step by step, in batches where that can be had."""
-    notes: list[str] = []
-    warnings: list[str] = []
-    if lifted.echoes and found.source.model is lifted.model:
-        notes.append(f"left out, as they hold final states alone: {', '.join(lifted.echoes)}")
+    notes = [*found.source.notes]
+    warnings = [found.assumed] if found.assumed else []
+    left_out = [name for name in lifted.echoes if name not in found.source.outputs]
+    if left_out and found.source.model is lifted.model:
+        notes.append(f"left out, as they hold final states alone: {', '.join(left_out)}")
     if found.chunks is None and pairing.guesses:
         pairs = ", ".join(f"{pair.input!r} and {pair.output!r}" for pair in pairing.guesses[0])
         notes.append(f"{pairs} look like states, but nothing proves it: `states` in model.toml can say so")
@@ -135,7 +134,9 @@ def _streaming(found: Attempt, lifted: Lift, load: Loader, settings: Settings, p
 def _tried(found: Attempt) -> tuple[str, ...]:
     """The probes that were run."""
     tried = ["tried: the same run twice"]
-    if found.chunks is not None:
+    if found.chunks is not None and found.form.max_run_steps == 1:
+        tried.append("tried: whole sequences against the same step by step")
+    elif found.chunks is not None:
         cuts = "; ".join("+".join(str(length) for length in cut) for cut in CUTS)
         tried.append(f"tried: whole sequences against the same cut into {cuts} steps, from states under way")
     if found.rows is not None:
@@ -148,6 +149,8 @@ def _why(found: Attempt) -> str:
         return "every step is computed by itself; nothing is carried on"
     if found.chunks is None:
         return "a call is a step: the graph has no time axis, and its states go in and out"
+    if found.form.max_run_steps == 1:
+        return "its answer after each step is what it gives for the sequence so far"
     return "sequences cut into chunks give the result of the whole"
 
 
@@ -170,7 +173,7 @@ def _batched(found: Attempt, load: Loader, settings: Settings) -> tuple[Attempt,
         return found, f"{cost}, as the graph was written for one row ({error})", True
     if batched.model is None:
         return found, f"{cost}, as {batched.obstacle} takes one row alone", True
-    source = Source(batched.model, found.source.inputs, found.source.outputs)
+    source = replace(found.source, model=batched.model)
     better = attempt(source, found.pairs, load, settings)
     if better is None or not better.streams or better.form.run_rows is not None or not _agree(found, better):
         return found, f"{cost}, as the graph was written for one row", True
@@ -200,11 +203,15 @@ def _agree(one: Attempt, many: Attempt) -> bool:
 
 def _whole(plain: Attempt, tried: Attempt, lifted: Lift, load: Loader) -> Choice:
     """A model that is served for whole sequences alone, and why."""
-    return Choice(plain, tried, False, _why_not(plain, tried, lifted, load), _tried(tried), ())
+    notes = (*_tried(tried), *tried.source.notes)
+    return Choice(plain, tried, False, _why_not(plain, tried, lifted, load), notes, ())
 
 
 def _why_not(plain: Attempt, tried: Attempt, lifted: Lift, load: Loader) -> str:
     """The sentence, with the node in it."""
+    if tried.layout.sums_up and lifted.obstacles:
+        # That it wants the last step, say, is no reason by itself.
+        return lifted.obstacles[0].reason
     for found in (tried, plain):
         if found.layout.sums_up:
             [output] = [tensor.name for tensor in found.form.outputs if tensor.source == found.layout.sums_up[0]]

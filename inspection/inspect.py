@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from eddy.inspection.attempt import Attempt
 from eddy.inspection.canonical import whole_form
 from eddy.inspection.choice import choose
 from eddy.inspection.describe import describe, found_states, found_tensors
@@ -60,13 +61,18 @@ def inspect(model: onnx.ModelProto, load: Loader, settings: Settings, name: str)
         inputs=found_tensors(served.layout.inputs, served.source.inputs),
         outputs=found_tensors(served.layout.outputs, served.source.outputs),
         max_batch=served.form.run_rows,
-        probes=Probes(
-            tried.chunks.worst if tried.chunks else None,
-            tried.rows.worst if tried.rows else None,
-        ),
+        probes=_probes(tried),
         warnings=choice.warnings,
         notes=choice.notes,
     )
     if choice.streams:
         return Inspection(report, contract, served.form.model, None)
     return Inspection(report, contract, None, whole_form(served.form))
+
+
+def _probes(tried: Attempt) -> Probes:
+    """The worst differences. Where a run takes one step, or one row, cutting changes nothing: the same run twice."""
+    repeats = tried.repeats.worst if tried.repeats else None
+    chunks = repeats if tried.form.max_run_steps == 1 else None
+    rows = repeats if tried.form.run_rows is not None else None
+    return Probes(tried.chunks.worst if tried.chunks else chunks, tried.rows.worst if tried.rows else rows)

@@ -99,6 +99,28 @@ def try_chunks(stepper: Stepper, rows: int) -> Finding:
     return worst
 
 
+def try_prefixes(whole: Stepper, single: Stepper, rows: int) -> Finding:
+    """Whole sequences against the same step by step, for outputs that say something of the last step alone.
+
+    Args:
+        single: the graph with outputs [B, 1, ...] of runs of one step.
+
+    Raises:
+        RunFailedError: it takes no single steps.
+    """
+    worst = Finding()
+    for seed in _SEEDS:
+        for length in (2, 5, 9):
+            generator = np.random.default_rng(seed)
+            _, states = whole.step(whole.inputs(generator, rows, _WARM_STEPS), whole.start(rows))
+            inputs = whole.inputs(generator, rows, length)
+            expected, final = whole.step(inputs, states)
+            steps, after = single.steps(inputs, states, [1] * length)
+            ends = {name: steps[name][:, -value.shape[1] :] for name, value in expected.items()}
+            worst = worst.joined(compare((expected, final), (ends, after)))
+    return worst
+
+
 def try_rows(stepper: Stepper, steps: int, alone: int) -> Finding:
     """A batch against its rows each by itself, several calls long.
 

@@ -8,7 +8,7 @@ Dimension key: B batch, T steps.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 BATCH = "batch"
 TIME = "time"
@@ -63,3 +63,14 @@ def sizes(axes: Axes, rows: int, steps: int) -> tuple[int, ...]:
 def row_shape(axes: Axes) -> tuple[int, ...]:
     """The sizes that belong to one row's one step."""
     return tuple(axis for axis in axes if isinstance(axis, int))
+
+
+def step_by_step(layout: Layout) -> Layout:
+    """The same with one step a run."""
+    return replace(layout, fixed_steps=1)
+
+
+def in_windows(layout: Layout, size: int) -> Layout:
+    """The same without time: what was a sequence is one step of `size` values."""
+    inputs = {name: tuple(size if axis == TIME else axis for axis in axes) for name, axes in layout.inputs.items()}
+    return replace(layout, inputs=inputs, fixed_steps=1)

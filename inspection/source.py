@@ -1,6 +1,7 @@
 """Sources: somebody else's graph, made ready to be looked into.
 
-Owns constant inputs, the opset, local functions and the check of the settings' names. Must not know what axes mean.
+Owns constant inputs, said or assumed, the opset, local functions and the check of the settings' names. Must not know
+what axes mean.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from eddy.inspection.errors import InspectionError
 from eddy.inspection.layout import BATCH, TIME
 from eddy.inspection.settings import Settings
 from eddy.inspection.surgery import opset_of
+from eddy.inspection.switches import default_constants
+from eddy.inspection.walk import scope_of
 
 # ScatterND, with which the server keeps states, and Slice with computed bounds are there from 11 on.
 _LEAST_OPSET = 11
@@ -27,11 +30,16 @@ _LEAST_IR = 8
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A graph without constant inputs, and its ports by name, in the graph's order."""
+    """A graph without constant inputs.
+
+    Attributes:
+        inputs, outputs: its ports by name, in the graph's order; notes: what was assumed, for a person.
+    """
 
     model: onnx.ModelProto
     inputs: Mapping[str, Declared]
     outputs: Mapping[str, Declared]
+    notes: tuple[str, ...] = ()
 
 
 def prepare(model: onnx.ModelProto, settings: Settings) -> Source:
@@ -51,12 +59,20 @@ def prepare(model: onnx.ModelProto, settings: Settings) -> Source:
     declared = {port.name: port for port in declared_inputs(copy.graph)}
     outputs = {port.name: port for port in declared_outputs(copy.graph)}
     _check_names(settings, declared, outputs)
-    for name, values in settings.constants.items():
+    switches = default_constants(scope_of(copy.graph), [*declared.values()])
+    assumed = {name: value for name, value in switches.items() if name not in settings.constants}
+    constants = {**assumed, **settings.constants}
+    for name, values in constants.items():
         copy.graph.initializer.append(_constant(declared[name], values))
     _drop_given_inputs(copy.graph)
-    inputs = {name: port for name, port in declared.items() if name not in settings.constants}
+    inputs = {name: port for name, port in declared.items() if name not in constants}
     _check_sides(inputs, outputs, settings)
-    return Source(copy, inputs, outputs)
+    notes = tuple(
+        f"{name!r} only chooses between branches: it is {values.item()}, which the graph compares it with, for all "
+        "clients; `constants` in model.toml can say otherwise"
+        for name, values in assumed.items()
+    )
+    return Source(copy, inputs, outputs, notes)
 
 
 def _converted(model: onnx.ModelProto) -> onnx.ModelProto:

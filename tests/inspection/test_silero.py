@@ -90,11 +90,34 @@ def test_what_is_said_of_silero_vad() -> None:
     assert state["origin"] == "explicit"
     assert context["shape"] == [CONTEXT]
     assert report["max_batch"] is None
-    assert report["probes"] == {"chunk_max_difference": None, "batch_max_difference": 0.0}
+    assert report["probes"] == {"chunk_max_difference": 0.0, "batch_max_difference": 0.0}
     assert found.contract.streaming.max_run_steps == 1
     assert found.contract.numerics.bitwise
     [spec] = found.contract.inputs
     assert (list(spec.shape), spec.no_time_axis) == ([WINDOW], True)
+
+
+@pytest.mark.parametrize("file", ["silero_vad.onnx", "silero_vad_op18_ifless.onnx", "silero_vad_half.onnx"])
+def test_without_settings_it_streams_and_says_what_was_assumed(file: str) -> None:
+    """Nobody says what a window is: one that runs is assumed, with a warning, and the rate that the graph names."""
+    model = read(file)
+    found = look(model)
+    report = found.report
+    assert report.streamable and report.max_batch is None
+    assert [(state.input, state.output, state.shape, state.batch_axis) for state in report.states] == [
+        ("state", "stateN", (2, 128), 1)
+    ]
+    assert [port.name for port in report.inputs] == ["input"]
+    assert len(report.warnings) == 1 and f"{WINDOW} values of 'input'" in report.warnings[0]
+    has_rate = any(port.name == "sr" for port in model.graph.input)
+    assert any("16000" in note for note in report.notes) == has_rate
+    windows = speech(2, 12, seed=4)
+    got = Walker(found, 2).steps({"input": windows}, [1] * 12)["output"]
+    program, state = load(model), np.zeros((2, 2, 128), np.float32)
+    for step in range(12):
+        feed = {"input": windows[:, step], "state": state} | ({"sr": np.array(16000)} if has_rate else {})
+        output, state = program.run(["output", "stateN"], feed)
+        np.testing.assert_array_equal(got[:, step], output)
 
 
 def test_the_sequence_variant_cut_into_chunks_equals_the_whole() -> None:
