@@ -175,7 +175,7 @@ class _Border:
         shape = row_shape(axes)
         initial = np.zeros(shape, port.dtype) if pair.initial is None else pair.initial.astype(port.dtype)
         initial = np.broadcast_to(initial.reshape(shape) if initial.size > 1 else initial, shape)
-        return State(name, next_name, port.element, shape, np.ascontiguousarray(initial), "", pair)
+        return State(name, next_name, port.element, shape, initial.copy(), "", pair)
 
     def _output(self, name: str, first_input: str) -> Tensor:
         axes, port = self._layout.outputs[name], self._outputs[name]

@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
-import onnx
 import pytest
 
 from tests.inspection.runtime import Walker, load, look
 
 torch = pytest.importorskip("torch")
+from tests.inspection.exporter import export
+
 nn = torch.nn
 
 BATCH, STEPS, FEATURES, HIDDEN = 2, 6, 8, 16
 X = torch.randn(BATCH, STEPS, FEATURES, generator=torch.Generator().manual_seed(1))
 FREE = {"x": {0: "b", 1: "t"}, "y": {0: "b", 1: "t"}}
-
-
-def export(
-    module: nn.Module,
-    args: tuple[torch.Tensor, ...],
-    inputs: list[str] | None = None,
-    outputs: list[str] | None = None,
-    free: Mapping[str, Mapping[int, str]] | None = None,
-) -> onnx.ModelProto:
-    """What torch's exporter writes; without names and free axes it invents names and fixes all sizes."""
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module.eval(), args, file, input_names=inputs, output_names=outputs, dynamic_axes=free, dynamo=False
-        )
-    return onnx.load_from_string(file.getvalue())
 
 
 class Recurrent(nn.Module):
