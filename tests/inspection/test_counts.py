@@ -5,12 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.inspection.exporter import export, nn, torch
 from tests.inspection.runtime import Walker, look
 
-torch = pytest.importorskip("torch")
-from tests.inspection.exporter import export
-
-nn = torch.nn
 BATCH, STEPS, FEATURES, HIDDEN = 2, 6, 8, 16
 
 

@@ -7,12 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from tests.inspection.exporter import export, nn, torch
 from tests.inspection.runtime import Walker, load, look
 
-torch = pytest.importorskip("torch")
-from tests.inspection.exporter import export
-
-nn = torch.nn
 
 BATCH, STEPS, FEATURES, HIDDEN = 2, 6, 8, 16
 X = torch.randn(BATCH, STEPS, FEATURES, generator=torch.Generator().manual_seed(1))
