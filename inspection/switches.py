@@ -11,11 +11,11 @@ import numpy as np
 from onnx import NodeProto, numpy_helper
 
 from eddy.inspection.declared import Declared
-from eddy.inspection.walk import Scope, bodies, scope_of
+from eddy.inspection.uses import uses
+from eddy.inspection.walk import Scope
 
 # Operators that hand on the number that they are given, in their first input.
 _HANDS_ON = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Gather"}
-_MAX_DEPTH = 8
 
 
 def default_constants(scope: Scope, ports: Sequence[Declared]) -> dict[str, np.ndarray]:
@@ -24,31 +24,20 @@ def default_constants(scope: Scope, ports: Sequence[Declared]) -> dict[str, np.n
     for port in ports:
         if port.dtype.kind not in "iu" or port.dims is None or any(dim != 1 for dim in port.dims):
             continue
-        compared = list(_compared(scope, port.name, 0))
+        compared = list(_compared(scope, port.name))
         if compared and None not in compared:
             found[port.name] = np.full((1,) * len(port.dims), compared[0], port.dtype)
     return found
 
 
-def _compared(scope: Scope, name: str, depth: int) -> Iterator[int | None]:
+def _hands_on(node: NodeProto, name: str) -> bool:
+    return node.op_type in _HANDS_ON and node.input[0] == name
+
+
+def _compared(scope: Scope, name: str) -> Iterator[int | None]:
     """The constants that the number is compared with; None where it is used otherwise."""
-    seen: set[str] = set()
-    waiting = [name]
-    while waiting:
-        name = waiting.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        for node in scope.readers.get(name, ()):
-            if node.op_type in _HANDS_ON and node.input[0] == name:
-                waiting.extend(node.output)
-            elif node.op_type == "Equal":
-                yield _other_side(scope, node, name)
-            elif name in node.input or depth >= _MAX_DEPTH:
-                yield None
-            else:
-                for _, body in bodies(node):
-                    yield from _compared(scope_of(body, scope), name, depth + 1)
+    for around, node, read in uses(scope, name, _hands_on):
+        yield _other_side(around, node, read) if node.op_type == "Equal" else None
 
 
 def _other_side(scope: Scope, node: NodeProto, name: str) -> int | None:
