@@ -10,7 +10,6 @@ import pytest
 from tests.inspection.exporter import export, nn, torch
 from tests.inspection.runtime import Walker, load, look
 
-
 BATCH, STEPS, FEATURES, HIDDEN = 2, 6, 8, 16
 X = torch.randn(BATCH, STEPS, FEATURES, generator=torch.Generator().manual_seed(1))
 FREE = {"x": {0: "b", 1: "t"}, "y": {0: "b", 1: "t"}}
