@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +16,10 @@ from graphs import family
 from loopback import configure, serve
 from onnx import TensorProto, helper, numpy_helper
 
-from eddy import Client
+from eddy import Client, SyncClient
 from eddy.training.errors import PackageError
 from eddy.training.packages import fetch_package, find_package, read_packaged
+from examples import keras_lstm
 from examples.server import ServerProcess
 from examples.silero_vad import WINDOW, read_windows, write_repository
 
@@ -126,6 +129,44 @@ def test_the_example_finds_speech() -> None:
     assert " s " in run.stdout.partition("probability")[2]
 
 
+def test_a_keras_model_streams_untouched(tmp_path: Path) -> None:
+    """Dropped into a repository as Keras wrote it: many sessions, in chunks, are the file called once, bit for bit."""
+    shutil.copy(keras_lstm.MODEL, tmp_path)
+    readings = keras_lstm.read(keras_lstm.SAMPLE)
+    whole = ort.InferenceSession(keras_lstm.MODEL, providers=["CPUExecutionProvider"])
+    # Two rows: ONNX Runtime computes one by itself another way.
+    expected = whole.run(None, {"glucose": np.stack([readings, readings])})[0][0]
+
+    async def stream(client: Client, size: int) -> np.ndarray:
+        async with client.session("glucose_lstm") as session:
+            return np.concatenate([await session.step(readings[i : i + size]) for i in range(0, len(readings), size)])
+
+    async def scenario(target: str) -> list[np.ndarray]:
+        async with Client(target) as client:
+            return await asyncio.gather(*(stream(client, size) for size in (1, 1, 2, 3, 5, 24)))
+
+    with ServerProcess(tmp_path) as server:
+        assert server.why_not_ready() == ""
+        for forecasts in asyncio.run(scenario(server.target)):
+            assert np.array_equal(forecasts, expected)
+
+
+def test_the_keras_example_forecasts() -> None:
+    """Each reading has its forecasts, and they are near it: blood sugar does not jump in five minutes."""
+    run = subprocess.run(
+        [sys.executable, "-m", "examples.keras_lstm"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        timeout=120.0,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    rows = [[float(cell) for cell in re.findall(r"[\d.]+", line)] for line in run.stdout.splitlines() if "│" in line]
+    assert len(rows) == 24
+    assert all(len(row) == 4 and abs(row[0] - row[1]) < 25 for row in rows)
+
+
 def _graph(nodes: list[onnx.NodeProto], *weights: tuple[str, object]) -> bytes:
     graph = helper.make_graph(
         nodes,
@@ -187,3 +228,16 @@ def test_hostile_files_beside_good_ones(tmp_path: Path) -> None:
     assert "Failed to allocate memory for requested buffer of size 1099511627776" in found["enormous"]
     assert "not an ONNX file" in found["garbage"]
     assert "not an ONNX file" in found["cut"]
+
+
+def test_probes_are_told_of_a_refused_file(tmp_path: Path) -> None:
+    """/readyz says which of a repository's lone files is refused at the start and why, and the others are served."""
+    shutil.copy(keras_lstm.MODEL, tmp_path)
+    nodes = [helper.make_node("Whisper", ["x"], ["y"], name="secret", domain="com.example")]
+    (tmp_path / "custom.onnx").write_bytes(_graph(nodes))
+    with ServerProcess(tmp_path) as server:
+        reason = server.why_not_ready()
+        with SyncClient(server.target) as client, client.session("glucose_lstm") as session:
+            assert len(session.step([120.0])) == 3
+    assert "model 'custom' version '1'" in reason
+    assert "node 'secret' (Whisper) is a custom operator of the domain 'com.example'" in reason
