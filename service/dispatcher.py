@@ -166,6 +166,8 @@ class Dispatcher:
             model, tick = job
             outcome = self._run(model, tick)
             self._loop.call_soon_threadsafe(self._finish, model, tick, outcome)
+            # While it waits it must not keep a model that is freed.
+            del job, model, tick, outcome
 
 
 def _observe(model: ServedModel, tick: AnyTick, now: float) -> None:

@@ -232,9 +232,10 @@ class _Whole:
         host.submit_job(model, self._job)
 
     def cancel(self) -> None:
-        """Nobody waits any more: what has not begun is dropped."""
+        """Nobody waits any more: what has not begun is dropped. Called once, at the end."""
         self._job.is_gone = True
         self.done.cancel()
+        del self._job  # Which refers back: in a circle they would keep the model.
 
     def _finish(self, outcome: list[bytes] | EddyError) -> None:
         if self.done.done():
