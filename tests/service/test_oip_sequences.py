@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import oip
 import pytest
 import triton_steps as triton
+from graphs import history_in
 from loopback import Loopback, configure, serve, until, write_model
 from tritonclient.utils import InferenceServerException
+
+from eddy.oip import grpc_service_pb2
 
 
 def _with_server(repository: Path, work: Callable[[Loopback], Any], **config: Any) -> None:
@@ -210,3 +214,110 @@ def test_a_start_that_is_refused_begins_nothing(tmp_path: Path) -> None:
                 client.infer("lstm", [triton.tensor(port.name, np.zeros_like(bad))], sequence_id=1)
 
     _with_server(tmp_path, work)
+
+
+def _step(kind: str, sequence_id: int | str, *digits: int, start: bool = False) -> grpc_service_pb2.ModelInferRequest:
+    """A request for `history` whose id is a parameter of that kind."""
+    message = oip.request("history", {"x": np.array([digits], np.int64)})
+    setattr(message.parameters["sequence_id"], kind, sequence_id)
+    message.parameters["sequence_start"].bool_param = start
+    return message
+
+
+def _last(answer: grpc_service_pb2.ModelStreamInferResponse) -> int:
+    assert not answer.error_message, answer.error_message
+    return int(oip.arrays(answer.infer_response)[0][0, -1])
+
+
+@pytest.mark.parametrize("number", [1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+def test_an_id_is_one_number_however_it_is_written(repository: Path, number: int) -> None:
+    """Unsigned and signed, which is the same modulo 2**64: one sequence, also once its requests are known by layout."""
+    signed = number - (1 << 64) if number >= 1 << 63 else number
+
+    async def scenario() -> None:
+        async with serve(configure(repository)) as loopback, oip.stream(loopback) as stream:
+            spelled = 1
+            assert _last(await stream.send(_step("uint64_param", number, 1, start=True))) == 1
+            for digit in (2, 3, 4, 5):
+                for kind, value in (("uint64_param", number), ("int64_param", signed)):
+                    spelled = 10 * spelled + digit
+                    assert _last(await stream.send(_step(kind, value, digit))) == spelled
+            answer = await oip.infer(loopback, _step("uint64_param", number, 9))
+            assert oip.arrays(answer)[0].tolist() == [[10 * spelled + 9]]
+            assert loopback.host.table.num_sessions == 1
+            # Its neighbours, which differ in the last bit, are others.
+            refused = await stream.send(_step("uint64_param", number ^ 1, 1))
+            assert "non-zero" in refused.error_message if number == 1 else "START" in refused.error_message
+
+    asyncio.run(scenario())
+
+
+def test_a_start_that_is_refused_on_a_live_sequence(tmp_path: Path) -> None:
+    """For its form: the sequence is as it was, as Triton has it. For its values: it has ended, nothing is mixed."""
+    write_model(tmp_path, "lstm")
+
+    async def scenario() -> None:
+        async with serve(configure(tmp_path)) as loopback, oip.stream(loopback) as stream:
+            [model] = loopback.host.catalog.served
+            [port] = model.contract.inputs
+
+            def step(value: float, *, rows: int = 1, start: bool = False) -> grpc_service_pb2.ModelInferRequest:
+                values = np.full((rows, 1, *port.shape), value, port.dtype)
+                return oip.request("lstm", {port.name: values}, sequence=3, start=start)
+
+            for sequence in (step(0.5, start=True), step(0.25)):
+                expected = await stream.send(sequence)
+                assert not expected.error_message
+            await stream.send(step(0.5, start=True))
+            # In flight together: what is behind the START meets what it has left.
+            futures = [await stream.post(each) for each in (step(0.5, rows=2, start=True), step(0.25))]
+            wrong, after = [await asyncio.wait_for(each, 30) for each in futures]
+            assert "batch-size 1" in wrong.error_message
+            assert after.infer_response.raw_output_contents == expected.infer_response.raw_output_contents
+            futures = [await stream.post(each) for each in (step(np.nan, start=True), step(0.25))]
+            wrong, after = [await asyncio.wait_for(each, 30) for each in futures]
+            assert "finite" in wrong.error_message
+            assert "must specify the START flag" in after.error_message
+            await until(lambda: loopback.host.table.num_sessions == 0)
+            again = [await stream.send(each) for each in (step(0.5, start=True), step(0.25))]
+            assert again[1].infer_response.raw_output_contents == expected.infer_response.raw_output_contents
+
+    asyncio.run(scenario())
+
+
+def test_the_next_start_after_a_new_version(tmp_path: Path) -> None:
+    """A sequence without a version stays on the one that it began with; its next START begins it on the latest.
+
+    What it left there goes on for those who name that version, and ends when it is idle.
+    """
+    write_model(tmp_path, "history")
+
+    async def scenario() -> None:
+        config = configure(tmp_path, repository={"poll_seconds": 0.0})
+        async with serve(config) as loopback, oip.stream(loopback) as stream:
+
+            async def step(digit: int, version: str = "", *, start: bool = False) -> tuple[int, str]:
+                message = _step("int64_param", 8, digit, start=start)
+                message.model_version = version
+                answer = await stream.send(message)
+                return _last(answer), answer.infer_response.model_version
+
+            assert await step(1, start=True) == (1, "1")
+            write_model(tmp_path, "history", "2", history_in(7).model())
+            await loopback.host.load_model("history")
+            assert await step(2) == (12, "1")
+            assert await step(1, start=True) == (1, "2")
+            assert await step(2) == (9, "2")
+            assert await step(3, "1") == (123, "1")
+            assert await step(3, "2") == (66, "2")
+            assert loopback.host.table.num_sessions == 2
+            # Another file under the same version: the sequence there is begun anew, the old one is left to nobody.
+            (tmp_path / "history" / "2" / ".new").write_bytes(history_in(5).model().SerializeToString())
+            (tmp_path / "history" / "2" / ".new").rename(tmp_path / "history" / "2" / "model.onnx")
+            await loopback.host.load_model("history")
+            assert await step(1) == (463, "2")
+            assert await step(1, start=True) == (1, "2")
+            assert await step(2) == (7, "2")
+            assert loopback.host.table.num_sessions == 2
+
+    asyncio.run(scenario())
