@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,40 @@ class Cells(nn.Module):
         return torch.stack(found, 1)
 
 
+def scripted(what: Any) -> Any:
+    """A function or module under torch.jit.script, of which torch says that it is old."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(what)
+
+
+@scripted
+def lstm_loop(x: Tensor, w: Tensor, r: Tensor) -> Tensor:
+    """A loop over steps that tracing does not write out; x [B, T, F], w [F, 4H], r [H, 4H] -> [B, T, H]."""
+    h = torch.zeros([x.size(0), r.size(0)])
+    c = torch.zeros([x.size(0), r.size(0)])
+    found: list[Tensor] = []
+    for t in range(x.size(1)):
+        i, o, f, g = (x[:, t] @ w + h @ r).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        found.append(h)
+    return torch.stack(found, 1)
+
+
+class Scripted(nn.Module):
+    """Writes its loop itself, as a scripted function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.r = nn.Parameter(torch.randn(3, 16)), nn.Parameter(torch.randn(4, 16))
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, 3] -> [B, T, 5]."""
+        return self.head(lstm_loop(x, self.w, self.r))
+
+
 class Guessing(Tagger):
     """Begins where its input tells it."""
 
@@ -119,6 +154,7 @@ MODULES: dict[str, tuple[Any, Any, int]] = {
     "lstm-time-first": (lambda: Tagger(nn.LSTM, batch_first=False), torch.zeros(7, 2, 3), 2),
     "dictionary": (lambda: Named(nn.LSTM, layers=2), X, 4),
     "states-of-its-own": (lambda: Stateful(nn.LSTM), (X, STATE), 2),
+    "scripted-loop": (Scripted, X, 2),
     "several-inputs": (Tokens, (torch.zeros(2, 7, dtype=torch.int64), torch.zeros(2, 7, 1)), 2),
 }
 

@@ -31,6 +31,7 @@ class FlatModule(nn.Module):
         Raises ExportError where the module does not run on it, or takes or gives what is no tensor.
         """
         super().__init__()
+        _check_plain(module)
         self.module = copy.deepcopy(module).cpu().eval()
         arguments, keywords = _call_of(example)
         names = _argument_names(self.module, arguments, keywords)
@@ -55,6 +56,17 @@ class FlatModule(nn.Module):
         arguments, keywords = tree.tree_unflatten(list(tensors), self._given)
         answer = self.module(*arguments, **keywords)
         return tuple(value for value in tree.tree_leaves(answer) if value is not None)
+
+
+def _check_plain(module: nn.Module) -> None:
+    """Torch's exporter traces, and does not look into modules that are compiled."""
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            where = f"its part {name!r}" if name else "it"
+            raise ExportError(
+                f"torch cannot export the module: {where} is a module under torch.jit.script, which cannot be traced; "
+                "script a function with the loop alone, and call that from an ordinary module"
+            )
 
 
 def _call_of(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from strangers import MODULES, Cells, Guessing, Summary, Tagger, Tokens, X
+from strangers import MODULES, Cells, Guessing, Summary, Tagger, Tokens, X, scripted
 from torch import nn
 
 import eddy
@@ -75,13 +75,18 @@ def test_the_module_stays_as_it_was(tmp_path: Path) -> None:
         (Tagger(nn.LSTM, both=True), X, "LSTM '/module/rnn/LSTM' is bidirectional"),
         (Summary(nn.GRU), X, "does not stream"),
         (Cells(), X, "the module steps the cell 'cell' itself"),
+        (
+            nn.Sequential(scripted(nn.Linear(3, 4))),
+            X,
+            "its part '0' is a module under torch.jit.script, which cannot be traced; script a function",
+        ),
         (Guessing(nn.GRU), X, "initial_h of GRU '/module/rnn_1/GRU' is computed from 'x' by"),
         (Tagger(nn.GRU), (X, 3), "does not fit the module's forward"),
         (Tagger(nn.GRU), torch.zeros(2, 7, 4), "the module does not run on the example"),
         (Tagger(nn.GRU), {}, "does not fit the module's forward"),
         (Tagger(nn.GRU), {"x": [[0.0]]}, "x_0_0: got float, expected a tensor"),
     ],
-    ids=["bidirectional", "pooled", "cells", "guessing", "too many", "wrong size", "nothing", "lists"],
+    ids=["bidirectional", "pooled", "cells", "scripted", "guessing", "too many", "wrong size", "nothing", "lists"],
 )
 def test_what_cannot_be_exported(module: nn.Module, example: Any, message: str, tmp_path: Path) -> None:
     """A typed error with the reason, and no file."""
