@@ -100,6 +100,7 @@ class Chunk:
         "rows",
         "source",
         "tag",
+        "waited_seconds",
         "work_slots",
     )
 
@@ -133,6 +134,8 @@ class Chunk:
         self.deadline = deadline
         self.num_requests = num_requests
         self.is_answered = False
+        # Of all its requests until the first slice; changed by whoever counts (`stats`).
+        self.waited_seconds = 0.0
         # Changed only by the scheduler. Steps already run, when the chunk is time-sliced.
         self.done_steps = 0
         # For chunks that are not on the fast path: table rows int64 [B]; of these the ones that run, as indices

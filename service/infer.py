@@ -101,7 +101,8 @@ class InferCall:
         """
         host, model = self._host, self._model
         host.refuse_if_draining()
-        deadline = NO_DEADLINE if timeout_seconds is None else host.clock() + timeout_seconds
+        arrival = host.clock()
+        deadline = NO_DEADLINE if timeout_seconds is None else arrival + timeout_seconds
         groups = [np.flatnonzero(self._lengths == length) for length in np.unique(self._lengths)]
         if self._is_whole:
             await self._run_whole(groups, deadline)
@@ -114,6 +115,9 @@ class InferCall:
             codec.write_output(port, response.outputs.add(), (len(values),), values.tobytes())
         if any((ragged.lengths != self._lengths).any() for ragged in self._outputs):
             response.output_lengths.extend(ragged.lengths.astype("<u4").tobytes() for ragged in self._outputs)
+        if self._is_whole:
+            now = host.clock()
+            model.stats.observe_whole(now - arrival, now)
         return response
 
     async def _run_steps(self, groups: list[np.ndarray], deadline: float) -> None:

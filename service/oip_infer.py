@@ -206,8 +206,6 @@ class Inference:
         except EddyError:
             self.count_failure(model, arrival)
             raise
-        now = self._host.clock()
-        model.stats.observe_whole(now - arrival, now)
         blocks = [given.outputs[place].data for place in asked.form.places]
         # Sequences of equal length give outputs of equal length, one after the other.
         num_steps = [given.outputs[place].shape[0] // feeds.num_rows for place in asked.form.places]

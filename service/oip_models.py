@@ -125,7 +125,8 @@ class ModelAnswers:
         stats = model.stats
         success_ns = int((stats.latency.total + stats.whole_seconds) * 1e9)
         num_requests = sum(stats.latency.counts) + stats.num_whole_requests
-        queue_ns = min(int(stats.queue_delay.total * 1e9), success_ns)
+        # Of those that are answered, so that no number ever goes back.
+        queue_ns = min(int((stats.queue_delay.total - stats.begun_seconds) * 1e9), success_ns)
         nothing = oip.StatisticDuration(count=num_requests)
         return oip.ModelStatistics(
             name=model.file.name,

@@ -41,8 +41,9 @@ class ModelStats:
         num_generated_tokens: tokens that were sampled by the server.
         rows_run: B -> ticks of so many rows and their seconds inside ONNX Runtime.
         last_answered: when a request was last answered after a run, monotonic seconds; 0 before the first.
-        num_whole_requests, whole_seconds: requests of the Open Inference Protocol for whole sequences, and their time
-            from arrival to answer.
+        begun_seconds: of `queue_delay`, what belongs to chunks that are begun and not answered yet.
+        num_whole_requests, whole_seconds: requests that ran through the whole graph, and their time from arrival to
+            answer.
         num_failed_requests, failure_seconds: the same of requests of that protocol that were answered with an error.
         num_restarted_sequences: live sequences of the Open Inference Protocol that a START began anew.
         num_opened_sessions: sessions that were opened; num_ended_sessions: sessions that ended, by CLOSE, EXPIRE,
@@ -51,6 +52,7 @@ class ModelStats:
 
     __slots__ = (
         "_alone",
+        "begun_seconds",
         "failure_seconds",
         "last_answered",
         "latency",
@@ -80,6 +82,7 @@ class ModelStats:
         self.num_restarted_sequences = 0
         self.num_failed_requests = 0
         self.failure_seconds = 0.0
+        self.begun_seconds = 0.0
         self.num_whole_requests = 0
         self.whole_seconds = 0.0
         self.last_answered = 0.0
@@ -138,17 +141,28 @@ class ModelStats:
         A chunk waits until its first slice, and is answered with its last.
         """
         for chunk in chunks:
+            count = _num_run(chunk)
             if chunk.done_steps == num_steps:
-                self.queue_delay.observe(started - chunk.arrival, chunk.num_requests)
+                chunk.waited_seconds = (started - chunk.arrival) * count
+                self.queue_delay.observe(started - chunk.arrival, count)
+                self.begun_seconds += chunk.waited_seconds
             if chunk.is_answered:
                 self.last_answered = answered
-                self.latency.observe(answered - chunk.arrival, chunk.num_requests)
+                self.latency.observe(answered - chunk.arrival, count)
+                self.begun_seconds -= chunk.waited_seconds
 
     def observe_whole(self, seconds: float, answered: float) -> None:
         """A request for whole sequences was answered at `answered`, monotonic, `seconds` after it came."""
         self.num_whole_requests += 1
         self.whole_seconds += seconds
         self.last_answered = answered
+
+
+def _num_run(chunk: Chunk) -> int:
+    """How many of the requests of a chunk ran: of a chunk of one row a request, those that were not refused."""
+    if chunk.num_requests == chunk.num_rows:
+        return chunk.num_requests - len(chunk.errors)
+    return chunk.num_requests
 
 
 class ModelHistory:

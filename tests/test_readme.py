@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
@@ -284,8 +285,13 @@ def test_metrics_table_is_what_is_exposed(server: ServerProcess) -> None:
     # A refusal, so that its counter appears.
     with SyncClient(server.target) as client, pytest.raises(errors.NotFound), client.session("no-such-model"):
         pass
-    with urlopen(f"http://{server.http}/metrics", timeout=5.0) as response:
-        text = response.read().decode()
+    # A call is counted as finished when the server is done with it, which may be after its client is.
+    deadline = time.monotonic() + 30.0
+    while True:
+        with urlopen(f"http://{server.http}/metrics", timeout=5.0) as response:
+            text = response.read().decode()
+        if re.search(r"^eddy_grpc_finished_calls_total\{", text, re.MULTILINE) or time.monotonic() > deadline:
+            break
     types = dict(re.findall(r"^# TYPE (eddy_\w+) (\w+)$", text, re.MULTILINE))
     exposed = {}
     for name, labels in re.findall(r"^(eddy_\w+)(?:\{(.*)\})? ", text, re.MULTILINE):

@@ -1,6 +1,7 @@
 """The calls of the Open Inference Protocol: what it tells of models, and what it refuses, in its words."""
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from loopback import Loopback, configure, serve, until, write_model
 from triton_steps import history
 
 from eddy.oip import grpc_service_pb2
+from eddy.service.oip_infer import Inference
+from eddy.service.oip_models import ModelAnswers
 
 X = np.array([[1]], np.int64)
 
@@ -308,3 +311,39 @@ def test_a_server_that_drains_refuses(repository: Path) -> None:
         assert not answer.ready
 
     _run(repository, scenario)
+
+
+def test_statistics_never_go_back(repository: Path) -> None:
+    """While a long request is between its slices: no time is counted of it until it is answered."""
+
+    async def scenario() -> None:
+        now = itertools.count()
+        # A clock that goes on by a second at every reading, so that every wait is seen.
+        config = configure(repository, model={"max_tick_seconds": 1e-6})
+        async with serve(config, clock=lambda: float(next(now))) as loopback, oip.stream(loopback) as stream:
+
+            async def read() -> list[int]:
+                # Within the process: a call would take longer than the request that it asks about.
+                request = grpc_service_pb2.ModelStatisticsRequest(name="history")
+                [told] = (await answers.statistics(request)).model_stats
+                stats = told.inference_stats
+                parts = (stats.queue, stats.compute_input, stats.compute_infer, stats.compute_output)
+                assert {part.count for part in parts} == {stats.success.count}
+                assert sum(part.ns for part in parts) == stats.success.ns
+                return [stats.success.count, *(part.ns for part in parts)]
+
+            [model] = loopback.host.catalog.served
+            answers = ModelAnswers(loopback.host, Inference(loopback.host))
+            await stream.send(oip.request("history", {"x": X}, sequence=1, start=True))
+            long = {"x": np.ones((1, 400), np.int64)}
+            before, future = await read(), await stream.post(oip.request("history", long, sequence=1))
+            await until(lambda: model.stats.begun_seconds > 0)
+            middle = await read()
+            assert not future.done()
+            answer = await asyncio.wait_for(future, 30)
+            assert not answer.error_message
+            after = await read()
+            assert all(first <= second <= third for first, second, third in zip(before, middle, after, strict=True))
+            assert (before[0], after[0]) == (1, 2)
+
+    asyncio.run(scenario())

@@ -145,5 +145,7 @@ def test_a_refused_row_fails_alone(tmp_path: Path) -> None:
             assert mine.infer_response.raw_output_contents == other.infer_response.raw_output_contents
             [model] = streams.host.catalog.served
             assert model.stats.num_failed_requests == 1
+            # Three turns of six, five of six, and one more: who was refused is not answered.
+            assert sum(model.stats.latency.counts) == sum(model.stats.queue_delay.counts) == 18 + 5 + 1
 
     asyncio.run(scenario())

@@ -9,6 +9,8 @@ import pytest
 from graphs import WHOLE_FAMILIES, PlainGraph, family
 from loopback import configure, serve, write_model
 from simulation import assert_same
+from test_infer import infer
+from test_infer import request as whole_request
 
 from eddy.oip import grpc_service_pb2
 
@@ -37,6 +39,10 @@ def test_whole_sequences_are_inferred(tmp_path: Path, name: str) -> None:
             [stats] = (await oip.call(loopback, "ModelStatistics", request, kind)).model_stats
             assert stats.inference_stats.success.count == stats.inference_stats.compute_infer.count == 2
             assert stats.execution_count >= 2
+            # One by the other door counts, too.
+            await infer(loopback, whole_request(model, sequences))
+            [stats] = (await oip.call(loopback, "ModelStatistics", request, kind)).model_stats
+            assert stats.inference_stats.success.count == stats.inference_stats.compute_infer.count == 3
         plain = PlainGraph(model)
         for answer in answers:
             for row, sequence in enumerate(sequences):

@@ -91,11 +91,13 @@ def test_a_sliced_chunk_waits_once_and_is_answered_once() -> None:
     chunk.done_steps, chunk.is_answered = 4, False
     stats.observe_slices([chunk], 4, 1.001, 1.002)
     assert (sum(stats.queue_delay.counts), sum(stats.latency.counts)) == (1, 0)
+    assert stats.begun_seconds == pytest.approx(0.001)
     chunk.done_steps, chunk.is_answered = 8, True
     stats.observe_slices([chunk], 4, 1.003, 1.004)
     assert (sum(stats.queue_delay.counts), sum(stats.latency.counts)) == (1, 1)
     assert stats.queue_delay.total == pytest.approx(0.001)
     assert stats.latency.total == pytest.approx(0.004)
+    assert stats.begun_seconds == 0.0
 
 
 def test_calls_are_counted_by_method_and_code() -> None:
