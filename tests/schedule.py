@@ -9,10 +9,11 @@ Dimension key: B batch, T steps.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from graphs import Family, PlainGraph
+from graphs import Family, FileFamily, PlainGraph
 from hypothesis import strategies as st
 from simulation import STREAM, Mailbox, Rig, Sent, Writer, check_writer
 
@@ -320,8 +321,12 @@ class Schedule:
         self.rig.scheduler.queue.submit(self.rig.chunk([writer.handle], [writer.position], inputs, source=self._gone))
 
 
-def plain_graph(family: Family, cache: dict[str, PlainGraph] = {}) -> PlainGraph:  # noqa: B006  (a cache on purpose)
-    """The plain graph of a family, loaded once."""
-    if family.name not in cache:
-        cache[family.name] = PlainGraph(family)
-    return cache[family.name]
+_plain: dict[tuple[str, Path | None], PlainGraph] = {}
+
+
+def plain_graph(family: Family) -> PlainGraph:
+    """The plain graph of a family, loaded once. A file's model may be called as another file's, or as a built one."""
+    key = family.name, family.path if isinstance(family, FileFamily) else None
+    if key not in _plain:
+        _plain[key] = PlainGraph(family)
+    return _plain[key]
