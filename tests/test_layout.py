@@ -1,6 +1,7 @@
 """The layout of the repository: which module may import which, and where each outside library may be used."""
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,6 +132,23 @@ def test_imports_point_one_way(name: str) -> None:
     imported = {used.split(".")[2] for used in _imports(tree) if used.startswith("eddy.service.")}
     wrong = {other for other in imported if RANKS[other] >= RANKS[name]}
     assert not wrong, f"{name} (rank {RANKS[name]}) imports {wrong}"
+
+
+def test_inspection_has_an_order() -> None:
+    """No module of inspection imports, by however many others, one that imports it; all stand in the architecture."""
+    paths = {path.stem: path for path in (ROOT / "inspection").glob("*.py") if path.stem != "__init__"}
+    imported = {
+        name: {
+            used.split(".")[2]
+            for used in _imports(ast.parse(path.read_text(encoding="utf-8")))
+            if used.startswith("eddy.inspection.")
+        }
+        for name, path in paths.items()
+    }
+    list(graphlib.TopologicalSorter(imported).static_order())
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Models of others")[2]
+    missing = {name for name in paths if f"`{name}`" not in page.partition("\n## ")[0]}
+    assert not missing
 
 
 @pytest.mark.parametrize("library", FENCES)
