@@ -15,6 +15,7 @@ from random import Random
 import grpc
 from attack import CallAttack, SocketAttack, StreamAttack, Tally
 from material import Session
+from oip_attack import SequenceAttack, SequenceOracle
 from oracle import HistoryOracle, TextOracle
 from target import Target, running
 
@@ -33,6 +34,7 @@ class Report:
     tally: Tally
     num_checked_steps: int
     num_checked_texts: int
+    num_checked_sequence_steps: int
     warm_bytes: int
     most_bytes: int
     last_bytes: int
@@ -42,7 +44,8 @@ class Report:
             (
                 f"{self.tally.num_thrown} requests thrown in {self.seconds:.0f} s: {dict(self.tally.thrown)}",
                 f"what came back: {dict(self.tally.reasons.most_common())}",
-                f"the oracles checked {self.num_checked_steps} steps and {self.num_checked_texts} texts",
+                f"the oracles checked {self.num_checked_steps} steps, {self.num_checked_texts} texts and",
+                f"{self.num_checked_sequence_steps} steps of sequences",
                 f"resident memory in MiB: {self.warm_bytes >> 20} warm, {self.most_bytes >> 20} at most",
                 f"and {self.last_bytes >> 20} at the end",
             )
@@ -76,10 +79,13 @@ async def _campaign(
     history, text = HistoryOracle(target, Random(random.getrandbits(64))), TextOracle(target)
     attackers = [StreamAttack(target, Random(random.getrandbits(64)), tally, shared) for _ in range(3)]
     callers = [CallAttack(target, Random(random.getrandbits(64)), tally, shared) for _ in range(2)]
+    sequences = SequenceOracle(target, Random(random.getrandbits(64)))
+    rivals = [SequenceAttack(target, Random(random.getrandbits(64)), tally) for _ in range(2)]
     sockets = SocketAttack(target, Random(random.getrandbits(64)), tally)
+    everybody = (history, text, sequences, *attackers, *callers, *rivals, sockets)
     stop = asyncio.Event()
     begin = time.monotonic()
-    tasks = [asyncio.create_task(each.run(stop)) for each in (history, text, *attackers, *callers, sockets)]
+    tasks = [asyncio.create_task(each.run(stop)) for each in everybody]
     warm = most = 0
     told = -30.0
     try:
@@ -105,7 +111,9 @@ async def _campaign(
     await _until_empty(target, num_descriptors)
     last = target.resident_bytes
     assert last < warm + _MAX_GROWN_BYTES, f"{warm} bytes when warm, {last} at the end"
-    return Report(time.monotonic() - begin, tally, history.num_checked, text.num_checked, warm, most, last)
+    seconds = time.monotonic() - begin
+    checked = (history.num_checked, text.num_checked, sequences.num_checked)
+    return Report(seconds, tally, *checked, warm, most, last)
 
 
 async def _until_empty(target: Target, num_descriptors: int) -> None:

@@ -167,7 +167,9 @@ class Mutator:
         present = [each for each, _ in message.ListFields()]
         if present and random.random() < 0.8:
             field = random.choice(present)
-        if field.is_repeated:
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            self._change_map(getattr(message, field.name))
+        elif field.is_repeated:
             self._change_repeated(message, field)
         elif field.message_type is not None:
             if random.random() < 0.1:
@@ -178,6 +180,15 @@ class Mutator:
                 self._change_field(inner)
         else:
             setattr(message, field.name, self._value(field, getattr(message, field.name)))
+
+    def _change_map(self, values: Any) -> None:
+        """An entry of a map from text to messages goes, changes, or is new."""
+        random = self._random
+        keys = sorted(values)
+        if keys and random.random() < 0.2:
+            del values[random.choice(keys)]
+        else:
+            self._change_field(values[random.choice((*keys, *keys, *keys, *_TEXTS))])
 
     def _change_repeated(self, message: Message, field: Any) -> None:
         random = self._random

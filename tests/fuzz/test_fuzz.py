@@ -11,6 +11,8 @@ def test_a_short_campaign_finds_nothing(tmp_path: Path) -> None:
     assert report.tally.num_thrown > 500
     assert report.num_checked_steps > 200
     assert report.num_checked_texts > 2
+    assert report.num_checked_sequence_steps > 50
     # Requests of every kind were carried out and refused.
     assert {"Stream.step", "Stream.open", "Stream.attach", "Step", "Infer", "Generate"} <= set(report.tally.thrown)
+    assert {"ModelStreamInfer", "ModelInfer"} <= set(report.tally.thrown)
     assert {"ok", "FENCED", "MALFORMED_MESSAGE", "POSITION_AHEAD", "SESSION_CLOSED"} <= set(report.tally.reasons)
