@@ -18,16 +18,20 @@ _JOINS = {"Concat"}
 _RECURRENT = {"LSTM": ((5, 1), (6, 2)), "GRU": ((5, 1),), "RNN": ((5, 1),)}
 
 
-def carried_pairs(scope: Scope) -> set[tuple[str, str]]:
-    """(graph input, graph output) of every state that a recurrent node carries from one to the other."""
+def carried_pairs(scope: Scope) -> dict[tuple[str, str], bool]:
+    """(graph input, graph output) of every state that a recurrent node carries from one to the other.
+
+    Whether it surely does so from step to step: a Scan or a Loop may go round within one, and improve what it is given.
+    """
     outputs = {port.name for port in scope.graph.output}
-    found: set[tuple[str, str]] = set()
+    found: dict[tuple[str, str], bool] = {}
     for inner, chain in _scopes(scope, ()):
         for node in inner.graph.node:
             for before, after in _states(node):
                 inputs = _sources(inner, before) & scope.inputs
                 if inputs:
-                    found |= {(name, result) for name in inputs for result in _results(inner, after, chain) & outputs}
+                    results = _results(inner, after, chain) & outputs
+                    found |= {(name, result): node.op_type in _RECURRENT for name in inputs for result in results}
     return found
 
 

@@ -19,6 +19,8 @@ from eddy.inspection.batchable import make_batchable
 from eddy.inspection.declared import declared_inputs, declared_outputs
 from eddy.inspection.errors import InspectionError
 from eddy.inspection.laws import BATCHES, CUTS
+from eddy.inspection.layout import VARIES
+from eddy.inspection.lengths import find_fixed_length, find_resampling
 from eddy.inspection.lift import lift
 from eddy.inspection.lifted import Lift
 from eddy.inspection.obstacle import find_end_of_time, find_obstacle, find_random
@@ -212,6 +214,12 @@ def _why_not(plain: Attempt, tried: Attempt, lifted: Lift, load: Loader) -> str:
     if tried.layout.sums_up and lifted.obstacles:
         # That it wants the last step, say, is no reason by itself.
         return lifted.obstacles[0].reason
+    for found in (tried, plain):
+        varying = any(VARIES in axes for axes in found.layout.outputs.values())
+        if varying and (said := find_resampling(found, load)):
+            return f"{said} ({found.failure})"
+    if not tried.layout.has_time and (said := find_fixed_length(tried, load)):
+        return said
     for found in (tried, plain):
         if found.layout.sums_up:
             [output] = [tensor.name for tensor in found.form.outputs if tensor.source == found.layout.sums_up[0]]

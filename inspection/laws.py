@@ -48,7 +48,7 @@ class Stepper:
 
     def __init__(self, form: Canonical, program: Program, limits: Mapping[str, tuple[int, int]]) -> None:
         self._form = form
-        self._program = program
+        self.program = program
         self._limits = limits
         self._outputs = [tensor.name for tensor in form.outputs]
         self._nexts = [state.next_name for state in form.states]
@@ -71,7 +71,7 @@ class Stepper:
 
     def step(self, inputs: Values, states: Values) -> tuple[Values, Values]:
         """Outputs and next states, by the names of the states. Raises RunFailedError."""
-        found = run(self._program, [*self._outputs, *self._nexts], {**inputs, **states})
+        found = run(self.program, [*self._outputs, *self._nexts], {**inputs, **states})
         after = {state.name: found[state.next_name] for state in self._form.states}
         return {name: found[name] for name in self._outputs}, after
 

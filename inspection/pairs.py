@@ -30,7 +30,7 @@ class Pair:
 
     Attributes:
         input, output: tensors of the graph; how: how they were found, for a person.
-        is_fact: a recurrent node carries one to the other, or the settings say so; needs_proof: nothing but shapes
+        is_fact: an LSTM, GRU or RNN carries one to the other, or the settings say so; needs_proof: nothing but shapes
             speaks for it.
         batch_axis: where it is known already; initial: one row's worth, None for zeros.
     """
@@ -70,6 +70,8 @@ def find_pairs(
     given = {port.name: port for port in inputs}
     results = {port.name: port for port in outputs}
     pairs = [_wanted_pair(given, results, *names) for names in wanted.items()]
+    if pairs and len(pairs) == len(given):
+        raise InspectionError(f"states: all inputs are states, expected one of {sorted(given)} that clients give")
     facts = carried_pairs(scope)
     candidates = sorted(_candidates(scope, given, results, facts), key=lambda found: -found[0])
     pairs += _certain(candidates, pairs)
@@ -112,7 +114,7 @@ _Candidate = tuple[float, Pair]
 
 
 def _candidates(
-    scope: Scope, given: Mapping[str, Declared], results: Mapping[str, Declared], facts: set[tuple[str, str]]
+    scope: Scope, given: Mapping[str, Declared], results: Mapping[str, Declared], facts: Mapping[tuple[str, str], bool]
 ) -> Iterator[_Candidate]:
     """Every pair that something speaks for."""
     for port in given.values():
@@ -125,7 +127,7 @@ def _candidates(
             if (port.name, result.name) in facts:
                 how = f"a recurrent node carries it from {port.name!r} to {result.name!r}; {shape}"
                 # Names break ties only: of two outputs that hold one final state.
-                yield 10 + says, Pair(port.name, result.name, how, is_fact=True)
+                yield 10 + says, Pair(port.name, result.name, how, is_fact=facts[port.name, result.name])
             elif says >= Match.SIDES:
                 depends = result.name in reached
                 how = f"the names {port.name!r} and {result.name!r}; {shape}" + (

@@ -117,7 +117,8 @@ def _inspect(task: Task, folder: Path) -> dict[str, object]:
     except InspectionError as error:
         if not load.complaint or load.complaint in str(error):
             raise
-        raise InspectionError(f"{error}; the first run that failed: {load.complaint[:500]}") from error
+        complaint = " ".join(load.complaint.split())[:500]
+        raise InspectionError(f"{error}; the first run that failed: {complaint}") from error
     _write(inspection, folder)
     report = inspection.report
     if task.wants_costs and inspection.step is not None:

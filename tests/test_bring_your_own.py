@@ -179,8 +179,8 @@ def _graph(nodes: list[onnx.NodeProto], *weights: tuple[str, object]) -> bytes:
     return model.SerializeToString()
 
 
-def _endless() -> bytes:
-    """A loop of 2**62 trips."""
+def _endless(*, is_alone: bool) -> bytes:
+    """A loop of 2**62 trips, between input and output alone or with more around it."""
     ports = [
         helper.make_tensor_value_info("i", TensorProto.INT64, []),
         helper.make_tensor_value_info("go", TensorProto.BOOL, []),
@@ -197,7 +197,8 @@ def _endless() -> bytes:
         helper.make_node("Loop", ["n", "yes", "begin"], ["end"], body=body),
         helper.make_node("Add", ["x", "end"], ["y"]),
     ]
-    return _graph(around, ("n", 1 << 62), ("yes", True))
+    alone = [helper.make_node("Loop", ["n", "yes", "x"], ["y"], body=body)]
+    return _graph(alone if is_alone else around, ("n", 1 << 62), ("yes", True))
 
 
 def _enormous() -> bytes:
@@ -213,10 +214,17 @@ def _enormous() -> bytes:
 def test_hostile_files_beside_good_ones(tmp_path: Path) -> None:
     """Each refused one names its reason, and the good ones are served."""
     good = family("lstm").graph().SerializeToString()
-    files = {"endless": _endless(), "enormous": _enormous(), "garbage": b"\x07" * 99, "cut": good[:-9], "good": good}
+    files = {
+        "endless": _endless(is_alone=False),
+        "alone": _endless(is_alone=True),
+        "enormous": _enormous(),
+        "garbage": b"\x07" * 99,
+        "cut": good[:-9],
+        "good": good,
+    }
     for name, raw in files.items():
         (tmp_path / f"{name}.onnx").write_bytes(raw)
-    config = configure(tmp_path, inspection={"max_seconds": 20.0})
+    config = configure(tmp_path, inspection={"max_seconds": 15.0})
 
     async def scenario() -> dict[str, str]:
         async with serve(config) as loopback:
@@ -225,6 +233,7 @@ def test_hostile_files_beside_good_ones(tmp_path: Path) -> None:
     found = asyncio.run(scenario())
     assert found["good"] == ""
     assert "inspection.max_seconds" in found["endless"]
+    assert "inspection.max_seconds" in found["alone"]
     assert "Failed to allocate memory for requested buffer of size 1099511627776" in found["enormous"]
     assert "not an ONNX file" in found["garbage"]
     assert "not an ONNX file" in found["cut"]
