@@ -15,7 +15,7 @@ from weakref import ref
 import numpy as np
 
 from eddy.oip import grpc_service_pb2 as oip
-from eddy.service.fields import BYTES, VARINT
+from eddy.service.fields import BYTES, VARINT, read_varint
 from eddy.service.layout import Pattern, UnusualError, Window, fields_of
 from eddy.service.model import ServedModel
 from eddy.service.oip_codec import FINAL, Form, SequenceId, build_response
@@ -101,11 +101,7 @@ class InferLayout(Pattern):
         begin, end = self._sequence
         if self._is_text:
             return data[begin:end].decode()
-        number = shift = 0
-        for byte in data[begin:end]:
-            number |= (byte & 0x7F) << shift
-            shift += 7
-        return number & _MASK
+        return read_varint(data, begin)[0] & _MASK
 
     def sequences_of(self, messages: Sequence[bytes], matrix: np.ndarray) -> list[SequenceId]:
         """The sequences of G messages, whose bytes are `matrix` uint8 [G, length]."""

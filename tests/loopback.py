@@ -144,6 +144,7 @@ class StreamClient:
         self._tags = count(1)
         self._waiting: dict[int, asyncio.Future[inference_pb2.StreamResponse]] = {}
         self._noticed = asyncio.Event()
+        self._lock = asyncio.Lock()
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -187,7 +188,8 @@ class StreamClient:
         tag = next(self._tags)
         request = inference_pb2.StreamRequest(tag=tag, **action)
         future = self._waiting[tag] = asyncio.get_running_loop().create_future()
-        await self.call.write(request.SerializeToString())
+        async with self._lock:  # One write at a time is what a call takes.
+            await self.call.write(request.SerializeToString())
         return future
 
     async def send(self, **action: Any) -> inference_pb2.StreamResponse:

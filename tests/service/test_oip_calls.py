@@ -163,9 +163,19 @@ def _flag(message: grpc_service_pb2.ModelInferRequest) -> None:
     message.parameters["sequence_start"].int64_param = 1
 
 
+def _number_of_a_kind(message: grpc_service_pb2.ModelInferRequest) -> None:
+    message.parameters["sequence_id"].double_param = 1.0
+
+
+def _long_id(message: grpc_service_pb2.ModelInferRequest) -> None:
+    message.parameters["sequence_id"].string_param = "x" * 1025
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
+        (_number_of_a_kind, "invalid value type for 'sequence_id' parameter, expected int64_param, uint64_param or"),
+        (_long_id, "invalid value type for 'sequence_id' parameter, expected at most 1024, got 1025 characters"),
         (_edit(name="z"), "unexpected inference input 'z' for model 'history'"),
         (_edit(datatype="FP32"), "inference input 'x' data-type is 'FP32', but model 'history' expects 'INT64'"),
         (_edit(datatype="BYTES"), "inference input 'x' data-type is 'BYTES', but model 'history' expects 'INT64'"),

@@ -76,6 +76,7 @@ def test_a_step_without_start_is_refused_in_tritons_words(repository: Path, sequ
     def work(loopback: Loopback) -> None:
         with triton.connect(loopback) as client:
             assert triton.refusal(client, 1, sequence_id=sequence_id) == ("INVALID_ARGUMENT", text)
+            assert triton.refusal(client, 1, sequence_id=sequence_id, sequence_end=True) == ("INVALID_ARGUMENT", text)
             triton.step(client, 1, sequence_id=sequence_id, sequence_start=True, sequence_end=True)
             assert triton.refusal(client, 1, sequence_id=sequence_id) == ("INVALID_ARGUMENT", text)
 
