@@ -138,3 +138,29 @@ def test_sequences_are_stepped_while_files_change(tmp_path: Path) -> None:
             assert len(loopback.host.catalog.served) == 1
 
     asyncio.run(scenario())
+
+
+def test_what_was_taken_in_is_carried_out_while_the_server_drains(repository: Path) -> None:
+    """Requests that wait behind another of their sequence are answered, in order; one that comes later is refused."""
+
+    async def scenario() -> None:
+        async with serve(configure(repository)) as loopback, oip.stream(loopback) as stream:
+            host = loopback.host
+            await stream.send(_step(3, 1, start=True))
+            # Its session is busy, as if a run of it took long.
+            queue = host.catalog.ready("history", "").scheduler.queue
+            queue.set_busy(host.table.open_rows(), 1)
+            futures = [await stream.post(_step(3, digit, end=digit == 5)) for digit in (2, 3, 4, 5)]
+            await stream.send(_step(4, 1, start=True, end=True))  # So that those before it were read.
+            draining = asyncio.create_task(host.drain())
+            await until(lambda: host.is_draining)
+            refused = await stream.send(_step(3, 6, start=True))
+            assert "shutting down" in refused.error_message
+            queue.clear_busy(host.table.open_rows())
+            host.dispatcher.notify(host.catalog.ready("history", ""))
+            answers = [await asyncio.wait_for(future, 30) for future in futures]
+            assert [_value(answer.infer_response) for answer in answers] == [12, 123, 1234, 12345]
+            assert await draining
+            assert host.table.num_sessions == 0
+
+    asyncio.run(scenario())
