@@ -235,10 +235,20 @@ def _by_laws(found: Attempt, stepper: Stepper, rows: int) -> Attempt:
         if chunks.relative > MAX_RELATIVE:
             return replace(found, failure=f"cut into chunks, {chunks.tensor!r} differs by {chunks.worst:.3g}")
     elif found.chunks is None and any(pair.origin is Origin.LIFTED or pair.needs_proof for pair in found.pairs):
-        return replace(found, failure="the graph takes one step a run, so that nothing shows what it carries on")
+        return replace(found, failure=_why_one_step(found.layout))
     if found.paired is not None and found.paired.relative > MAX_RELATIVE:
         return replace(found, failure=f"rows of a batch change each other in {found.paired.tensor!r}")
     return found
+
+
+def _why_one_step(layout: Layout) -> str:
+    lacking = [name for name, axes in layout.inputs.items() if TIME not in axes]
+    if layout.has_time and lacking:
+        return (
+            f"input {lacking[0]!r} has no time axis, so that a run is one step and nothing shows what is carried on; "
+            "`constants` in model.toml can give it a value for all clients"
+        )
+    return "the graph takes one step a run, so that nothing shows what it carries on"
 
 
 def _first_line(error: Exception) -> str:

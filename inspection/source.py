@@ -18,7 +18,7 @@ from eddy.inspection.errors import InspectionError
 from eddy.inspection.layout import BATCH, TIME
 from eddy.inspection.settings import Settings
 from eddy.inspection.surgery import opset_of
-from eddy.inspection.switches import default_constants
+from eddy.inspection.switches import default_constants, idle_constants
 from eddy.inspection.walk import scope_of
 
 # ScatterND, with which the server keeps states, and Slice with computed bounds are there from 11 on.
@@ -59,20 +59,21 @@ def prepare(model: onnx.ModelProto, settings: Settings) -> Source:
     declared = {port.name: port for port in declared_inputs(copy.graph)}
     outputs = {port.name: port for port in declared_outputs(copy.graph)}
     _check_names(settings, declared, outputs)
-    switches = default_constants(scope_of(copy.graph), [*declared.values()])
-    assumed = {name: value for name, value in switches.items() if name not in settings.constants}
-    constants = {**assumed, **settings.constants}
+    scope, free = scope_of(copy.graph), [port for port in declared.values() if port.name not in settings.constants]
+    idle, switches = idle_constants(scope, free), default_constants(scope, free)
+    constants = {**idle, **switches, **settings.constants}
     for name, values in constants.items():
         copy.graph.initializer.append(_constant(declared[name], values))
     _drop_given_inputs(copy.graph)
     inputs = {name: port for name, port in declared.items() if name not in constants}
     _check_sides(inputs, outputs, settings)
-    notes = tuple(
+    notes = [f"{name!r} changes nothing: clients do not give it" for name in idle]
+    notes += [
         f"{name!r} only chooses between branches: it is {values.item()}, which the graph compares it with, for all "
         "clients; `constants` in model.toml can say otherwise"
-        for name, values in assumed.items()
-    )
-    return Source(copy, inputs, outputs, notes)
+        for name, values in switches.items()
+    ]
+    return Source(copy, inputs, outputs, tuple(notes))
 
 
 def _converted(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from eddy.inspection.inspect import Inspection
+from eddy.inspection.settings import Settings
 from tests.inspection.exporter import export, nn, torch
 from tests.inspection.runtime import Walker, look
 
@@ -51,3 +53,41 @@ def test_counts_and_flags_are_states(names: tuple[str, str, str, str]) -> None:
     np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)  # torch's rounding is another
     assert walker.states[count_in].tolist() == [STEPS] * BATCH
     assert walker.states[seen_in].tolist() == raised.tolist()
+
+
+class Idle(nn.Module):
+    """A recurrent layer, and a number that once meant something."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.GRU(FEATURES, HIDDEN, batch_first=True)
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+        """[B, T, F], int64 [] -> [B, T, H]."""
+        return self.layer(x)[0] + (rate * self.factor).to(x.dtype)
+
+
+def _idle(factor: int, settings: Settings | None = None) -> Inspection:
+    args = (torch.zeros(BATCH, STEPS, FEATURES), torch.tensor(16000))
+    free = {"x": {0: "b", 1: "t"}, "y": {0: "b", 1: "t"}}
+    return look(export(Idle(factor), args, ["x", "rate"], ["y"], free), settings)
+
+
+def test_a_number_without_effect_is_not_asked_for() -> None:
+    """Multiplied by zero it changes nothing: clients do not give it, and it keeps nobody from steps and batches."""
+    found = _idle(0)
+    assert found.report.streamable, found.report.reason
+    assert [port.name for port in found.report.inputs] == ["x"]
+    assert found.report.max_batch is None
+    assert "'rate' changes nothing: clients do not give it" in found.report.notes
+
+
+def test_a_number_with_an_effect_is_named() -> None:
+    """It is one for all steps of a run, so that hidden states cannot be tried; the reason says what helps."""
+    found = _idle(2)
+    assert not found.report.streamable
+    assert "input 'rate' has no time axis" in found.report.reason
+    assert "`constants` in model.toml" in found.report.reason
+    assert _idle(2, Settings(constants={"rate": np.array(3)})).report.streamable
