@@ -46,6 +46,24 @@ def test_k6_loads_calls_and_streams(server: ServerProcess) -> None:
         assert f"✓ {check}" in run.stdout
 
 
+@pytest.mark.parametrize("way", [["--async"], ["--async", "--streaming"]], ids=["calls", "streams"])
+def test_tritons_load_generator(server: ServerProcess, way: list[str]) -> None:
+    """Triton's own load generator, in C++, measures sequences to its end: its statistics add up and nothing is refused.
+
+    The wheel tritonclient 2.51.0 for manylinux1 brings it; it needs libb64 and the runtime of CUDA 12 to start.
+    """
+    tool = shutil.which("perf_analyzer")
+    if tool is None:
+        pytest.skip("perf_analyzer is not on the PATH")
+    run = subprocess.run(  # noqa: S603  (the tool under test)
+        [tool, "-m", "forecast-gru", "-i", "grpc", "-u", server.target, "--shape", "values:1,1", *way,
+         "--concurrency-range", "8", "--sequence-length", "20", "--request-count", "800"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "Successful request count" in run.stdout and "error" not in run.stdout.lower()
+
+
 def test_reflection_is_enough_to_call(server: ServerProcess) -> None:
     """Services are listed, their messages are described, and a call is made from nothing else."""
 
