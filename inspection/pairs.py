@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice, permutations
+from itertools import islice, permutations, product
 
 import numpy as np
 
@@ -183,8 +183,8 @@ def _guesses(scope: Scope, inputs: list[Declared], outputs: list[Declared]) -> I
         for chosen in sorted(permutations(names, count), key=lambda some: [-names.index(name) for name in some]):
             if list(chosen) != sorted(chosen, key=names.index):
                 continue
-            for some in permutations([port.name for port in outputs], count):
-                if all(result in fitting[name] for name, result in zip(chosen, some, strict=True)):
+            for some in product(*(fitting[name] for name in chosen)):
+                if len({*some}) == count:
                     yield tuple(
                         Pair(
                             name,

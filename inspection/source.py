@@ -134,6 +134,8 @@ def _check_sides(inputs: Mapping[str, Declared], outputs: Mapping[str, Declared]
         raise InspectionError("the graph has no input that clients could give")
     if not outputs:
         raise InspectionError("the graph has no output")
+    if both := sorted(inputs.keys() & outputs.keys()):
+        raise InspectionError(f"{both[0]!r} is an input and an output at once, expected outputs that nodes give")
     for port in inputs.values():
         if port.dims is None and port.name not in settings.axes:
             raise InspectionError(f"input {port.name!r} does not even say its rank: `axes` in model.toml must")

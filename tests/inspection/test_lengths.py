@@ -99,3 +99,11 @@ def test_something_must_be_streamed() -> None:
     """Settings that make every input a state leave nothing for clients to give."""
     with pytest.raises(InspectionError, match="states: all inputs are states, expected one of"):
         look(_loop(2), Settings(states={"x": "y"}))
+
+
+def test_an_input_that_is_an_output() -> None:
+    """It would have to be called twice alike where the graph is put into the server's form."""
+    model = _loop(2)
+    model.graph.output.append(model.graph.input[0])
+    with pytest.raises(InspectionError, match="'x' is an input and an output at once"):
+        look(model)
