@@ -163,7 +163,10 @@ def _batched(found: Attempt, load: Loader, settings: Settings) -> tuple[Attempt,
     axes = {**layout.inputs, **layout.states}
     lacking = [name for name, some in axes.items() if "batch" not in some]
     if lacking:
-        return found, f"{cost}, as input {lacking[0]!r} has no batch axis", True
+        said = (
+            f"{cost}, as input {lacking[0]!r} has no batch axis of any size: a file exported with one would be batched"
+        )
+        return found, said, True
     nexts = {pair.output: layout.states[pair.input] for pair in found.pairs}
     results = {**layout.outputs, **nexts}
     generator = np.random.default_rng(30)

@@ -49,6 +49,26 @@ def test_a_node_that_wants_one_length_is_named() -> None:
     assert found.whole is not None
 
 
+def test_a_batch_of_two_that_was_written_down_is_one_row() -> None:
+    """Where states are cut by sizes of a traced batch of two, both its rows are one session's; the warning says so."""
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = nn.GRU(FEATURES, HIDDEN, num_layers=2, batch_first=True)
+
+        def forward(self, x: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y, h = self.layer(x, h.view(BATCH, 2, HIDDEN).transpose(0, 1).contiguous())
+            return y, h.transpose(0, 1).reshape(BATCH, 2 * HIDDEN)
+
+    found = look(export(Flat(), (X, torch.zeros(BATCH, 2 * HIDDEN)), ["x", "h"], ["y", "hn"]))
+    assert found.report.streamable, found.report.reason
+    assert [(state.shape, state.batch_axis) for state in found.report.states] == [((BATCH, 2 * HIDDEN), None)]
+    assert found.report.max_batch == 1
+    assert "a file exported with one would be batched" in found.report.warnings[0]
+
+
 def _loop(trips: int, *names: str) -> ModelProto:
     """`v` goes round so many times: v' = v / 2 + 1; further inputs are added behind it."""
     body = helper.make_graph(
