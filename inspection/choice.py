@@ -26,6 +26,7 @@ from eddy.inspection.lifted import Lift
 from eddy.inspection.obstacle import find_end_of_time, find_obstacle, find_random
 from eddy.inspection.pairs import Pair, Pairing, find_pairs
 from eddy.inspection.program import Loader
+from eddy.inspection.recurrent import unrunnable
 from eddy.inspection.report import Origin
 from eddy.inspection.settings import Settings
 from eddy.inspection.source import Source
@@ -57,6 +58,8 @@ def choose(source: Source, load: Loader, settings: Settings) -> Choice:
     Raises:
         InspectionError: with none of them the graph runs.
     """
+    if reason := unrunnable(source.model.graph, source.inputs):
+        raise InspectionError(reason)
     ports = tuple(source.inputs.values()), tuple(source.outputs.values())
     pairing = find_pairs(scope_of(source.model.graph), *ports, settings.states)
     lifted = lift(source.model)

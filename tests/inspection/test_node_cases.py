@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 from onnx.backend.test.case import node as cases
 from onnx.backend.test.case.node import gru, loop, lstm, rnn, scan
 from streams import begin, load
 
+from eddy.inspection.errors import InspectionError
 from eddy.inspection.lift import lift
+from tests.inspection.runtime import Walker, look
 
 WRITERS = (gru, loop, lstm, rnn, scan)
 CASES: dict[str, Any] = {
@@ -76,6 +79,32 @@ def test_batchwise_cases(name: str) -> None:
     assert [one.reason.endswith("is batch-first (layout 1), which ONNX Runtime cannot run") for one in found.obstacles]
     with pytest.raises(Exception, match=r"[Bb]atchwise|layout"):
         load(CASES[name].model)
+
+
+@pytest.mark.parametrize("name", BATCHWISE)
+def test_batchwise_cases_are_refused_by_inspection(name: str) -> None:
+    """The reason is ours and short, not the runtime's."""
+    with pytest.raises(InspectionError, match=r"is batch-first \(layout 1\), which ONNX Runtime cannot run$"):
+        look(CASES[name].model)
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_recurrent_cases_inspected(name: str) -> None:
+    """With weights from the caller a case is refused; with constant ones it streams, and ends in its reference."""
+    case = CASES[name]
+    with pytest.raises(InspectionError, match="takes its weights 'W' and 'R' from its caller"):
+        look(case.model)
+    inputs, wanted = _data(case)
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    del model.graph.input[1:]
+    model.graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in inputs.items() if key != "X")
+    found = look(model)
+    assert found.report.streamable, found.report.reason
+    assert found.report.inputs[0].shape[:2] == ("time", "batch")
+    values = inputs["X"].transpose(1, 0, 2)
+    last = Walker(found, len(values)).steps({"X": values}, [1] * values.shape[1])["Y_h"][:, -1, 0]
+    np.testing.assert_allclose(last, wanted["Y_h"][0], rtol=1e-6, atol=2e-7)  # NumPy rounds otherwise
 
 
 @pytest.mark.parametrize("name", LOOPS)
