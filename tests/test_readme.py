@@ -106,8 +106,15 @@ def server() -> Iterator[ServerProcess]:
 
 
 @pytest.mark.parametrize("text", params(blocks("python")))
-def test_python_blocks_run(text: str, server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_blocks_run(
+    text: str,
+    server: ServerProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Every Python block of the documents runs as it stands against a real server, and prints something."""
+    monkeypatch.chdir(tmp_path)  # Where they write files.
     for address, name in PORTS.items():
         text = text.replace(address, getattr(server, name))
     exec(compile(text, "block", "exec"), {"__name__": "__main__"})  # noqa: S102  # our own documents
