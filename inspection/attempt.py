@@ -187,11 +187,12 @@ def _in_windows(found: Attempt, load: Loader, settings: Settings) -> Attempt | N
     is_sure = found.pairs and not any(pair.origin is Origin.LIFTED or pair.needs_proof for pair in found.pairs)
     if not is_sure or len(found.layout.sums_up) < len(found.layout.outputs):
         return None
+    program = load_graph(load, without_declarations(found.source.model))
     for size in _WINDOWS:
         layout = in_windows(found.layout, size)
         try:
             feed = feed_of(found.ports, layout, layout.fixed_rows or 2, 1, np.random.default_rng(6))
-            run(load_graph(load, without_declarations(found.source.model)), [*found.source.outputs], feed)
+            run(program, [*found.source.outputs], feed)
         except RunFailedError:
             continue
         names = [name for name, axes in found.layout.inputs.items() if TIME in axes]

@@ -30,7 +30,7 @@ from eddy.service.sessions import MODEL_BITS, MODEL_MASK
 _LOG = logging.getLogger(__name__)
 
 # Of a group of fewer, cutting them one by one is as fast.
-_MIN_MESSAGES = 3
+MIN_MESSAGES = 3
 
 _NO_MODEL = -1
 
@@ -104,7 +104,7 @@ class Coalescer:
         """Submits what has arrived."""
         arrived, self._arrived = self._arrived, []
         self._numbers.clear()
-        if len(arrived) < _MIN_MESSAGES:
+        if len(arrived) < MIN_MESSAGES:
             _give_back(arrived)
             return
         by_length: dict[int, Group] = {}
@@ -113,7 +113,7 @@ class Coalescer:
                 by_length.setdefault(len(data), []).append((sender, data))
         for length, group in by_length.items():
             layout = self._layouts.of_one_row.get(length)
-            if layout is None or len(group) < _MIN_MESSAGES:
+            if layout is None or len(group) < MIN_MESSAGES:
                 _give_back(group)
                 continue
             try:
@@ -125,17 +125,8 @@ class Coalescer:
                 self.num_coalesced += chunk.num_rows
                 for sender, _ in senders:
                     sender.expect(chunk.num_bytes // chunk.num_rows)
-                self._submit(model, chunk)
+                submit_coalesced(self._host, model, chunk)
             _give_back(others)
-
-    def _submit(self, model: ServedModel, chunk: Chunk) -> None:
-        try:
-            self._host.submit(model, chunk)
-        except EddyError as error:
-            chunk.reply(ChunkResult(failure=error))
-        except Exception:  # noqa: BLE001  the chunk's root: its messages fail, the server goes on
-            _LOG.exception("%d coalesced step messages failed", chunk.num_rows)
-            chunk.reply(ChunkResult(failure=ServerBug(Reason.INTERNAL, "the server failed to carry out this request")))
 
     def _cut(self, layout: StepLayout, group: Group) -> tuple[list[Batch], Group]:
         """Chunks of the messages of one length that are laid out as usual, and the messages that are not."""
@@ -155,7 +146,7 @@ class Coalescer:
             model = self._host.catalog.served[index] if index in layout.models else None
             # More would be sliced, which is for long chunks.
             most = 0 if model is None else model.scheduler.queue.most_rows(layout.num_steps)
-            while model is not None and min(len(places), most) >= _MIN_MESSAGES:
+            while model is not None and min(len(places), most) >= MIN_MESSAGES:
                 mine, places = places[:most], places[most:]
                 senders = [group[place] for place in mine.tolist()]
                 chunk = self._chunk(model, layout, senders, matrix[mine], routes[mine])
@@ -217,6 +208,17 @@ class _Senders:
             errors = {0: result.errors[row]} if row in result.errors else {}
             alone = ChunkResult(mine, errors, (0,) if row in result.replayed else (), result.failure)
             sender.answer_result(num_bytes, self._layout.read_tag(data), chunk.contract, 1, chunk.num_steps, alone)
+
+
+def submit_coalesced(host: Host, model: ServedModel, chunk: Chunk) -> None:
+    """Queues a chunk whose rows are messages of several streams; where that fails, each is told."""
+    try:
+        host.submit(model, chunk)
+    except EddyError as error:
+        chunk.reply(ChunkResult(failure=error))
+    except Exception:  # noqa: BLE001  the chunk's root: its messages fail, the server goes on
+        _LOG.exception("%d coalesced messages failed", chunk.num_rows)
+        chunk.reply(ChunkResult(failure=ServerBug(Reason.INTERNAL, "the server failed to carry out this request")))
 
 
 def _give_back(messages: Group) -> None:

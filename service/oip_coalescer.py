@@ -18,16 +18,14 @@ from typing import Protocol
 import numpy as np
 
 from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
-from eddy.service.errors import EddyError, Reason, ServerBug
+from eddy.service.coalescer import MIN_MESSAGES, submit_coalesced
+from eddy.service.errors import EddyError
 from eddy.service.host import Host
 from eddy.service.model import ServedModel
 from eddy.service.oip_layout import InferLayout, InferLayouts
 from eddy.service.oip_sequences import Sequence, Sequences
 
 _LOG = logging.getLogger(__name__)
-
-# Of a group of fewer, cutting them one by one is as fast.
-_MIN_MESSAGES = 3
 
 
 class Sender(Protocol):
@@ -94,7 +92,7 @@ class InferCoalescer:
                 by_length.setdefault(len(data), []).append((sender, data))
         for length, group in by_length.items():
             for layout in list(self._layouts.by_length.get(length, ())):
-                if len(group) < _MIN_MESSAGES:
+                if len(group) < MIN_MESSAGES:
                     break
                 group = self._take(layout, group)
             for sender, data in group:
@@ -110,7 +108,7 @@ class InferCoalescer:
         for model, chunk, senders in batches:
             self.num_coalesced += chunk.num_rows
             senders.begin()
-            self._submit(model, chunk)
+            submit_coalesced(self._host, model, chunk)
         return others
 
     def _cut(self, layout: InferLayout, group: Group) -> tuple[list[tuple[ServedModel, Chunk, _Senders]], Group]:
@@ -169,15 +167,6 @@ class InferCoalescer:
             self._arrival + layout.timeout_seconds if layout.timeout_seconds else NO_DEADLINE,
             num_requests=len(sequences),
         )
-
-    def _submit(self, model: ServedModel, chunk: Chunk) -> None:
-        try:
-            self._host.submit(model, chunk)
-        except EddyError as error:
-            chunk.reply(ChunkResult(failure=error))
-        except Exception:  # noqa: BLE001  the chunk's root: its messages fail, the server goes on
-            _LOG.exception("%d coalesced requests failed", chunk.num_rows)
-            chunk.reply(ChunkResult(failure=ServerBug(Reason.INTERNAL, "the server failed to carry out this request")))
 
 
 class _Senders:
