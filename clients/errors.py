@@ -98,7 +98,7 @@ def invalid(reason: str, field: str, received: object, expected: object) -> Inva
 
 
 _PREFIX = "ERROR_REASON_"
-_ENDED = {"SESSION_EXPIRED", "SESSION_CLOSED", "UNKNOWN_SESSION", "MODEL_FAILED", "MODEL_RETIRED"}
+_ENDED = {"SESSION_EXPIRED", "SESSION_CLOSED", "UNKNOWN_SESSION", "MODEL_FAILED", "MODEL_RETIRED", "QUARANTINED"}
 _KINDS: dict[str, type[EddyError]] = {
     **dict.fromkeys(
         (
@@ -122,6 +122,9 @@ _KINDS: dict[str, type[EddyError]] = {
             "NOT_STREAMABLE",
             "OWN_START",
             "MESSAGE_TOO_LARGE",
+            "SNAPSHOT_CORRUPT",
+            "SNAPSHOT_VERSION",
+            "SNAPSHOT_MISMATCH",
         ),
         InvalidInput,
     ),
@@ -129,9 +132,12 @@ _KINDS: dict[str, type[EddyError]] = {
     **dict.fromkeys(_ENDED, SessionEnded),
     **dict.fromkeys(("POSITION_AHEAD", "POSITION_BEHIND", "REPEAT_MISMATCH", "REPLY_NOT_KEPT"), OutOfOrder),
     "FENCED": Fenced,
-    **dict.fromkeys(("TOO_MANY_SESSIONS", "QUEUE_FULL", "DRAINING", "DEADLINE_EXCEEDED"), ServerBusy),
+    **dict.fromkeys(
+        ("TOO_MANY_SESSIONS", "QUEUE_FULL", "DRAINING", "DEADLINE_EXCEEDED", "STORE_UNAVAILABLE"), ServerBusy
+    ),
     "MODEL_NOT_READY": ModelUnavailable,
     "LOAD_CONTROL_OFF": NotAllowed,
+    "WRONG_RESUME_TOKEN": NotAllowed,
 }
 
 

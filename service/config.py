@@ -229,8 +229,9 @@ class SessionConfig:
 
     max_sessions: int = key(1_000_000, "open at once over all models")
     idle_timeout_seconds: float = key(
-        600.0, "a session without a step for so long ends; default and most that a client or a contract may ask for"
+        600.0, "a session without a step for so long ends, unless its client or its contract asks for another time"
     )
+    max_idle_timeout_seconds: float = key(604_800.0, "the most that a client or a contract may ask for")
     sweep_seconds: float = key(1.0, "how often idle sessions are looked for")
 
     def __post_init__(self) -> None:
@@ -268,6 +269,39 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StateConfig:
+    """Where sessions' states are kept beside the arenas.
+
+    Why these defaults: nothing is needed to run without a store. A second of steps is soon sent again after a crash,
+    and more often would only write the same sessions more often. A server that goes on without its store says so in
+    every answer; one that must not is told to refuse.
+    """
+
+    store: str = key("memory", "`memory`, `sqlite:PATH`, `redis://HOST:PORT/DB` or `rediss://` (also Valkey)")
+    checkpoint_seconds: float = key(1.0, "how often what has changed is written to the state store")
+    on_failure: str = key(
+        "serve",
+        "while the store is away, slow or full: `serve` and say what is not durable, or `refuse` steps and openings",
+        choices=("serve", "refuse"),
+    )
+    max_lag_seconds: float = key(10.0, "the store counts as failing once a step has waited so long to become durable")
+    host_bytes: int = key(2 << 30, "memory for the states of sessions that have no slot, over all models", minimum=0)
+    prefix_cache_bytes: int = key(64 << 20, "memory for the states after known prompts, a model; 0: none", minimum=0)
+
+    def __post_init__(self) -> None:
+        _check("state", self)
+        scheme = self.store.partition(":")[0]
+        is_known = self.store == "memory" or scheme in ("redis", "rediss") or (scheme == "sqlite" and self.store[7:])
+        if not is_known:
+            raise ConfigError("state.store", f"got {self.store!r}, expected memory, sqlite:PATH, redis:// or rediss://")
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether sessions survive the process."""
+        return self.store != "memory"
+
+
+@dataclass(frozen=True, slots=True)
 class InspectionConfig:
     """Bounds of the process that inspects a model file without a contract.
 
@@ -289,6 +323,7 @@ class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
     session: SessionConfig = field(default_factory=SessionConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    state: StateConfig = field(default_factory=StateConfig)
     inspection: InspectionConfig = field(default_factory=InspectionConfig)
     repository: RepositoryConfig = field(default_factory=RepositoryConfig)
 

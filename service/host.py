@@ -254,7 +254,7 @@ class Host:
         self.refuse_if_draining()
         model = self.catalog.ready(name, version)
         model.refuse_unless_streamable()
-        limit = self.config.session.idle_timeout_seconds
+        usual, limit = self.config.session.idle_timeout_seconds, self.config.session.max_idle_timeout_seconds
         most = self.config.model.max_in_flight
         if count < 1:
             raise invalid(Reason.OUT_OF_RANGE, "count", count, "at least 1")
@@ -264,7 +264,7 @@ class Host:
             raise invalid(Reason.OUT_OF_RANGE, "idle_timeout_seconds", idle_timeout_seconds, f"0 to {limit:g}")
         if model.contract.is_primed and start is None:
             raise invalid(Reason.MISSING_FIELD, "prime", "none", "what the model's prime graph reads")
-        in_flight, idle = max_in_flight or 1, idle_timeout_seconds or model.idle_timeout_seconds(limit)
+        in_flight, idle = max_in_flight or 1, idle_timeout_seconds or model.idle_timeout_seconds(usual, limit)
         rows = model.open_sessions(count, stream, in_flight, idle)
         handles = self.table.handle[rows]
         ids = self.table.ids_of(rows)

@@ -114,9 +114,9 @@ class ServedModel:
         message = f"model: {self.file.name!r} does not stream ({why}); send it whole sequences, by Infer"
         raise ClientError(Reason.NOT_STREAMABLE, message, Detail("model", self.file.name, "a model that streams"))
 
-    def idle_timeout_seconds(self, most: float) -> float:
-        """Of sessions whose client asks for none: the contract's, or else the server's, which is also the most."""
-        return min(self.contract.message.idle_timeout_seconds or most, most)
+    def idle_timeout_seconds(self, usual: float, most: float) -> float:
+        """Of sessions whose client asks for none: the contract's, or else the server's; never more than the most."""
+        return min(self.contract.message.idle_timeout_seconds or usual, most)
 
     def open_sessions(self, count: int, stream: int, max_in_flight: int, idle_timeout_seconds: float) -> np.ndarray:
         """Opens `count` sessions owned by `stream`; returns their table rows, int64 [count].
@@ -174,6 +174,36 @@ class ServedModel:
         queue.submit_job(*jobs)
         queue.set_busy(rows, len(rows))
         self._table.has_own_start[rows] = True
+
+    def read_states(self, rows: np.ndarray, done: Callable[[list[np.ndarray] | EddyError], None]) -> None:
+        """Copies the states of the sessions in `rows` int64 [B], which are open and may be busy.
+
+        Args:
+            done: told, once, one array a state, [B, ...], as they are after the steps that the table counts when it is
+                told: `next_position` belongs to them. A session whose handle is another by then is for the caller
+                to leave out.
+
+        Raises:
+            CapacityError: QUEUE_FULL.
+        """
+        slots = self._table.slot[rows].astype(np.int64)
+        found: list[np.ndarray] = []
+
+        def read() -> list[bytes]:
+            found.extend(self.engine.read_states(slots))
+            return []
+
+        def finished(outcome: list[bytes] | EddyError) -> None:
+            if isinstance(outcome, EddyError):
+                done(outcome)
+                return
+            # Whatever lies in the slot of a session that has written none yet.
+            is_initial = self._table.read_slot[rows] == INITIAL_SLOT
+            for state, values in zip(self.contract.states, found, strict=True):
+                values[is_initial] = state.initial
+            done(found)
+
+        self.scheduler.queue.submit_job(Job(read, finished, len(rows), 1))
 
     def last_reply(self, row: int) -> tuple[bytes, ...] | None:
         """The kept outputs of the last chunk of the session in `row`, raw bytes a port; None when forgotten."""

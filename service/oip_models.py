@@ -94,7 +94,8 @@ class ModelAnswers:
 
     def _write_batching(self, model: ServedModel, batching: oip.ModelSequenceBatching) -> None:
         """Sequences: batched as they come, each until it has been idle for too long; the states that they carry."""
-        limit = model.idle_timeout_seconds(self._host.config.session.idle_timeout_seconds)
+        session = self._host.config.session
+        limit = model.idle_timeout_seconds(session.idle_timeout_seconds, session.max_idle_timeout_seconds)
         batching.max_sequence_idle_microseconds = int(limit * 1e6)
         batching.oldest.max_candidate_sequences = model.slots.num_slots
         for state in model.contract.states:

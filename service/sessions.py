@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from hmac import compare_digest
 
 import numpy as np
 
@@ -26,6 +27,8 @@ ROW_MASK = 0xFFFFFFFF
 EPOCH_SHIFT = np.uint64(32)
 SESSION_ID_BYTES = 16
 NO_STREAM = 0
+# Of `durable_position`: nothing of the session is in the state store.
+NOT_STORED = -1
 
 # A stream's number and a model's index share one column, so that one comparison checks both.
 MODEL_BITS = 16
@@ -90,6 +93,19 @@ class SessionInfo:
     is_attached: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who sessions are that were open elsewhere or before.
+
+    Attributes:
+        session_ids, resume_tokens: uint8 [B, 16]; epochs: uint32 [B], those that they had; the new ones lie beyond.
+    """
+
+    session_ids: np.ndarray
+    resume_tokens: np.ndarray
+    epochs: np.ndarray
+
+
 class SessionTable:
     """All sessions of a server.
 
@@ -126,6 +142,10 @@ class SessionTable:
         self._idle_timeout = np.zeros(rows, np.float32)
         self._status = np.zeros(rows, np.int8)
         self._ids = np.zeros((rows, SESSION_ID_BYTES), np.uint8)
+        self._tokens = np.zeros((rows, SESSION_ID_BYTES), np.uint8)
+        # What the state store has: steps before this position (-1: nothing), under this epoch (0: nothing).
+        self.durable_position = np.full(rows, NOT_STORED, np.int64)
+        self.stored_epoch = np.zeros(rows, np.uint32)
         # The epoch at which the row's present (or last) session was opened, and why the last one ended.
         self._first_epoch = np.zeros(rows, np.uint32)
         self._end_reason = np.zeros(rows, np.uint8)
@@ -216,6 +236,20 @@ class SessionTable:
         raw = self._ids[rows].tobytes()
         return [raw[start : start + SESSION_ID_BYTES] for start in range(0, len(raw), SESSION_ID_BYTES)]
 
+    def tokens_of(self, rows: np.ndarray) -> list[bytes]:
+        """The resume tokens of the open sessions in `rows`."""
+        raw = self._tokens[rows].tobytes()
+        return [raw[start : start + SESSION_ID_BYTES] for start in range(0, len(raw), SESSION_ID_BYTES)]
+
+    def check_token(self, row: int, token: bytes) -> None:
+        """Raises ClientError WRONG_RESUME_TOKEN unless `token` is that of the open session in `row`."""
+        if not compare_digest(self._tokens[row].tobytes(), token):
+            raise ClientError(
+                Reason.WRONG_RESUME_TOKEN,
+                "resume_token: it is not the session's; it came with the answer that opened it",
+                Detail("resume_token", f"{len(token)} bytes", "the token that came with the session's id"),
+            )
+
     def open_rows(self, model: int | None = None) -> np.ndarray:
         """Rows of open sessions, of all models or of one, ascending, int64 [n]."""
         is_open = self._status != Status.FREE
@@ -277,8 +311,12 @@ class SessionTable:
         ring_starts: np.ndarray,
         ring_size: int,
         idle_timeout_seconds: float,
+        identity: Identity | None = None,
     ) -> np.ndarray:
         """Opens one session a slot, `slots` int32 [B], and returns their rows, int64 [B].
+
+        Args:
+            identity: of sessions that were open elsewhere or before; new ones without.
 
         Raises:
             CapacityError: TOO_MANY_SESSIONS; nothing was opened.
@@ -311,10 +349,23 @@ class SessionTable:
         self.ring_size[rows] = ring_size
         self.ring_next[rows] = 0
         self._idle_timeout[rows] = idle_timeout_seconds
-        ids = self._random_bytes(SESSION_ID_BYTES * count)
-        self._ids[rows] = np.frombuffer(ids, np.uint8).reshape(count, SESSION_ID_BYTES)
+        self.durable_position[rows] = NOT_STORED
+        self.stored_epoch[rows] = 0
+        if identity is None:
+            secrets = np.frombuffer(self._random_bytes(2 * SESSION_ID_BYTES * count), np.uint8)
+            self._ids[rows], self._tokens[rows] = secrets.reshape(2, count, SESSION_ID_BYTES)
+        else:
+            self._ids[rows], self._tokens[rows] = identity.session_ids, identity.resume_tokens
+            self._raise_epochs(rows, identity.epochs)
+            self._first_epoch[rows] = self.handle[rows] >> EPOCH_SHIFT
         self._index.add(rows, self._ids)
         return rows
+
+    def _raise_epochs(self, rows: np.ndarray, epochs: np.ndarray) -> None:
+        """Epochs of `rows` that lie beyond `epochs` uint32 [B]: whoever wrote under those is fenced."""
+        present = self.handle[rows] >> EPOCH_SHIFT
+        after = np.maximum(present, epochs.astype(np.uint64) + np.uint64(1))
+        self.handle[rows] = after << EPOCH_SHIFT | rows.astype(np.uint64)
 
     def attach(self, row: int, stream: int) -> None:
         """`stream` takes over the open session in `row`: a new epoch fences every older handle."""

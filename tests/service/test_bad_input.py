@@ -360,7 +360,7 @@ _REQUESTS: dict[str, tuple[Callable[[Scene], dict[str, Any]], Reason, str]] = {
         "max_in_flight",
     ),
     "idle for too long": (
-        lambda _: {"open": inference_pb2.OpenSessions(model="history", count=1, idle_timeout_seconds=601)},
+        lambda _: {"open": inference_pb2.OpenSessions(model="history", count=1, idle_timeout_seconds=604_801)},
         Reason.OUT_OF_RANGE,
         "idle_timeout_seconds",
     ),

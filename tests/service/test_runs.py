@@ -164,7 +164,7 @@ def test_the_contract_says_how_long_sessions_idle(tmp_path: Path, stated: float,
     write_model(tmp_path, "history", model=family("history").model(contract))
 
     async def check() -> None:
-        config = configure(tmp_path, session={"idle_timeout_seconds": 20.0})
+        config = configure(tmp_path, session={"idle_timeout_seconds": 20.0, "max_idle_timeout_seconds": 20.0})
         async with serve(config) as running, running.stream() as stream:
             assert await _idle(running, 0.0) == default
             assert await _idle(running, 7.0) == 7.0

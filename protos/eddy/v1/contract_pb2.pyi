@@ -218,7 +218,7 @@ class Training(_message.Message):
     def __init__(self, recipe: _Optional[str] = ..., data: _Optional[str] = ..., data_licence: _Optional[str] = ..., seed: _Optional[int] = ..., parameters: _Optional[int] = ..., framework: _Optional[str] = ..., figures: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ...) -> None: ...
 
 class ModelContract(_message.Message):
-    __slots__ = ("schema_version", "name", "task", "description", "inputs", "outputs", "states", "graphs", "ports", "streaming", "numerics", "vocabulary", "training", "family", "prime_inputs", "max_prime_steps", "source_vocabulary", "precision", "idle_timeout_seconds")
+    __slots__ = ("schema_version", "name", "task", "description", "inputs", "outputs", "states", "graphs", "ports", "streaming", "numerics", "vocabulary", "training", "family", "prime_inputs", "max_prime_steps", "source_vocabulary", "precision", "idle_timeout_seconds", "adopts")
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -238,6 +238,7 @@ class ModelContract(_message.Message):
     SOURCE_VOCABULARY_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ADOPTS_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     name: str
     task: Task
@@ -257,4 +258,5 @@ class ModelContract(_message.Message):
     source_vocabulary: Vocabulary
     precision: str
     idle_timeout_seconds: float
-    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., graphs: _Optional[_Union[Graphs, _Mapping]] = ..., ports: _Optional[_Union[Ports, _Mapping]] = ..., streaming: _Optional[_Union[Streaming, _Mapping]] = ..., numerics: _Optional[_Union[Numerics, _Mapping]] = ..., vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., family: _Optional[str] = ..., prime_inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., max_prime_steps: _Optional[int] = ..., source_vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., precision: _Optional[str] = ..., idle_timeout_seconds: _Optional[float] = ...) -> None: ...
+    adopts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., graphs: _Optional[_Union[Graphs, _Mapping]] = ..., ports: _Optional[_Union[Ports, _Mapping]] = ..., streaming: _Optional[_Union[Streaming, _Mapping]] = ..., numerics: _Optional[_Union[Numerics, _Mapping]] = ..., vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., family: _Optional[str] = ..., prime_inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., max_prime_steps: _Optional[int] = ..., source_vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., precision: _Optional[str] = ..., idle_timeout_seconds: _Optional[float] = ..., adopts: _Optional[_Iterable[str]] = ...) -> None: ...

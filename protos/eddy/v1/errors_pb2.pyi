@@ -38,15 +38,21 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_REPLY_NOT_KEPT: _ClassVar[ErrorReason]
     ERROR_REASON_FENCED: _ClassVar[ErrorReason]
     ERROR_REASON_OWN_START: _ClassVar[ErrorReason]
+    ERROR_REASON_WRONG_RESUME_TOKEN: _ClassVar[ErrorReason]
+    ERROR_REASON_SNAPSHOT_CORRUPT: _ClassVar[ErrorReason]
+    ERROR_REASON_SNAPSHOT_VERSION: _ClassVar[ErrorReason]
+    ERROR_REASON_SNAPSHOT_MISMATCH: _ClassVar[ErrorReason]
     ERROR_REASON_TOO_MANY_SESSIONS: _ClassVar[ErrorReason]
     ERROR_REASON_QUEUE_FULL: _ClassVar[ErrorReason]
     ERROR_REASON_MESSAGE_TOO_LARGE: _ClassVar[ErrorReason]
     ERROR_REASON_DRAINING: _ClassVar[ErrorReason]
+    ERROR_REASON_STORE_UNAVAILABLE: _ClassVar[ErrorReason]
     ERROR_REASON_LOAD_CONTROL_OFF: _ClassVar[ErrorReason]
     ERROR_REASON_DEADLINE_EXCEEDED: _ClassVar[ErrorReason]
     ERROR_REASON_MODEL_NOT_READY: _ClassVar[ErrorReason]
     ERROR_REASON_MODEL_FAILED: _ClassVar[ErrorReason]
     ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
+    ERROR_REASON_QUARANTINED: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_MALFORMED_MESSAGE: ErrorReason
 ERROR_REASON_MISSING_FIELD: ErrorReason
@@ -78,15 +84,21 @@ ERROR_REASON_REPEAT_MISMATCH: ErrorReason
 ERROR_REASON_REPLY_NOT_KEPT: ErrorReason
 ERROR_REASON_FENCED: ErrorReason
 ERROR_REASON_OWN_START: ErrorReason
+ERROR_REASON_WRONG_RESUME_TOKEN: ErrorReason
+ERROR_REASON_SNAPSHOT_CORRUPT: ErrorReason
+ERROR_REASON_SNAPSHOT_VERSION: ErrorReason
+ERROR_REASON_SNAPSHOT_MISMATCH: ErrorReason
 ERROR_REASON_TOO_MANY_SESSIONS: ErrorReason
 ERROR_REASON_QUEUE_FULL: ErrorReason
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason
 ERROR_REASON_DRAINING: ErrorReason
+ERROR_REASON_STORE_UNAVAILABLE: ErrorReason
 ERROR_REASON_LOAD_CONTROL_OFF: ErrorReason
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason
 ERROR_REASON_MODEL_NOT_READY: ErrorReason
 ERROR_REASON_MODEL_FAILED: ErrorReason
 ERROR_REASON_INTERNAL: ErrorReason
+ERROR_REASON_QUARANTINED: ErrorReason
 
 class ErrorDetail(_message.Message):
     __slots__ = ("reason", "message", "field", "received", "expected", "next_position", "epoch", "grpc_code")

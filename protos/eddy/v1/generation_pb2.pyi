@@ -95,7 +95,7 @@ class GenerateResponse(_message.Message):
     def __init__(self, started: _Optional[_Union[GenerationStarted, _Mapping]] = ..., tokens: _Optional[_Union[GeneratedTokens, _Mapping]] = ..., finished: _Optional[_Union[GenerationFinished, _Mapping]] = ...) -> None: ...
 
 class GenerationStarted(_message.Message):
-    __slots__ = ("session_id", "epoch", "model", "version", "seed", "num_prompt_tokens", "position")
+    __slots__ = ("session_id", "epoch", "model", "version", "seed", "num_prompt_tokens", "position", "resume_token", "num_cached_tokens")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +103,8 @@ class GenerationStarted(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     epoch: int
     model: str
@@ -110,7 +112,9 @@ class GenerationStarted(_message.Message):
     seed: int
     num_prompt_tokens: int
     position: int
-    def __init__(self, session_id: _Optional[bytes] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., seed: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
+    resume_token: bytes
+    num_cached_tokens: int
+    def __init__(self, session_id: _Optional[bytes] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., seed: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., position: _Optional[int] = ..., resume_token: _Optional[bytes] = ..., num_cached_tokens: _Optional[int] = ...) -> None: ...
 
 class GeneratedTokens(_message.Message):
     __slots__ = ("tokens", "text")
@@ -141,7 +145,7 @@ class Alternative(_message.Message):
     def __init__(self, id: _Optional[int] = ..., log_probability: _Optional[float] = ...) -> None: ...
 
 class GenerationFinished(_message.Message):
-    __slots__ = ("reason", "stop", "num_tokens", "next_position", "session_kept", "hypotheses")
+    __slots__ = ("reason", "stop", "num_tokens", "next_position", "session_kept", "hypotheses", "durable_position")
     class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         REASON_UNSPECIFIED: _ClassVar[GenerationFinished.Reason]
@@ -160,13 +164,15 @@ class GenerationFinished(_message.Message):
     NEXT_POSITION_FIELD_NUMBER: _ClassVar[int]
     SESSION_KEPT_FIELD_NUMBER: _ClassVar[int]
     HYPOTHESES_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_POSITION_FIELD_NUMBER: _ClassVar[int]
     reason: GenerationFinished.Reason
     stop: str
     num_tokens: int
     next_position: int
     session_kept: bool
     hypotheses: _containers.RepeatedCompositeFieldContainer[Hypothesis]
-    def __init__(self, reason: _Optional[_Union[GenerationFinished.Reason, str]] = ..., stop: _Optional[str] = ..., num_tokens: _Optional[int] = ..., next_position: _Optional[int] = ..., session_kept: _Optional[bool] = ..., hypotheses: _Optional[_Iterable[_Union[Hypothesis, _Mapping]]] = ...) -> None: ...
+    durable_position: int
+    def __init__(self, reason: _Optional[_Union[GenerationFinished.Reason, str]] = ..., stop: _Optional[str] = ..., num_tokens: _Optional[int] = ..., next_position: _Optional[int] = ..., session_kept: _Optional[bool] = ..., hypotheses: _Optional[_Iterable[_Union[Hypothesis, _Mapping]]] = ..., durable_position: _Optional[int] = ...) -> None: ...
 
 class Hypothesis(_message.Message):
     __slots__ = ("ids", "text", "log_probability")

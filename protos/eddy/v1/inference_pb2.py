@@ -26,7 +26,7 @@ from eddy.v1 import contract_pb2 as eddy_dot_v1_dot_contract__pb2
 from eddy.v1 import errors_pb2 as eddy_dot_v1_dot_errors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65\x64\x64y/v1/inference.proto\x12\x07\x65\x64\x64y.v1\x1a\x16\x65\x64\x64y/v1/contract.proto\x1a\x14\x65\x64\x64y/v1/errors.proto\"U\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x05\x64type\x18\x02 \x01(\x0e\x32\x11.eddy.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\xed\x01\n\rStreamRequest\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12\"\n\x04step\x18\x02 \x01(\x0b\x32\x12.eddy.v1.StepChunkH\x00\x12%\n\x04open\x18\x03 \x01(\x0b\x32\x15.eddy.v1.OpenSessionsH\x00\x12(\n\x06\x61ttach\x18\x04 \x01(\x0b\x32\x16.eddy.v1.AttachSessionH\x00\x12\'\n\x05\x63lose\x18\x05 \x01(\x0b\x32\x16.eddy.v1.CloseSessionsH\x00\x12\'\n\x05reset\x18\x06 \x01(\x0b\x32\x16.eddy.v1.ResetSessionsH\x00\x42\x08\n\x06\x61\x63tion\"\xef\x02\n\x0eStreamResponse\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12#\n\x04step\x18\x02 \x01(\x0b\x32\x13.eddy.v1.StepResultH\x00\x12)\n\x06opened\x18\x03 \x01(\x0b\x32\x17.eddy.v1.SessionsOpenedH\x00\x12,\n\x08\x61ttached\x18\x04 \x01(\x0b\x32\x18.eddy.v1.SessionAttachedH\x00\x12)\n\x06\x63losed\x18\x05 \x01(\x0b\x32\x17.eddy.v1.SessionsClosedH\x00\x12\'\n\x05reset\x18\x06 \x01(\x0b\x32\x16.eddy.v1.SessionsResetH\x00\x12%\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x14.eddy.v1.ErrorDetailH\x00\x12\'\n\x05\x65nded\x18\x08 \x01(\x0b\x32\x16.eddy.v1.SessionsEndedH\x00\x12%\n\x08\x64raining\x18\t \x01(\x0b\x32\x11.eddy.v1.DrainingH\x00\x42\x07\n\x05\x65vent\"\x90\x01\n\tStepChunk\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x11\n\tpositions\x18\x02 \x01(\x0c\x12\x11\n\tnum_steps\x18\x03 \x01(\r\x12\x1f\n\x06inputs\x18\x04 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12\x1c\n\x14timeout_milliseconds\x18\x05 \x01(\r\x12\r\n\x05\x66lush\x18\x06 \x01(\x08\"y\n\nStepResult\x12 \n\x07outputs\x18\x01 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12!\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x11.eddy.v1.RowError\x12\x15\n\rreplayed_rows\x18\x03 \x01(\x0c\x12\x0f\n\x07\x65mitted\x18\x04 \x01(\x0c\"<\n\x08RowError\x12\x0b\n\x03row\x18\x01 \x01(\r\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x14.eddy.v1.ErrorDetail\"9\n\x05Prime\x12\x1f\n\x06inputs\x18\x01 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12\x0f\n\x07lengths\x18\x02 \x01(\x0c\"\xd2\x01\n\x0cOpenSessions\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x15\n\rmax_in_flight\x18\x04 \x01(\r\x12\x1c\n\x14idle_timeout_seconds\x18\x05 \x01(\x01\x12\x1d\n\x05prime\x18\x06 \x01(\x0b\x32\x0e.eddy.v1.Prime\x12\'\n\x0einitial_states\x18\x07 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12\x16\n\x0epackage_digest\x18\x08 \x01(\t\"\xd4\x01\n\x0eSessionsOpened\x12\x13\n\x0bsession_ids\x18\x01 \x03(\x0c\x12\x0f\n\x07handles\x18\x02 \x01(\x0c\x12\x0e\n\x06\x65pochs\x18\x03 \x01(\x0c\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x15\n\rmax_in_flight\x18\x06 \x01(\r\x12\x1c\n\x14idle_timeout_seconds\x18\x07 \x01(\x01\x12\x1f\n\x06limits\x18\x08 \x01(\x0b\x32\x0f.eddy.v1.Limits\x12\x16\n\x0epackage_digest\x18\t \x01(\t\"H\n\x06Limits\x12\x10\n\x08max_rows\x18\x01 \x01(\r\x12\x11\n\tmax_steps\x18\x02 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\x04\"#\n\rAttachSession\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"\xb7\x01\n\x0fSessionAttached\x12\x0e\n\x06handle\x18\x01 \x01(\x06\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x15\n\rnext_position\x18\x03 \x01(\x04\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x15\n\rmax_in_flight\x18\x06 \x01(\r\x12\x1f\n\x06limits\x18\x07 \x01(\x0b\x32\x0f.eddy.v1.Limits\x12\x16\n\x0epackage_digest\x18\x08 \x01(\t\" \n\rCloseSessions\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\"3\n\x0eSessionsClosed\x12!\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\x11.eddy.v1.RowError\" \n\rResetSessions\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\"C\n\rSessionsReset\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12!\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x11.eddy.v1.RowError\"E\n\rSessionsEnded\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x14.eddy.v1.ErrorDetail\"!\n\x08\x44raining\x12\x15\n\rgrace_seconds\x18\x01 \x01(\x01\"\x85\x01\n\x0bStepRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x10\n\x08position\x18\x03 \x01(\x04\x12\x11\n\tnum_steps\x18\x04 \x01(\r\x12\x1f\n\x06inputs\x18\x05 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12\r\n\x05\x66lush\x18\x06 \x01(\x08\"j\n\x0cStepResponse\x12 \n\x07outputs\x18\x01 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12\x15\n\rnext_position\x18\x02 \x01(\x04\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x12\x0f\n\x07\x65mitted\x18\x04 \x01(\x0c\"\xc0\x01\n\x0cInferRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07lengths\x18\x03 \x01(\x0c\x12\x1f\n\x06inputs\x18\x04 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12\x1d\n\x05prime\x18\x05 \x01(\x0b\x32\x0e.eddy.v1.Prime\x12\'\n\x0einitial_states\x18\x06 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12\x16\n\x0epackage_digest\x18\x07 \x01(\t\"\x81\x01\n\rInferResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12 \n\x07outputs\x18\x03 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12\x16\n\x0epackage_digest\x18\x04 \x01(\t\x12\x16\n\x0eoutput_lengths\x18\x05 \x03(\x0c\x32\xbe\x01\n\x10InferenceService\x12=\n\x06Stream\x12\x16.eddy.v1.StreamRequest\x1a\x17.eddy.v1.StreamResponse(\x01\x30\x01\x12\x33\n\x04Step\x12\x14.eddy.v1.StepRequest\x1a\x15.eddy.v1.StepResponse\x12\x36\n\x05Infer\x12\x15.eddy.v1.InferRequest\x1a\x16.eddy.v1.InferResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65\x64\x64y/v1/inference.proto\x12\x07\x65\x64\x64y.v1\x1a\x16\x65\x64\x64y/v1/contract.proto\x1a\x14\x65\x64\x64y/v1/errors.proto\"U\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x05\x64type\x18\x02 \x01(\x0e\x32\x11.eddy.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\x94\x02\n\rStreamRequest\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12\"\n\x04step\x18\x02 \x01(\x0b\x32\x12.eddy.v1.StepChunkH\x00\x12%\n\x04open\x18\x03 \x01(\x0b\x32\x15.eddy.v1.OpenSessionsH\x00\x12(\n\x06\x61ttach\x18\x04 \x01(\x0b\x32\x16.eddy.v1.AttachSessionH\x00\x12\'\n\x05\x63lose\x18\x05 \x01(\x0b\x32\x16.eddy.v1.CloseSessionsH\x00\x12\'\n\x05reset\x18\x06 \x01(\x0b\x32\x16.eddy.v1.ResetSessionsH\x00\x12%\n\x04\x66ork\x18\x07 \x01(\x0b\x32\x15.eddy.v1.ForkSessionsH\x00\x42\x08\n\x06\x61\x63tion\"\x9a\x03\n\x0eStreamResponse\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12#\n\x04step\x18\x02 \x01(\x0b\x32\x13.eddy.v1.StepResultH\x00\x12)\n\x06opened\x18\x03 \x01(\x0b\x32\x17.eddy.v1.SessionsOpenedH\x00\x12,\n\x08\x61ttached\x18\x04 \x01(\x0b\x32\x18.eddy.v1.SessionAttachedH\x00\x12)\n\x06\x63losed\x18\x05 \x01(\x0b\x32\x17.eddy.v1.SessionsClosedH\x00\x12\'\n\x05reset\x18\x06 \x01(\x0b\x32\x16.eddy.v1.SessionsResetH\x00\x12%\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x14.eddy.v1.ErrorDetailH\x00\x12\'\n\x05\x65nded\x18\x08 \x01(\x0b\x32\x16.eddy.v1.SessionsEndedH\x00\x12%\n\x08\x64raining\x18\t \x01(\x0b\x32\x11.eddy.v1.DrainingH\x00\x12)\n\x06\x66orked\x18\n \x01(\x0b\x32\x17.eddy.v1.SessionsForkedH\x00\x42\x07\n\x05\x65vent\"\x90\x01\n\tStepChunk\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x11\n\tpositions\x18\x02 \x01(\x0c\x12\x11\n\tnum_steps\x18\x03 \x01(\r\x12\x1f\n\x06inputs\x18\x04 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12\x1c\n\x14timeout_milliseconds\x18\x05 \x01(\r\x12\r\n\x05\x66lush\x18\x06 \x01(\x08\"\x94\x01\n\nStepResult\x12 \n\x07outputs\x18\x01 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12!\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x11.eddy.v1.RowError\x12\x15\n\rreplayed_rows\x18\x03 \x01(\x0c\x12\x0f\n\x07\x65mitted\x18\x04 \x01(\x0c\x12\x19\n\x11\x64urable_positions\x18\x05 \x01(\x0c\"<\n\x08RowError\x12\x0b\n\x03row\x18\x01 \x01(\r\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x14.eddy.v1.ErrorDetail\"9\n\x05Prime\x12\x1f\n\x06inputs\x18\x01 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12\x0f\n\x07lengths\x18\x02 \x01(\x0c\"\xd2\x01\n\x0cOpenSessions\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x15\n\rmax_in_flight\x18\x04 \x01(\r\x12\x1c\n\x14idle_timeout_seconds\x18\x05 \x01(\x01\x12\x1d\n\x05prime\x18\x06 \x01(\x0b\x32\x0e.eddy.v1.Prime\x12\'\n\x0einitial_states\x18\x07 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12\x16\n\x0epackage_digest\x18\x08 \x01(\t\"\xfc\x01\n\x0eSessionsOpened\x12\x13\n\x0bsession_ids\x18\x01 \x03(\x0c\x12\x0f\n\x07handles\x18\x02 \x01(\x0c\x12\x0e\n\x06\x65pochs\x18\x03 \x01(\x0c\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x15\n\rmax_in_flight\x18\x06 \x01(\r\x12\x1c\n\x14idle_timeout_seconds\x18\x07 \x01(\x01\x12\x1f\n\x06limits\x18\x08 \x01(\x0b\x32\x0f.eddy.v1.Limits\x12\x16\n\x0epackage_digest\x18\t \x01(\t\x12\x15\n\rresume_tokens\x18\n \x01(\x0c\x12\x0f\n\x07\x64urable\x18\x0b \x01(\x08\"H\n\x06Limits\x12\x10\n\x08max_rows\x18\x01 \x01(\r\x12\x11\n\tmax_steps\x18\x02 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\x04\"9\n\rAttachSession\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x14\n\x0cresume_token\x18\x02 \x01(\x0c\"\xe2\x01\n\x0fSessionAttached\x12\x0e\n\x06handle\x18\x01 \x01(\x06\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x15\n\rnext_position\x18\x03 \x01(\x04\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x15\n\rmax_in_flight\x18\x06 \x01(\r\x12\x1f\n\x06limits\x18\x07 \x01(\x0b\x32\x0f.eddy.v1.Limits\x12\x16\n\x0epackage_digest\x18\x08 \x01(\t\x12\x18\n\x10\x64urable_position\x18\t \x01(\x12\x12\x0f\n\x07\x64urable\x18\n \x01(\x08\" \n\rCloseSessions\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\"3\n\x0eSessionsClosed\x12!\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\x11.eddy.v1.RowError\" \n\rResetSessions\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\"C\n\rSessionsReset\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12!\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x11.eddy.v1.RowError\"\x1f\n\x0c\x46orkSessions\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\"\xa9\x01\n\x0eSessionsForked\x12\x13\n\x0bsession_ids\x18\x01 \x03(\x0c\x12\x0f\n\x07handles\x18\x02 \x01(\x0c\x12\x0e\n\x06\x65pochs\x18\x03 \x01(\x0c\x12\x15\n\rresume_tokens\x18\x04 \x01(\x0c\x12\x16\n\x0enext_positions\x18\x05 \x01(\x0c\x12!\n\x06\x65rrors\x18\x06 \x03(\x0b\x32\x11.eddy.v1.RowError\x12\x0f\n\x07\x64urable\x18\x07 \x01(\x08\"E\n\rSessionsEnded\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x14.eddy.v1.ErrorDetail\"!\n\x08\x44raining\x12\x15\n\rgrace_seconds\x18\x01 \x01(\x01\"\x85\x01\n\x0bStepRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x10\n\x08position\x18\x03 \x01(\x04\x12\x11\n\tnum_steps\x18\x04 \x01(\r\x12\x1f\n\x06inputs\x18\x05 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12\r\n\x05\x66lush\x18\x06 \x01(\x08\"\x84\x01\n\x0cStepResponse\x12 \n\x07outputs\x18\x01 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12\x15\n\rnext_position\x18\x02 \x01(\x04\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x12\x0f\n\x07\x65mitted\x18\x04 \x01(\x0c\x12\x18\n\x10\x64urable_position\x18\x05 \x01(\x12\"\xc0\x01\n\x0cInferRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07lengths\x18\x03 \x01(\x0c\x12\x1f\n\x06inputs\x18\x04 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12\x1d\n\x05prime\x18\x05 \x01(\x0b\x32\x0e.eddy.v1.Prime\x12\'\n\x0einitial_states\x18\x06 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12\x16\n\x0epackage_digest\x18\x07 \x01(\t\"\x81\x01\n\rInferResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12 \n\x07outputs\x18\x03 \x03(\x0b\x32\x0f.eddy.v1.Tensor\x12\x16\n\x0epackage_digest\x18\x04 \x01(\t\x12\x16\n\x0eoutput_lengths\x18\x05 \x03(\x0c\x32\xbe\x01\n\x10InferenceService\x12=\n\x06Stream\x12\x16.eddy.v1.StreamRequest\x1a\x17.eddy.v1.StreamResponse(\x01\x30\x01\x12\x33\n\x04Step\x12\x14.eddy.v1.StepRequest\x1a\x15.eddy.v1.StepResponse\x12\x36\n\x05Infer\x12\x15.eddy.v1.InferRequest\x1a\x16.eddy.v1.InferResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,47 +36,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENSOR']._serialized_start=82
   _globals['_TENSOR']._serialized_end=167
   _globals['_STREAMREQUEST']._serialized_start=170
-  _globals['_STREAMREQUEST']._serialized_end=407
-  _globals['_STREAMRESPONSE']._serialized_start=410
-  _globals['_STREAMRESPONSE']._serialized_end=777
-  _globals['_STEPCHUNK']._serialized_start=780
-  _globals['_STEPCHUNK']._serialized_end=924
-  _globals['_STEPRESULT']._serialized_start=926
-  _globals['_STEPRESULT']._serialized_end=1047
-  _globals['_ROWERROR']._serialized_start=1049
-  _globals['_ROWERROR']._serialized_end=1109
-  _globals['_PRIME']._serialized_start=1111
-  _globals['_PRIME']._serialized_end=1168
-  _globals['_OPENSESSIONS']._serialized_start=1171
-  _globals['_OPENSESSIONS']._serialized_end=1381
-  _globals['_SESSIONSOPENED']._serialized_start=1384
-  _globals['_SESSIONSOPENED']._serialized_end=1596
-  _globals['_LIMITS']._serialized_start=1598
-  _globals['_LIMITS']._serialized_end=1670
-  _globals['_ATTACHSESSION']._serialized_start=1672
-  _globals['_ATTACHSESSION']._serialized_end=1707
-  _globals['_SESSIONATTACHED']._serialized_start=1710
-  _globals['_SESSIONATTACHED']._serialized_end=1893
-  _globals['_CLOSESESSIONS']._serialized_start=1895
-  _globals['_CLOSESESSIONS']._serialized_end=1927
-  _globals['_SESSIONSCLOSED']._serialized_start=1929
-  _globals['_SESSIONSCLOSED']._serialized_end=1980
-  _globals['_RESETSESSIONS']._serialized_start=1982
-  _globals['_RESETSESSIONS']._serialized_end=2014
-  _globals['_SESSIONSRESET']._serialized_start=2016
-  _globals['_SESSIONSRESET']._serialized_end=2083
-  _globals['_SESSIONSENDED']._serialized_start=2085
-  _globals['_SESSIONSENDED']._serialized_end=2154
-  _globals['_DRAINING']._serialized_start=2156
-  _globals['_DRAINING']._serialized_end=2189
-  _globals['_STEPREQUEST']._serialized_start=2192
-  _globals['_STEPREQUEST']._serialized_end=2325
-  _globals['_STEPRESPONSE']._serialized_start=2327
-  _globals['_STEPRESPONSE']._serialized_end=2433
-  _globals['_INFERREQUEST']._serialized_start=2436
-  _globals['_INFERREQUEST']._serialized_end=2628
-  _globals['_INFERRESPONSE']._serialized_start=2631
-  _globals['_INFERRESPONSE']._serialized_end=2760
-  _globals['_INFERENCESERVICE']._serialized_start=2763
-  _globals['_INFERENCESERVICE']._serialized_end=2953
+  _globals['_STREAMREQUEST']._serialized_end=446
+  _globals['_STREAMRESPONSE']._serialized_start=449
+  _globals['_STREAMRESPONSE']._serialized_end=859
+  _globals['_STEPCHUNK']._serialized_start=862
+  _globals['_STEPCHUNK']._serialized_end=1006
+  _globals['_STEPRESULT']._serialized_start=1009
+  _globals['_STEPRESULT']._serialized_end=1157
+  _globals['_ROWERROR']._serialized_start=1159
+  _globals['_ROWERROR']._serialized_end=1219
+  _globals['_PRIME']._serialized_start=1221
+  _globals['_PRIME']._serialized_end=1278
+  _globals['_OPENSESSIONS']._serialized_start=1281
+  _globals['_OPENSESSIONS']._serialized_end=1491
+  _globals['_SESSIONSOPENED']._serialized_start=1494
+  _globals['_SESSIONSOPENED']._serialized_end=1746
+  _globals['_LIMITS']._serialized_start=1748
+  _globals['_LIMITS']._serialized_end=1820
+  _globals['_ATTACHSESSION']._serialized_start=1822
+  _globals['_ATTACHSESSION']._serialized_end=1879
+  _globals['_SESSIONATTACHED']._serialized_start=1882
+  _globals['_SESSIONATTACHED']._serialized_end=2108
+  _globals['_CLOSESESSIONS']._serialized_start=2110
+  _globals['_CLOSESESSIONS']._serialized_end=2142
+  _globals['_SESSIONSCLOSED']._serialized_start=2144
+  _globals['_SESSIONSCLOSED']._serialized_end=2195
+  _globals['_RESETSESSIONS']._serialized_start=2197
+  _globals['_RESETSESSIONS']._serialized_end=2229
+  _globals['_SESSIONSRESET']._serialized_start=2231
+  _globals['_SESSIONSRESET']._serialized_end=2298
+  _globals['_FORKSESSIONS']._serialized_start=2300
+  _globals['_FORKSESSIONS']._serialized_end=2331
+  _globals['_SESSIONSFORKED']._serialized_start=2334
+  _globals['_SESSIONSFORKED']._serialized_end=2503
+  _globals['_SESSIONSENDED']._serialized_start=2505
+  _globals['_SESSIONSENDED']._serialized_end=2574
+  _globals['_DRAINING']._serialized_start=2576
+  _globals['_DRAINING']._serialized_end=2609
+  _globals['_STEPREQUEST']._serialized_start=2612
+  _globals['_STEPREQUEST']._serialized_end=2745
+  _globals['_STEPRESPONSE']._serialized_start=2748
+  _globals['_STEPRESPONSE']._serialized_end=2880
+  _globals['_INFERREQUEST']._serialized_start=2883
+  _globals['_INFERREQUEST']._serialized_end=3075
+  _globals['_INFERRESPONSE']._serialized_start=3078
+  _globals['_INFERRESPONSE']._serialized_end=3207
+  _globals['_INFERENCESERVICE']._serialized_start=3210
+  _globals['_INFERENCESERVICE']._serialized_end=3400
 # @@protoc_insertion_point(module_scope)

@@ -21,23 +21,25 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[_contract_pb2.DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class StreamRequest(_message.Message):
-    __slots__ = ("tag", "step", "open", "attach", "close", "reset")
+    __slots__ = ("tag", "step", "open", "attach", "close", "reset", "fork")
     TAG_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
     RESET_FIELD_NUMBER: _ClassVar[int]
+    FORK_FIELD_NUMBER: _ClassVar[int]
     tag: int
     step: StepChunk
     open: OpenSessions
     attach: AttachSession
     close: CloseSessions
     reset: ResetSessions
-    def __init__(self, tag: _Optional[int] = ..., step: _Optional[_Union[StepChunk, _Mapping]] = ..., open: _Optional[_Union[OpenSessions, _Mapping]] = ..., attach: _Optional[_Union[AttachSession, _Mapping]] = ..., close: _Optional[_Union[CloseSessions, _Mapping]] = ..., reset: _Optional[_Union[ResetSessions, _Mapping]] = ...) -> None: ...
+    fork: ForkSessions
+    def __init__(self, tag: _Optional[int] = ..., step: _Optional[_Union[StepChunk, _Mapping]] = ..., open: _Optional[_Union[OpenSessions, _Mapping]] = ..., attach: _Optional[_Union[AttachSession, _Mapping]] = ..., close: _Optional[_Union[CloseSessions, _Mapping]] = ..., reset: _Optional[_Union[ResetSessions, _Mapping]] = ..., fork: _Optional[_Union[ForkSessions, _Mapping]] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
-    __slots__ = ("tag", "step", "opened", "attached", "closed", "reset", "error", "ended", "draining")
+    __slots__ = ("tag", "step", "opened", "attached", "closed", "reset", "error", "ended", "draining", "forked")
     TAG_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +49,7 @@ class StreamResponse(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    FORKED_FIELD_NUMBER: _ClassVar[int]
     tag: int
     step: StepResult
     opened: SessionsOpened
@@ -56,7 +59,8 @@ class StreamResponse(_message.Message):
     error: _errors_pb2.ErrorDetail
     ended: SessionsEnded
     draining: Draining
-    def __init__(self, tag: _Optional[int] = ..., step: _Optional[_Union[StepResult, _Mapping]] = ..., opened: _Optional[_Union[SessionsOpened, _Mapping]] = ..., attached: _Optional[_Union[SessionAttached, _Mapping]] = ..., closed: _Optional[_Union[SessionsClosed, _Mapping]] = ..., reset: _Optional[_Union[SessionsReset, _Mapping]] = ..., error: _Optional[_Union[_errors_pb2.ErrorDetail, _Mapping]] = ..., ended: _Optional[_Union[SessionsEnded, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ...) -> None: ...
+    forked: SessionsForked
+    def __init__(self, tag: _Optional[int] = ..., step: _Optional[_Union[StepResult, _Mapping]] = ..., opened: _Optional[_Union[SessionsOpened, _Mapping]] = ..., attached: _Optional[_Union[SessionAttached, _Mapping]] = ..., closed: _Optional[_Union[SessionsClosed, _Mapping]] = ..., reset: _Optional[_Union[SessionsReset, _Mapping]] = ..., error: _Optional[_Union[_errors_pb2.ErrorDetail, _Mapping]] = ..., ended: _Optional[_Union[SessionsEnded, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., forked: _Optional[_Union[SessionsForked, _Mapping]] = ...) -> None: ...
 
 class StepChunk(_message.Message):
     __slots__ = ("handles", "positions", "num_steps", "inputs", "timeout_milliseconds", "flush")
@@ -75,16 +79,18 @@ class StepChunk(_message.Message):
     def __init__(self, handles: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., num_steps: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., timeout_milliseconds: _Optional[int] = ..., flush: _Optional[bool] = ...) -> None: ...
 
 class StepResult(_message.Message):
-    __slots__ = ("outputs", "errors", "replayed_rows", "emitted")
+    __slots__ = ("outputs", "errors", "replayed_rows", "emitted", "durable_positions")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     REPLAYED_ROWS_FIELD_NUMBER: _ClassVar[int]
     EMITTED_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.RepeatedCompositeFieldContainer[Tensor]
     errors: _containers.RepeatedCompositeFieldContainer[RowError]
     replayed_rows: bytes
     emitted: bytes
-    def __init__(self, outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., replayed_rows: _Optional[bytes] = ..., emitted: _Optional[bytes] = ...) -> None: ...
+    durable_positions: bytes
+    def __init__(self, outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., replayed_rows: _Optional[bytes] = ..., emitted: _Optional[bytes] = ..., durable_positions: _Optional[bytes] = ...) -> None: ...
 
 class RowError(_message.Message):
     __slots__ = ("row", "error")
@@ -123,7 +129,7 @@ class OpenSessions(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., count: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., idle_timeout_seconds: _Optional[float] = ..., prime: _Optional[_Union[Prime, _Mapping]] = ..., initial_states: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., package_digest: _Optional[str] = ...) -> None: ...
 
 class SessionsOpened(_message.Message):
-    __slots__ = ("session_ids", "handles", "epochs", "model", "version", "max_in_flight", "idle_timeout_seconds", "limits", "package_digest")
+    __slots__ = ("session_ids", "handles", "epochs", "model", "version", "max_in_flight", "idle_timeout_seconds", "limits", "package_digest", "resume_tokens", "durable")
     SESSION_IDS_FIELD_NUMBER: _ClassVar[int]
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
@@ -133,6 +139,8 @@ class SessionsOpened(_message.Message):
     IDLE_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
     session_ids: _containers.RepeatedScalarFieldContainer[bytes]
     handles: bytes
     epochs: bytes
@@ -142,7 +150,9 @@ class SessionsOpened(_message.Message):
     idle_timeout_seconds: float
     limits: Limits
     package_digest: str
-    def __init__(self, session_ids: _Optional[_Iterable[bytes]] = ..., handles: _Optional[bytes] = ..., epochs: _Optional[bytes] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., max_in_flight: _Optional[int] = ..., idle_timeout_seconds: _Optional[float] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., package_digest: _Optional[str] = ...) -> None: ...
+    resume_tokens: bytes
+    durable: bool
+    def __init__(self, session_ids: _Optional[_Iterable[bytes]] = ..., handles: _Optional[bytes] = ..., epochs: _Optional[bytes] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., max_in_flight: _Optional[int] = ..., idle_timeout_seconds: _Optional[float] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., package_digest: _Optional[str] = ..., resume_tokens: _Optional[bytes] = ..., durable: _Optional[bool] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_rows", "max_steps", "max_message_bytes")
@@ -155,13 +165,15 @@ class Limits(_message.Message):
     def __init__(self, max_rows: _Optional[int] = ..., max_steps: _Optional[int] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
 
 class AttachSession(_message.Message):
-    __slots__ = ("session_id",)
+    __slots__ = ("session_id", "resume_token")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
-    def __init__(self, session_id: _Optional[bytes] = ...) -> None: ...
+    resume_token: bytes
+    def __init__(self, session_id: _Optional[bytes] = ..., resume_token: _Optional[bytes] = ...) -> None: ...
 
 class SessionAttached(_message.Message):
-    __slots__ = ("handle", "epoch", "next_position", "model", "version", "max_in_flight", "limits", "package_digest")
+    __slots__ = ("handle", "epoch", "next_position", "model", "version", "max_in_flight", "limits", "package_digest", "durable_position", "durable")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NEXT_POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +182,8 @@ class SessionAttached(_message.Message):
     MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_POSITION_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
     handle: int
     epoch: int
     next_position: int
@@ -178,7 +192,9 @@ class SessionAttached(_message.Message):
     max_in_flight: int
     limits: Limits
     package_digest: str
-    def __init__(self, handle: _Optional[int] = ..., epoch: _Optional[int] = ..., next_position: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., max_in_flight: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., package_digest: _Optional[str] = ...) -> None: ...
+    durable_position: int
+    durable: bool
+    def __init__(self, handle: _Optional[int] = ..., epoch: _Optional[int] = ..., next_position: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., max_in_flight: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., package_digest: _Optional[str] = ..., durable_position: _Optional[int] = ..., durable: _Optional[bool] = ...) -> None: ...
 
 class CloseSessions(_message.Message):
     __slots__ = ("handles",)
@@ -205,6 +221,30 @@ class SessionsReset(_message.Message):
     handles: bytes
     errors: _containers.RepeatedCompositeFieldContainer[RowError]
     def __init__(self, handles: _Optional[bytes] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ...) -> None: ...
+
+class ForkSessions(_message.Message):
+    __slots__ = ("handles",)
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    handles: bytes
+    def __init__(self, handles: _Optional[bytes] = ...) -> None: ...
+
+class SessionsForked(_message.Message):
+    __slots__ = ("session_ids", "handles", "epochs", "resume_tokens", "next_positions", "errors", "durable")
+    SESSION_IDS_FIELD_NUMBER: _ClassVar[int]
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
+    session_ids: _containers.RepeatedScalarFieldContainer[bytes]
+    handles: bytes
+    epochs: bytes
+    resume_tokens: bytes
+    next_positions: bytes
+    errors: _containers.RepeatedCompositeFieldContainer[RowError]
+    durable: bool
+    def __init__(self, session_ids: _Optional[_Iterable[bytes]] = ..., handles: _Optional[bytes] = ..., epochs: _Optional[bytes] = ..., resume_tokens: _Optional[bytes] = ..., next_positions: _Optional[bytes] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., durable: _Optional[bool] = ...) -> None: ...
 
 class SessionsEnded(_message.Message):
     __slots__ = ("handles", "error")
@@ -237,16 +277,18 @@ class StepRequest(_message.Message):
     def __init__(self, session_id: _Optional[bytes] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., num_steps: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., flush: _Optional[bool] = ...) -> None: ...
 
 class StepResponse(_message.Message):
-    __slots__ = ("outputs", "next_position", "replayed", "emitted")
+    __slots__ = ("outputs", "next_position", "replayed", "emitted", "durable_position")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     NEXT_POSITION_FIELD_NUMBER: _ClassVar[int]
     REPLAYED_FIELD_NUMBER: _ClassVar[int]
     EMITTED_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_POSITION_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.RepeatedCompositeFieldContainer[Tensor]
     next_position: int
     replayed: bool
     emitted: bytes
-    def __init__(self, outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., next_position: _Optional[int] = ..., replayed: _Optional[bool] = ..., emitted: _Optional[bytes] = ...) -> None: ...
+    durable_position: int
+    def __init__(self, outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., next_position: _Optional[int] = ..., replayed: _Optional[bool] = ..., emitted: _Optional[bytes] = ..., durable_position: _Optional[int] = ...) -> None: ...
 
 class InferRequest(_message.Message):
     __slots__ = ("model", "version", "lengths", "inputs", "prime", "initial_states", "package_digest")

@@ -25,35 +25,49 @@ _sym_db = _symbol_database.Default()
 from eddy.v1 import inference_pb2 as eddy_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x65\x64\x64y/v1/sessions.proto\x12\x07\x65\x64\x64y.v1\x1a\x17\x65\x64\x64y/v1/inference.proto\"\xed\x01\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\r\x12\x15\n\rnext_position\x18\x06 \x01(\x04\x12\x15\n\rmax_in_flight\x18\x07 \x01(\r\x12\x14\n\x0cidle_seconds\x18\x08 \x01(\x01\x12\x1c\n\x14idle_timeout_seconds\x18\t \x01(\x01\x12\x10\n\x08\x61ttached\x18\n \x01(\x08\x12\x16\n\x0epackage_digest\x18\x0b \x01(\t\"\xb1\x01\n\x12OpenSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x15\n\rmax_in_flight\x18\x03 \x01(\r\x12\x1c\n\x14idle_timeout_seconds\x18\x04 \x01(\x01\x12\x1d\n\x05prime\x18\x05 \x01(\x0b\x32\x0e.eddy.v1.Prime\x12\'\n\x0einitial_states\x18\x06 \x03(\x0b\x32\x0f.eddy.v1.Tensor\"Y\n\x13OpenSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.eddy.v1.Session\x12\x1f\n\x06limits\x18\x02 \x01(\x0b\x32\x0f.eddy.v1.Limits\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"7\n\x12GetSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.eddy.v1.Session\"K\n\x13ListSessionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"b\n\x14ListSessionsResponse\x12\"\n\x08sessions\x18\x01 \x03(\x0b\x32\x10.eddy.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05total\x18\x03 \x01(\x04\")\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"\x16\n\x14\x43loseSessionResponse\")\n\x13ResetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"9\n\x14ResetSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.eddy.v1.Session2\x88\x03\n\x0eSessionService\x12H\n\x0bOpenSession\x12\x1b.eddy.v1.OpenSessionRequest\x1a\x1c.eddy.v1.OpenSessionResponse\x12\x45\n\nGetSession\x12\x1a.eddy.v1.GetSessionRequest\x1a\x1b.eddy.v1.GetSessionResponse\x12K\n\x0cListSessions\x12\x1c.eddy.v1.ListSessionsRequest\x1a\x1d.eddy.v1.ListSessionsResponse\x12K\n\x0c\x43loseSession\x12\x1c.eddy.v1.CloseSessionRequest\x1a\x1d.eddy.v1.CloseSessionResponse\x12K\n\x0cResetSession\x12\x1c.eddy.v1.ResetSessionRequest\x1a\x1d.eddy.v1.ResetSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x65\x64\x64y/v1/sessions.proto\x12\x07\x65\x64\x64y.v1\x1a\x17\x65\x64\x64y/v1/inference.proto\"\xcb\x02\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\r\x12\x15\n\rnext_position\x18\x06 \x01(\x04\x12\x15\n\rmax_in_flight\x18\x07 \x01(\r\x12\x14\n\x0cidle_seconds\x18\x08 \x01(\x01\x12\x1c\n\x14idle_timeout_seconds\x18\t \x01(\x01\x12\x10\n\x08\x61ttached\x18\n \x01(\x08\x12\x16\n\x0epackage_digest\x18\x0b \x01(\t\x12\x14\n\x0cresume_token\x18\x0c \x01(\x0c\x12\x18\n\x10\x64urable_position\x18\r \x01(\x12\x12\x0f\n\x07\x64urable\x18\x0e \x01(\x08\x12\x1b\n\x04tier\x18\x0f \x01(\x0e\x32\r.eddy.v1.Tier\"\xb1\x01\n\x12OpenSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x15\n\rmax_in_flight\x18\x03 \x01(\r\x12\x1c\n\x14idle_timeout_seconds\x18\x04 \x01(\x01\x12\x1d\n\x05prime\x18\x05 \x01(\x0b\x32\x0e.eddy.v1.Prime\x12\'\n\x0einitial_states\x18\x06 \x03(\x0b\x32\x0f.eddy.v1.Tensor\"Y\n\x13OpenSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.eddy.v1.Session\x12\x1f\n\x06limits\x18\x02 \x01(\x0b\x32\x0f.eddy.v1.Limits\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"7\n\x12GetSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.eddy.v1.Session\"K\n\x13ListSessionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"b\n\x14ListSessionsResponse\x12\"\n\x08sessions\x18\x01 \x03(\x0b\x32\x10.eddy.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05total\x18\x03 \x01(\x04\")\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"\x16\n\x14\x43loseSessionResponse\"R\n\x13ResetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\'\n\x0einitial_states\x18\x02 \x03(\x0b\x32\x0f.eddy.v1.Tensor\"9\n\x14ResetSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.eddy.v1.Session\",\n\x16SnapshotSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"N\n\x17SnapshotSessionResponse\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12!\n\x07session\x18\x02 \x01(\x0b\x32\x10.eddy.v1.Session\"~\n\x15RestoreSessionRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x15\n\rmax_in_flight\x18\x04 \x01(\r\x12\x1c\n\x14idle_timeout_seconds\x18\x05 \x01(\x01\"\\\n\x16RestoreSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.eddy.v1.Session\x12\x1f\n\x06limits\x18\x02 \x01(\x0b\x32\x0f.eddy.v1.Limits\"(\n\x12\x46orkSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"Y\n\x13\x46orkSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.eddy.v1.Session\x12\x1f\n\x06limits\x18\x02 \x01(\x0b\x32\x0f.eddy.v1.Limits*^\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTIER_DEVICE\x10\x01\x12\r\n\tTIER_HOST\x10\x02\x12\x0e\n\nTIER_STORE\x10\x03\x12\x10\n\x0cTIER_INITIAL\x10\x04\x32\xfb\x04\n\x0eSessionService\x12H\n\x0bOpenSession\x12\x1b.eddy.v1.OpenSessionRequest\x1a\x1c.eddy.v1.OpenSessionResponse\x12\x45\n\nGetSession\x12\x1a.eddy.v1.GetSessionRequest\x1a\x1b.eddy.v1.GetSessionResponse\x12K\n\x0cListSessions\x12\x1c.eddy.v1.ListSessionsRequest\x1a\x1d.eddy.v1.ListSessionsResponse\x12K\n\x0c\x43loseSession\x12\x1c.eddy.v1.CloseSessionRequest\x1a\x1d.eddy.v1.CloseSessionResponse\x12K\n\x0cResetSession\x12\x1c.eddy.v1.ResetSessionRequest\x1a\x1d.eddy.v1.ResetSessionResponse\x12T\n\x0fSnapshotSession\x12\x1f.eddy.v1.SnapshotSessionRequest\x1a .eddy.v1.SnapshotSessionResponse\x12Q\n\x0eRestoreSession\x12\x1e.eddy.v1.RestoreSessionRequest\x1a\x1f.eddy.v1.RestoreSessionResponse\x12H\n\x0b\x46orkSession\x12\x1b.eddy.v1.ForkSessionRequest\x1a\x1c.eddy.v1.ForkSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'eddy.v1.sessions_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_TIER']._serialized_start=1631
+  _globals['_TIER']._serialized_end=1725
   _globals['_SESSION']._serialized_start=61
-  _globals['_SESSION']._serialized_end=298
-  _globals['_OPENSESSIONREQUEST']._serialized_start=301
-  _globals['_OPENSESSIONREQUEST']._serialized_end=478
-  _globals['_OPENSESSIONRESPONSE']._serialized_start=480
-  _globals['_OPENSESSIONRESPONSE']._serialized_end=569
-  _globals['_GETSESSIONREQUEST']._serialized_start=571
-  _globals['_GETSESSIONREQUEST']._serialized_end=610
-  _globals['_GETSESSIONRESPONSE']._serialized_start=612
-  _globals['_GETSESSIONRESPONSE']._serialized_end=667
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=669
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=744
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=746
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=844
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=846
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=887
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=889
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=911
-  _globals['_RESETSESSIONREQUEST']._serialized_start=913
-  _globals['_RESETSESSIONREQUEST']._serialized_end=954
-  _globals['_RESETSESSIONRESPONSE']._serialized_start=956
-  _globals['_RESETSESSIONRESPONSE']._serialized_end=1013
-  _globals['_SESSIONSERVICE']._serialized_start=1016
-  _globals['_SESSIONSERVICE']._serialized_end=1408
+  _globals['_SESSION']._serialized_end=392
+  _globals['_OPENSESSIONREQUEST']._serialized_start=395
+  _globals['_OPENSESSIONREQUEST']._serialized_end=572
+  _globals['_OPENSESSIONRESPONSE']._serialized_start=574
+  _globals['_OPENSESSIONRESPONSE']._serialized_end=663
+  _globals['_GETSESSIONREQUEST']._serialized_start=665
+  _globals['_GETSESSIONREQUEST']._serialized_end=704
+  _globals['_GETSESSIONRESPONSE']._serialized_start=706
+  _globals['_GETSESSIONRESPONSE']._serialized_end=761
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=763
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=838
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=840
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=938
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=940
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=981
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=983
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1005
+  _globals['_RESETSESSIONREQUEST']._serialized_start=1007
+  _globals['_RESETSESSIONREQUEST']._serialized_end=1089
+  _globals['_RESETSESSIONRESPONSE']._serialized_start=1091
+  _globals['_RESETSESSIONRESPONSE']._serialized_end=1148
+  _globals['_SNAPSHOTSESSIONREQUEST']._serialized_start=1150
+  _globals['_SNAPSHOTSESSIONREQUEST']._serialized_end=1194
+  _globals['_SNAPSHOTSESSIONRESPONSE']._serialized_start=1196
+  _globals['_SNAPSHOTSESSIONRESPONSE']._serialized_end=1274
+  _globals['_RESTORESESSIONREQUEST']._serialized_start=1276
+  _globals['_RESTORESESSIONREQUEST']._serialized_end=1402
+  _globals['_RESTORESESSIONRESPONSE']._serialized_start=1404
+  _globals['_RESTORESESSIONRESPONSE']._serialized_end=1496
+  _globals['_FORKSESSIONREQUEST']._serialized_start=1498
+  _globals['_FORKSESSIONREQUEST']._serialized_end=1538
+  _globals['_FORKSESSIONRESPONSE']._serialized_start=1540
+  _globals['_FORKSESSIONRESPONSE']._serialized_end=1629
+  _globals['_SESSIONSERVICE']._serialized_start=1728
+  _globals['_SESSIONSERVICE']._serialized_end=2363
 # @@protoc_insertion_point(module_scope)

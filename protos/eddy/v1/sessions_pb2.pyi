@@ -1,5 +1,6 @@
 from eddy.v1 import inference_pb2 as _inference_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -7,8 +8,21 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TIER_UNSPECIFIED: _ClassVar[Tier]
+    TIER_DEVICE: _ClassVar[Tier]
+    TIER_HOST: _ClassVar[Tier]
+    TIER_STORE: _ClassVar[Tier]
+    TIER_INITIAL: _ClassVar[Tier]
+TIER_UNSPECIFIED: Tier
+TIER_DEVICE: Tier
+TIER_HOST: Tier
+TIER_STORE: Tier
+TIER_INITIAL: Tier
+
 class Session(_message.Message):
-    __slots__ = ("session_id", "fingerprint", "model", "version", "epoch", "next_position", "max_in_flight", "idle_seconds", "idle_timeout_seconds", "attached", "package_digest")
+    __slots__ = ("session_id", "fingerprint", "model", "version", "epoch", "next_position", "max_in_flight", "idle_seconds", "idle_timeout_seconds", "attached", "package_digest", "resume_token", "durable_position", "durable", "tier")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +34,10 @@ class Session(_message.Message):
     IDLE_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     ATTACHED_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_POSITION_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     fingerprint: str
     model: str
@@ -31,7 +49,11 @@ class Session(_message.Message):
     idle_timeout_seconds: float
     attached: bool
     package_digest: str
-    def __init__(self, session_id: _Optional[bytes] = ..., fingerprint: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., epoch: _Optional[int] = ..., next_position: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., idle_timeout_seconds: _Optional[float] = ..., attached: _Optional[bool] = ..., package_digest: _Optional[str] = ...) -> None: ...
+    resume_token: bytes
+    durable_position: int
+    durable: bool
+    tier: Tier
+    def __init__(self, session_id: _Optional[bytes] = ..., fingerprint: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., epoch: _Optional[int] = ..., next_position: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., idle_timeout_seconds: _Optional[float] = ..., attached: _Optional[bool] = ..., package_digest: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., durable_position: _Optional[int] = ..., durable: _Optional[bool] = ..., tier: _Optional[_Union[Tier, str]] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
     __slots__ = ("model", "version", "max_in_flight", "idle_timeout_seconds", "prime", "initial_states")
@@ -100,13 +122,65 @@ class CloseSessionResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ResetSessionRequest(_message.Message):
-    __slots__ = ("session_id",)
+    __slots__ = ("session_id", "initial_states")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_STATES_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
-    def __init__(self, session_id: _Optional[bytes] = ...) -> None: ...
+    initial_states: _containers.RepeatedCompositeFieldContainer[_inference_pb2.Tensor]
+    def __init__(self, session_id: _Optional[bytes] = ..., initial_states: _Optional[_Iterable[_Union[_inference_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class ResetSessionResponse(_message.Message):
     __slots__ = ("session",)
     SESSION_FIELD_NUMBER: _ClassVar[int]
     session: Session
     def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
+
+class SnapshotSessionRequest(_message.Message):
+    __slots__ = ("session_id",)
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    def __init__(self, session_id: _Optional[bytes] = ...) -> None: ...
+
+class SnapshotSessionResponse(_message.Message):
+    __slots__ = ("snapshot", "session")
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    snapshot: bytes
+    session: Session
+    def __init__(self, snapshot: _Optional[bytes] = ..., session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
+
+class RestoreSessionRequest(_message.Message):
+    __slots__ = ("snapshot", "model", "version", "max_in_flight", "idle_timeout_seconds")
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    IDLE_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    snapshot: bytes
+    model: str
+    version: str
+    max_in_flight: int
+    idle_timeout_seconds: float
+    def __init__(self, snapshot: _Optional[bytes] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., max_in_flight: _Optional[int] = ..., idle_timeout_seconds: _Optional[float] = ...) -> None: ...
+
+class RestoreSessionResponse(_message.Message):
+    __slots__ = ("session", "limits")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    session: Session
+    limits: _inference_pb2.Limits
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., limits: _Optional[_Union[_inference_pb2.Limits, _Mapping]] = ...) -> None: ...
+
+class ForkSessionRequest(_message.Message):
+    __slots__ = ("session_id",)
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    def __init__(self, session_id: _Optional[bytes] = ...) -> None: ...
+
+class ForkSessionResponse(_message.Message):
+    __slots__ = ("session", "limits")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    session: Session
+    limits: _inference_pb2.Limits
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., limits: _Optional[_Union[_inference_pb2.Limits, _Mapping]] = ...) -> None: ...

@@ -59,6 +59,21 @@ class SessionServiceStub:
                 request_serializer=eddy_dot_v1_dot_sessions__pb2.ResetSessionRequest.SerializeToString,
                 response_deserializer=eddy_dot_v1_dot_sessions__pb2.ResetSessionResponse.FromString,
                 _registered_method=True)
+        self.SnapshotSession = channel.unary_unary(
+                '/eddy.v1.SessionService/SnapshotSession',
+                request_serializer=eddy_dot_v1_dot_sessions__pb2.SnapshotSessionRequest.SerializeToString,
+                response_deserializer=eddy_dot_v1_dot_sessions__pb2.SnapshotSessionResponse.FromString,
+                _registered_method=True)
+        self.RestoreSession = channel.unary_unary(
+                '/eddy.v1.SessionService/RestoreSession',
+                request_serializer=eddy_dot_v1_dot_sessions__pb2.RestoreSessionRequest.SerializeToString,
+                response_deserializer=eddy_dot_v1_dot_sessions__pb2.RestoreSessionResponse.FromString,
+                _registered_method=True)
+        self.ForkSession = channel.unary_unary(
+                '/eddy.v1.SessionService/ForkSession',
+                request_serializer=eddy_dot_v1_dot_sessions__pb2.ForkSessionRequest.SerializeToString,
+                response_deserializer=eddy_dot_v1_dot_sessions__pb2.ForkSessionResponse.FromString,
+                _registered_method=True)
 
 
 class SessionServiceServicer:
@@ -95,6 +110,27 @@ class SessionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SnapshotSession(self, request, context):
+        """All that a session is, as bytes: its states and position. The session goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreSession(self, request, context):
+        """A new session that stands where a snapshot was taken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForkSession(self, request, context):
+        """A new session that stands where another one stands.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -122,6 +158,21 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.ResetSession,
                     request_deserializer=eddy_dot_v1_dot_sessions__pb2.ResetSessionRequest.FromString,
                     response_serializer=eddy_dot_v1_dot_sessions__pb2.ResetSessionResponse.SerializeToString,
+            ),
+            'SnapshotSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.SnapshotSession,
+                    request_deserializer=eddy_dot_v1_dot_sessions__pb2.SnapshotSessionRequest.FromString,
+                    response_serializer=eddy_dot_v1_dot_sessions__pb2.SnapshotSessionResponse.SerializeToString,
+            ),
+            'RestoreSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreSession,
+                    request_deserializer=eddy_dot_v1_dot_sessions__pb2.RestoreSessionRequest.FromString,
+                    response_serializer=eddy_dot_v1_dot_sessions__pb2.RestoreSessionResponse.SerializeToString,
+            ),
+            'ForkSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkSession,
+                    request_deserializer=eddy_dot_v1_dot_sessions__pb2.ForkSessionRequest.FromString,
+                    response_serializer=eddy_dot_v1_dot_sessions__pb2.ForkSessionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -259,6 +310,87 @@ class SessionService:
             '/eddy.v1.SessionService/ResetSession',
             eddy_dot_v1_dot_sessions__pb2.ResetSessionRequest.SerializeToString,
             eddy_dot_v1_dot_sessions__pb2.ResetSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SnapshotSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/eddy.v1.SessionService/SnapshotSession',
+            eddy_dot_v1_dot_sessions__pb2.SnapshotSessionRequest.SerializeToString,
+            eddy_dot_v1_dot_sessions__pb2.SnapshotSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/eddy.v1.SessionService/RestoreSession',
+            eddy_dot_v1_dot_sessions__pb2.RestoreSessionRequest.SerializeToString,
+            eddy_dot_v1_dot_sessions__pb2.RestoreSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/eddy.v1.SessionService/ForkSession',
+            eddy_dot_v1_dot_sessions__pb2.ForkSessionRequest.SerializeToString,
+            eddy_dot_v1_dot_sessions__pb2.ForkSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,
