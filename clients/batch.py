@@ -23,6 +23,8 @@ from eddy.clients.results import Results, no_results, read_results
 from eddy.clients.tensors import Inputs, Outputs, RaggedOutputs
 from eddy.v1 import inference_pb2
 
+_TOKEN_BYTES = 16
+
 
 class SessionBatch:
     """B sessions of one model, stepped together by arrays. Made by `Client.batch` or `Client.open_batch`."""
@@ -31,6 +33,8 @@ class SessionBatch:
         self, connection: Connection, group: Group, opened: inference_pb2.SessionsOpened, start: int = 0
     ) -> None:
         self.ids: list[bytes] = list(opened.session_ids)
+        tokens = opened.resume_tokens
+        self.resume_tokens = [tokens[at : at + _TOKEN_BYTES] for at in range(0, len(tokens), _TOKEN_BYTES)]
         self.model = opened.model
         self.version = opened.version
         # Changed only by `step`, `reset` and `close`; uint64 [B] each.

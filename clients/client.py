@@ -124,6 +124,7 @@ class Client(UnaryCalls):
             opened.model,
             opened.version,
             opened.max_in_flight,
+            opened.resume_tokens,
         )
         return self._add(stream, group, grant)
 
@@ -148,13 +149,18 @@ class Client(UnaryCalls):
         opened, stream, group = await self._open(model, version, count, 1, 0.0, begin)
         return SessionBatch(stream, group, opened)
 
-    async def attach(self, session_id: bytes) -> Session:
+    async def attach(self, session_id: bytes, resume_token: bytes = b"") -> Session:
         """Takes over a session by its id, at the position it has reached; whoever had it before is fenced.
 
+        Args:
+            resume_token: what came with the id: `session.resume_token`.
+
         Raises:
-            SessionEnded: no such session is open.
+            SessionEnded: no such session is open; NotAllowed: the token is not the session's.
         """
-        request = inference_pb2.StreamRequest(attach=inference_pb2.AttachSession(session_id=session_id))
+        request = inference_pb2.StreamRequest(
+            attach=inference_pb2.AttachSession(session_id=session_id, resume_token=resume_token)
+        )
         stream = self._stream()
         attached = (await stream.request(request)).attached
         group = await self._catalog.group(attached.model, attached.version, attached.package_digest, attached.limits)
@@ -165,6 +171,7 @@ class Client(UnaryCalls):
             attached.model,
             attached.version,
             attached.max_in_flight,
+            resume_token,
         )
         return self._add(stream, group, grant)
 

@@ -58,7 +58,7 @@ class ServerBusy(EddyError):
 
 
 class NotAllowed(EddyError):
-    """The operator of the server does not allow this call."""
+    """The operator of the server does not allow this call, or the session's resume token is another."""
 
 
 class ModelUnavailable(EddyError):

@@ -71,7 +71,7 @@ class Calls:
     prepare: Callable[[generation_pb2.GenerateRequest], Awaitable[None]]
     begin: Callable[[bytes], Any]
     find: Callable[[bytes], Awaitable[sessions_pb2.Session]]
-    attach: Callable[[bytes], Awaitable[Session]]
+    attach: Callable[[bytes, bytes], Awaitable[Session]]
 
 
 class Generation:
@@ -122,7 +122,10 @@ class Generation:
             raise SessionEnded("the session ends with its generation: ask with keep_session=True", "SESSION_CLOSED")
         position = None if self._finished is None else self._finished.next_position
         started = self.started
-        return KeptSession(started.session_id, started.epoch, position, started.model, started.version)
+        # Only whoever begins a session is told its token.
+        source = self._source
+        token = started.resume_token or (b"" if source is None or isinstance(source, bytes) else source.resume_token)
+        return KeptSession(started.session_id, started.epoch, position, started.model, started.version, token)
 
     async def __aenter__(self) -> Self:
         assert self._call is None, "a generation is begun once"
@@ -147,7 +150,7 @@ class Generation:
         source, existing = self._source, self._request.existing
         if isinstance(source, KeptSession) and source.position is None:
             # Something of the generation that was cut off may still be under way; taken over, the session stands.
-            source = self._source = await self._calls.attach(source.id)
+            source = self._source = await self._calls.attach(source.id, source.resume_token)
         if isinstance(source, Session):
             await source.lend()
             self._is_borrowed = True

@@ -66,6 +66,7 @@ class Started:
     Attributes:
         seed: the one asked for, or the one that the server chose.
         position: of the prompt's first token in the session.
+        resume_token: of a new session, what `Client.attach` asks for beside the id; otherwise empty.
     """
 
     session_id: bytes
@@ -75,6 +76,7 @@ class Started:
     seed: int
     num_prompt_tokens: int
     position: int
+    resume_token: bytes = b""
 
 
 class FinishReason(StrEnum):
@@ -137,6 +139,7 @@ class KeptSession:
     position: int | None
     model: str
     version: str
+    resume_token: bytes = b""
 
 
 def piece(message: generation_pb2.GeneratedTokens) -> Piece:
@@ -169,6 +172,7 @@ def started(message: generation_pb2.GenerationStarted) -> Started:
         message.seed,
         message.num_prompt_tokens,
         message.position,
+        message.resume_token,
     )
 
 

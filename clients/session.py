@@ -37,7 +37,7 @@ from eddy.v1 import inference_pb2
 
 @dataclass(frozen=True, slots=True)
 class SessionGrant:
-    """What the server gave for one session: its id, its handle on this stream, and its limits."""
+    """What the server gave for one session: its id and token, its handle on this stream, and its limits."""
 
     session_id: bytes
     handle: int
@@ -45,6 +45,7 @@ class SessionGrant:
     model: str
     version: str
     max_in_flight: int
+    resume_token: bytes
 
 
 class Session:
@@ -52,6 +53,7 @@ class Session:
 
     def __init__(self, connection: Connection, group: Group, grant: SessionGrant, forget: Any) -> None:
         self.id = grant.session_id
+        self.resume_token = grant.resume_token
         self.model = grant.model
         self.version = grant.version
         self.max_in_flight = grant.max_in_flight
@@ -218,7 +220,9 @@ class Session:
         if self._end is not None or self._connection.failure is not None:
             self._turns.release(self.max_in_flight)
             return
-        request = inference_pb2.StreamRequest(attach=inference_pb2.AttachSession(session_id=self.id))
+        request = inference_pb2.StreamRequest(
+            attach=inference_pb2.AttachSession(session_id=self.id, resume_token=self.resume_token)
+        )
         attaching = self._connection.post(request, self._recovered)
         attaching.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:

@@ -121,9 +121,9 @@ class SyncClient:
         finally:
             batch.close()
 
-    def attach(self, session_id: bytes) -> SyncSession:
+    def attach(self, session_id: bytes, resume_token: bytes = b"") -> SyncSession:
         """As `Client.attach`."""
-        return SyncSession(self._loop, self.call(lambda: self._client.attach(session_id)))
+        return SyncSession(self._loop, self.call(lambda: self._client.attach(session_id, resume_token)))
 
     def sessions(self, model: str = "", page_size: int = 100) -> list[sessions_pb2.Session]:
         """As `Client.sessions`, all of them."""

@@ -101,6 +101,6 @@ async def _come_back(client: Client, server: ServerProcess, model: str, tokens: 
     async with Client(server.target) as first:
         session = await first.open(model)
         before = await session.step(tokens[:20])
-    async with await client.attach(session.id) as resumed:
+    async with await client.attach(session.id, session.resume_token) as resumed:
         after = await resumed.step(tokens[resumed.position : 40])
     return np.concatenate([before, after]).tobytes() == unbroken.tobytes()

@@ -320,6 +320,7 @@ class GenerateCall:
             seed=self._plan.sampling.seed,
             num_prompt_tokens=len(self._plan.prompt),
             position=self._info.next_position,
+            resume_token=b"" if self._opened is None else self._opened.resume_tokens[0],
         )
 
     def _finished(self, reason: FinishReason, generation: Generation | BeamSearch) -> wire.GenerationFinished:

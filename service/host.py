@@ -37,7 +37,7 @@ class Opened:
     """Sessions that were opened.
 
     Attributes:
-        rows: table rows, int64 [n]; handles: uint64 [n]; session_ids: 16 bytes each.
+        rows: table rows, int64 [n]; handles: uint64 [n]; session_ids, resume_tokens: 16 bytes each.
         ready: done once the states that they begin with are written; an `EddyError` when that failed, and then the
             sessions are closed. None where there is nothing to write.
     """
@@ -46,6 +46,7 @@ class Opened:
     rows: np.ndarray
     handles: np.ndarray
     session_ids: list[bytes]
+    resume_tokens: list[bytes]
     max_in_flight: int
     idle_timeout_seconds: float
     ready: asyncio.Future[None] | None
@@ -267,12 +268,12 @@ class Host:
         in_flight, idle = max_in_flight or 1, idle_timeout_seconds or model.idle_timeout_seconds(usual, limit)
         rows = model.open_sessions(count, stream, in_flight, idle)
         handles = self.table.handle[rows]
-        ids = self.table.ids_of(rows)
+        ids, tokens = self.table.ids_of(rows), self.table.tokens_of(rows)
         ready = None
         if start is not None:
             ready = asyncio.get_running_loop().create_future()
             self._begin(model, rows, start, ready)
-        return Opened(model, rows, handles, ids, in_flight, idle, ready)
+        return Opened(model, rows, handles, ids, tokens, in_flight, idle, ready)
 
     def _begin(self, model: ServedModel, rows: np.ndarray, start: Start, ready: asyncio.Future[None]) -> None:
         """Has `start` written as the states of the sessions in `rows`; they are busy until then."""
@@ -294,16 +295,19 @@ class Host:
             raise
         self.dispatcher.notify(model)
 
-    def attach(self, session_id: bytes, stream: int, done: Callable[[int | EddyError], None]) -> None:
+    def attach(
+        self, session_id: bytes, resume_token: bytes, stream: int, done: Callable[[int | EddyError], None]
+    ) -> None:
         """`stream` takes over a session once the chunks before it are through; `done` is told its row.
 
         `done` is told an error if the session or the stream has ended by then.
 
         Raises:
-            EddyError: unknown session, draining.
+            EddyError: unknown session, another's token, draining.
         """
         self.refuse_if_draining()
         row = self.table.row_of_id(session_id)
+        self.table.check_token(row, resume_token)
 
         def take_over() -> None:
             try:

@@ -40,7 +40,7 @@ class SessionCalls:
         await opened.begun()
         info = self._host.table.info(int(opened.rows[0]))
         return sessions_pb2.OpenSessionResponse(
-            session=self._session(info, with_id=True),
+            session=self._session(info, with_id=True, resume_token=opened.resume_tokens[0]),
             limits=codec.limits_message(opened.model.config, self._max_message_bytes),
         )
 
@@ -103,7 +103,7 @@ class SessionCalls:
             apply(np.array([row]), partial(_resolve, done))
             is_missed = len(await done) > 0
 
-    def _session(self, info: SessionInfo, *, with_id: bool) -> sessions_pb2.Session:
+    def _session(self, info: SessionInfo, *, with_id: bool, resume_token: bytes = b"") -> sessions_pb2.Session:
         file = self._host.catalog.served[info.model].file
         return sessions_pb2.Session(
             session_id=info.session_id if with_id else b"",
@@ -117,6 +117,7 @@ class SessionCalls:
             idle_timeout_seconds=info.idle_timeout_seconds,
             attached=info.is_attached,
             package_digest=file.package,
+            resume_token=resume_token,
         )
 
 

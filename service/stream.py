@@ -217,6 +217,7 @@ class StreamConnection(Connection):
     def _send_opened(self, tag: int, opened: Opened) -> None:
         message = inference_pb2.SessionsOpened(
             session_ids=opened.session_ids,
+            resume_tokens=b"".join(opened.resume_tokens),
             handles=opened.handles.astype("<u8").tobytes(),
             epochs=(opened.handles >> np.uint64(32)).astype("<u4").tobytes(),
             model=opened.model.file.name,
@@ -247,7 +248,7 @@ class StreamConnection(Connection):
             )
             self._send(inference_pb2.StreamResponse(tag=tag, attached=message))
 
-        self._host.attach(request.session_id, self.number, attached)
+        self._host.attach(request.session_id, request.resume_token, self.number, attached)
 
     def _close(self, tag: int, request: inference_pb2.CloseSessions) -> None:
         handles = codec.read_handles(request.handles, "close.handles")

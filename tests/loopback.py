@@ -21,7 +21,15 @@ import onnx
 from google.rpc import status_pb2
 from graphs import PRIME_FILE, Family, family
 
-from eddy.service.config import Config, InspectionConfig, ModelConfig, RepositoryConfig, ServerConfig, SessionConfig
+from eddy.service.config import (
+    Config,
+    InspectionConfig,
+    ModelConfig,
+    RepositoryConfig,
+    ServerConfig,
+    SessionConfig,
+    StateConfig,
+)
 from eddy.service.host import Host
 from eddy.service.server import Server
 from eddy.v1 import contract_pb2, errors_pb2, inference_pb2
@@ -60,6 +68,7 @@ def configure(
     server: Any = None,
     session: Any = None,
     model: Any = None,
+    state: Any = None,
     inspection: Any = None,
     repository: Any = None,
 ) -> Config:
@@ -68,6 +77,7 @@ def configure(
         ServerConfig(**({"grpc_port": 0, "http_port": 0, "model_repository": str(folder)} | (server or {}))),
         SessionConfig(**(session or {})),
         ModelConfig(**({"max_slots": 256, "max_rows": 64, "max_steps": 512} | (model or {}))),
+        StateConfig(**(state or {})),
         InspectionConfig(**(inspection or {})),
         repository=RepositoryConfig(**(repository or {})),
     )
@@ -257,6 +267,12 @@ def tensor(name: str, values: np.ndarray) -> inference_pb2.Tensor:
 def array(message: inference_pb2.Tensor) -> np.ndarray:
     """An array from the wire."""
     return np.frombuffer(message.data, _NUMPY[message.dtype]).reshape(tuple(message.shape))
+
+
+def attach_request(opened: inference_pb2.SessionsOpened, number: int = 0) -> inference_pb2.AttachSession:
+    """The request to take over one of the sessions that `opened` told of."""
+    token = opened.resume_tokens[16 * number : 16 * number + 16]
+    return inference_pb2.AttachSession(session_id=opened.session_ids[number], resume_token=token)
 
 
 def column(values: Sequence[int]) -> bytes:

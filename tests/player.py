@@ -28,6 +28,7 @@ class Session:
     """
 
     session_id: bytes
+    resume_token: bytes
     handle: int
     inputs: list[np.ndarray]
     start: Start | None = None
@@ -81,10 +82,11 @@ class Player:
             self._spec.name, num_sessions, max_in_flight=self._max_in_flight, prime=self.prime(starts)
         )
         handles = np.frombuffer(opened.handles, "<u8").tolist()
-        for session_id, handle, start in zip(opened.session_ids, handles, starts, strict=True):
+        tokens = [opened.resume_tokens[at : at + 16] for at in range(0, 16 * num_sessions, 16)]
+        for session_id, token, handle, start in zip(opened.session_ids, tokens, handles, starts, strict=True):
             length = int(self._generator.integers(1, max_length + 1))
             has_ends = self._spec.ends is not None
-            self.sessions.append(Session(session_id, handle, self._feeds(length), start, has_ends=has_ends))
+            self.sessions.append(Session(session_id, token, handle, self._feeds(length), start, has_ends=has_ends))
         while any(session.answered < session.length for session in self.sessions):
             breaks = num_breaks > 0 and self._generator.random() < 0.3
             await self._round(client, is_last=breaks)
@@ -160,7 +162,8 @@ class Player:
     async def _reattach(self, client: StreamClient) -> None:
         """Takes every session over and sends again what was not answered: applied or not, it takes effect once."""
         for session in self.sessions:
-            response = await client.send(attach=inference_pb2.AttachSession(session_id=session.session_id))
+            request = inference_pb2.AttachSession(session_id=session.session_id, resume_token=session.resume_token)
+            response = await client.send(attach=request)
             old, session.handle = session.handle, response.attached.handle
             detail = await client.refusal(step=chunk(self._spec, [old], [session.answered], *self._some_step(session)))
             assert Reason(detail.reason) in (Reason.FENCED, Reason.UNKNOWN_SESSION)

@@ -166,7 +166,7 @@ def test_an_end_survives_a_takeover(ahead: Path) -> None:
             session = await client.open("ahead")
             await session.step([1, 2, 3, 4])
             await session.flush()
-            again = await client.attach(session.id)
+            again = await client.attach(session.id, session.resume_token)
             assert again.position == 5
             await again.step([5])
             assert (await again.flush()).tolist() == [5]

@@ -189,7 +189,7 @@ def test_reset_and_ended_sessions_of_a_batch(repository: Path) -> None:
         async with connected(configure(repository)) as (_, client, _):
             batch = await client.open_batch("history", 3)
             await batch.step([1, 2, 3])
-            taken = await client.attach(batch.ids[1])
+            taken = await client.attach(batch.ids[1], batch.resume_tokens[1])
             assert await taken.step(5) == 25
             with pytest.raises(Fenced):
                 await batch.reset()

@@ -41,11 +41,11 @@ async def by_hand(session: Session, ids: list[int], num_tokens: int, unknown: in
     return tokens, logs
 
 
-async def attached(client: Client, session_id: bytes) -> Session:
+async def attached(client: Client, session_id: bytes, resume_token: bytes) -> Session:
     """A session taken over, however many streams begin on the connection before gRPC has seen that it is cut."""
     while True:
         try:
-            return await client.attach(session_id)
+            return await client.attach(session_id, resume_token)
         except errors.Disconnected:
             await asyncio.sleep(0)
 
@@ -131,7 +131,7 @@ def test_a_kept_session_goes_on() -> None:
             assert caught.value.next_position == len(PROMPT) + 60
             found = await client.find_session(kept.id)
             assert (found.next_position, found.model) == (len(PROMPT) + 60, MODEL)
-            taken = await client.attach(kept.id)
+            taken = await client.attach(kept.id, kept.resume_token)
             assert (await taken.step([5, 6])).shape[0] == 2
             with pytest.raises(errors.Fenced):
                 await client.complete(session=third.session, prompt="x")
@@ -284,7 +284,7 @@ def test_a_session_that_another_client_takes() -> None:
             session = await client.open(MODEL)
             async with client.generate(session=session, prompt=PROMPT) as generation:
                 await anext(generation)
-                taken = await thief.attach(session.id)
+                taken = await thief.attach(session.id, session.resume_token)
                 for _ in range(2):
                     with pytest.raises(errors.Fenced):
                         await generation.read()
@@ -405,7 +405,7 @@ def test_a_server_that_goes_while_it_writes() -> None:
                         await generation.read()
                 with pytest.raises(errors.Disconnected):
                     await session.step(3)
-                again = await attached(far, session.id)
+                again = await attached(far, session.id, session.resume_token)
                 await again.step(3)
                 assert (await far.complete(session=again, prompt="x", max_tokens=3)).finished.num_tokens == 3
 

@@ -46,7 +46,7 @@ def test_taking_a_session_over(repository: Path) -> None:
         async with connected(configure(repository)) as (loopback, first, _), Client(channel=loopback.channel) as second:
             session = await first.open("history", max_in_flight=3)
             await session.step([1, 2])
-            taken = await second.attach(session.id)
+            taken = await second.attach(session.id, session.resume_token)
             assert (taken.position, taken.max_in_flight, taken.model, taken.id) == (2, 3, "history", session.id)
             assert await taken.step(3) == 123
             with pytest.raises(Fenced) as caught:
@@ -54,7 +54,7 @@ def test_taking_a_session_over(repository: Path) -> None:
             assert caught.value.epoch == int.from_bytes(taken.handle, "little") >> 32
             await session.close()
             assert await taken.step(4) == 1234
-            again = await second.attach(session.id)
+            again = await second.attach(session.id, session.resume_token)
             assert await again.step(5) == 12345
             await taken.close()
             assert await again.step(6) == 123456
@@ -94,7 +94,7 @@ def test_the_connection_breaks(repository: Path) -> None:
                 while taken is None:
                     # gRPC may begin a stream on a connection that has been cut and not yet closed on this side.
                     with contextlib.suppress(Disconnected):
-                        taken = await client.attach(sessions[5].id)
+                        taken = await client.attach(sessions[5].id, sessions[5].resume_token)
             applied = taken.position
             assert applied in (2, 3)
             digits = [1, 2, 3, 4][:applied]
@@ -162,7 +162,7 @@ def test_garbage_from_the_server_ends_the_stream(repository: Path, caplog: pytes
                 with pytest.raises(Disconnected, match="DecodeError"):
                     await session.step(1)
                 channel.is_damaged = False
-                again = await client.attach(session.id)
+                again = await client.attach(session.id, session.resume_token)
                 assert await again.step(2) == 12
 
     run(scenario())
@@ -211,7 +211,12 @@ def test_a_draining_server(repository: Path) -> None:
             batch = await client.open_batch("history", 2)
             await session.step(1)
             assert await loopback.host.drain()
-            for refused in (session.step(2), batch.step([1, 2]), client.open("history"), client.attach(session.id)):
+            for refused in (
+                session.step(2),
+                batch.step([1, 2]),
+                client.open("history"),
+                client.attach(session.id, session.resume_token),
+            ):
                 with pytest.raises(ServerBusy) as caught:
                     await refused
                 assert caught.value.reason == "DRAINING"
@@ -320,7 +325,7 @@ def test_several_threads_share_a_blocking_client(repository: Path) -> None:
             assert batch.step_outputs([4], rows=[1])["y"].tolist() == [24]
             batch.reset()
             assert batch.step([1, 2, 3]).tolist() == [1, 2, 3]
-            taken = client.attach(batch.batch.ids[0])
+            taken = client.attach(batch.batch.ids[0], batch.batch.resume_tokens[0])
             assert taken.step(np.array([2, 3])).tolist() == [12, 123]
 
 

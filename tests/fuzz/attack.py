@@ -221,7 +221,13 @@ class CallAttack:
                 if response.HasField("started"):
                     started = response.started
                     self._builder.share(
-                        Session(started.session_id, started.epoch << 32, started.model, started.position)
+                        Session(
+                            started.session_id,
+                            started.epoch << 32,
+                            started.model,
+                            started.position,
+                            started.resume_token,
+                        )
                     )
         finally:
             call.cancel()

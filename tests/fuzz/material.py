@@ -40,6 +40,7 @@ class Session:
     handle: int
     model: str
     position: int
+    resume_token: bytes = b""
 
 
 class Builder:
@@ -76,7 +77,8 @@ class Builder:
             request.open.idle_timeout_seconds = random.choice((0.0, 1.0, 2.5))
             self._begin(request.open, request.open.count)
         elif kind < 0.12 and self._shared:
-            request.attach.session_id = random.choice(self._shared).session_id
+            other = random.choice(self._shared)
+            request.attach.session_id, request.attach.resume_token = other.session_id, other.resume_token
         elif kind < 0.20:
             request.close.handles = self._handles()
         elif kind < 0.25:
@@ -153,15 +155,20 @@ class Builder:
         kind = response.WhichOneof("event")
         if kind == "opened":
             handles = np.frombuffer(response.opened.handles, "<u8").tolist()
-            for session_id, handle in zip(response.opened.session_ids, handles, strict=True):
-                session = Session(session_id, handle, response.opened.model, 0)
+            tokens = response.opened.resume_tokens
+            for number, session_id in enumerate(response.opened.session_ids):
+                token = tokens[16 * number : 16 * number + 16]
+                session = Session(session_id, handles[number], response.opened.model, 0, token)
                 self._own.append(session)
                 if self._random.random() < 0.2:
                     self.share(session)
             del self._own[: max(0, len(self._own) - 200)]
         elif kind == "attached":
             attached = response.attached
-            session = Session(request.attach.session_id, attached.handle, attached.model, attached.next_position)
+            asked = request.attach
+            session = Session(
+                asked.session_id, attached.handle, attached.model, attached.next_position, asked.resume_token
+            )
             self._own.append(session)
         elif kind == "reset":
             old = np.frombuffer(request.reset.handles, "<u8").tolist()
@@ -191,7 +198,8 @@ class Builder:
         """Takes the answer to a call."""
         if isinstance(response, sessions_pb2.OpenSessionResponse | sessions_pb2.ResetSessionResponse):
             session = response.session
-            self.share(Session(session.session_id, session.epoch << 32, session.model, session.next_position))
+            handle, position = session.epoch << 32, session.next_position
+            self.share(Session(session.session_id, handle, session.model, position, session.resume_token))
 
     def _session(self) -> Session:
         if not self._shared:

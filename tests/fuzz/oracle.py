@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 from graphs import family
-from loopback import StreamClient, array, chunk, tensor
+from loopback import StreamClient, array, attach_request, chunk, tensor
 from target import MAX_ROWS, SHIPPED, Target
 
 from eddy.v1 import generation_pb2, inference_pb2
@@ -33,6 +33,7 @@ class HistoryOracle:
         self.num_checked = 0
         # A session's id, handle, position, history, and its last chunk with the answer to that.
         self._ids: list[bytes] = []
+        self._attaching: list[inference_pb2.AttachSession] = []
         self._handles: list[int] = []
         self._positions = [0] * _NUM_SESSIONS
         self._spelled = np.zeros(_NUM_SESSIONS, np.int64)
@@ -56,9 +57,10 @@ class HistoryOracle:
         if not self._ids:
             opened = await stream.open("history", _NUM_SESSIONS)
             self._ids = list(opened.session_ids)
+            self._attaching = [attach_request(opened, number) for number in range(_NUM_SESSIONS)]
             self._handles = np.frombuffer(opened.handles, "<u8").tolist()
-        for number, session_id in enumerate(self._ids):
-            response = await stream.send(attach=inference_pb2.AttachSession(session_id=session_id))
+        for number, request in enumerate(self._attaching):
+            response = await stream.send(attach=request)
             assert response.attached.next_position == self._positions[number], response
             self._handles[number] = response.attached.handle
 

@@ -394,7 +394,9 @@ def test_a_second_writer_is_told_apart() -> None:
             row = table.row_of_id(written.started.session_id)
             await until(lambda: table.next_position[row] > 30)
             async with running.stream() as stream:
-                attach = inference_pb2.AttachSession(session_id=written.started.session_id)
+                attach = inference_pb2.AttachSession(
+                    session_id=written.started.session_id, resume_token=written.started.resume_token
+                )
                 attached = (await stream.send(attach=attach)).attached
                 assert (await broken(calling, written)).reason == errors_pb2.ERROR_REASON_FENCED
                 assert attached.next_position >= len(PROMPT) + len(written.ids) - 1

@@ -810,7 +810,7 @@ def test_clients_keep_sessions_of_two_models_apart(tmp_path: Path) -> None:
                 answers = await asyncio.gather(old.step(digit), new.step(digit))
             assert [int(answer) for answer in answers] == [123, _spelled(7, 1, 2, 3)[-1]]
             assert (await client.infer("history", [[1, 2]], "1"))[0].tolist() == [1, 9]
-            attached = await client.attach(old.id)
+            attached = await client.attach(old.id, old.resume_token)
             assert int(await attached.step(4)) == 1234
             [status] = await client.unload_model("history")
             assert status.state == models_pb2.MODEL_STATE_UNLOADED

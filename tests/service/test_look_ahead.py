@@ -14,7 +14,19 @@ import torch
 from graphs import family
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loopback import Loopback, StreamClient, array, chunk, column, configure, end_chunk, serve, tensor, write_model
+from loopback import (
+    Loopback,
+    StreamClient,
+    array,
+    attach_request,
+    chunk,
+    column,
+    configure,
+    end_chunk,
+    serve,
+    tensor,
+    write_model,
+)
 
 from eddy.service.errors import Reason
 from eddy.training.export import draw_model, export_graphs
@@ -196,7 +208,7 @@ def test_an_end_after_another_client_has_taken_over(repository: Path) -> None:
         [handle] = np.frombuffer(opened.handles, "<u8").tolist()
         await client.step(AHEAD, [handle], [0], [[1, 2, 3]])
         async with running.stream() as other:
-            response = await other.send(attach=inference_pb2.AttachSession(session_id=opened.session_ids[0]))
+            response = await other.send(attach=attach_request(opened))
             detail = await client.refusal(step=end_chunk([handle], [3]))
             assert detail.reason == Reason.FENCED
             ended = (await other.send(step=end_chunk([response.attached.handle], [3]))).step

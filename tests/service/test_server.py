@@ -17,6 +17,7 @@ from loopback import (
     Loopback,
     StreamClient,
     array,
+    attach_request,
     chunk,
     column,
     configure,
@@ -219,7 +220,7 @@ def test_a_session_moves_from_stream_to_stream(repository: Path) -> None:
             opened = await first.open("history", max_in_flight=2)
             (handle,) = np.frombuffer(opened.handles, "<u8").tolist()
             await first.step(HISTORY, [handle], [0], [[1, 2]])
-            response = await second.send(attach=inference_pb2.AttachSession(session_id=opened.session_ids[0]))
+            response = await second.send(attach=attach_request(opened))
             attached = response.attached
             assert (attached.next_position, attached.model, attached.version) == (2, "history", "1")
             assert (attached.max_in_flight, attached.epoch) == (2, np.frombuffer(opened.epochs, "<u4")[0] + 1)
@@ -246,7 +247,7 @@ def test_closing_by_id_while_another_takes_over(repository: Path) -> None:
                 opened = await stream.open("history")
                 (handle,) = np.frombuffer(opened.handles, "<u8").tolist()
                 applied = await stream.post(step=chunk(HISTORY, [handle], [0], [[1] * 64]))
-                attached = await stream.post(attach=inference_pb2.AttachSession(session_id=opened.session_ids[0]))
+                attached = await stream.post(attach=attach_request(opened))
                 close = sessions_pb2.CloseSessionRequest(session_id=opened.session_ids[0])
                 await loopback.unary("SessionService/CloseSession", close, sessions_pb2.CloseSessionResponse)
                 assert not (await applied).step.errors

@@ -14,7 +14,7 @@ import pytest
 from graphs import family
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loopback import Loopback, StreamClient, array, chunk, configure, detail_of, serve, tensor, until
+from loopback import Loopback, StreamClient, array, attach_request, chunk, configure, detail_of, serve, tensor, until
 
 from eddy.service.cost import Budget
 from eddy.service.errors import Reason
@@ -44,9 +44,9 @@ class Writer:
         # Position -> the history that the answer spelled.
         self.applied: dict[int, int] = {}
 
-    async def attach(self, session_id: bytes) -> None:
+    async def attach(self, opened: inference_pb2.SessionsOpened) -> None:
         """Takes the session over."""
-        response = await self.stream.send(attach=inference_pb2.AttachSession(session_id=session_id))
+        response = await self.stream.send(attach=attach_request(opened))
         self.handle, self.position = response.attached.handle, response.attached.next_position
 
     async def write(self, num_chunks: int) -> None:
@@ -99,17 +99,17 @@ def test_two_streams_in_turns(repository: Path, turns: list[tuple[int, bool, int
             opened = await one.open("history", max_in_flight=4)
             (session_id,) = opened.session_ids
             writers = [Writer(one, 1), Writer(two, 2)]
-            await writers[0].attach(session_id)
+            await writers[0].attach(opened)
             for number, attaches, num_chunks in turns:
                 if sum(len(writer.applied) for writer in writers) > 12:
                     break  # An int64 spells no more.
                 if attaches:
-                    await writers[number].attach(session_id)
+                    await writers[number].attach(opened)
                 await asyncio.gather(writers[number].write(num_chunks), writers[1 - number].write(1))
             row = loopback.host.table.row_of_id(session_id)
             num_steps = int(loopback.host.table.next_position[row])
             assert num_steps == sum(len(writer.applied) for writer in writers)
-            await writers[0].attach(session_id)
+            await writers[0].attach(opened)
             response = await one.step(HISTORY, [writers[0].handle], [num_steps], [[0]])
             _assert_one_history(int(array(response.outputs[0])[0, 0]) // 10, num_steps, *writers)
 
@@ -126,7 +126,7 @@ def test_a_unary_step_with_an_old_epoch_is_fenced(repository: Path) -> None:
             epoch = int(np.frombuffer(opened.epochs, "<u4")[0])
             assert array((await _unary(loopback, session_id, epoch, 0, 4)).outputs[0]).tolist() == [[4]]
             writer = Writer(stream, 7)
-            await writer.attach(session_id)
+            await writer.attach(opened)
             # With the old epoch at every position: nothing of it is applied.
             for position in range(4):
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -232,7 +232,7 @@ def test_a_stream_against_a_generation() -> None:
                 assert (await call.read()).WhichOneof("event") == "started"
                 num_applied, row = 0, host.table.row_of_id(session_id)
                 if takes_over:
-                    await stream.send(attach=inference_pb2.AttachSession(session_id=session_id))
+                    await stream.send(attach=attach_request(opened))
                 else:
                     # Nobody reads the tokens, so the generation comes to rest.
                     await _until_at_rest(lambda row=row: int(host.table.next_position[row]))
