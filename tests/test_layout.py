@@ -36,6 +36,7 @@ RANKS = {
                 "cost",
                 "credentials",
                 "fields",
+                "finite",
                 "http",
                 "metrics",
                 "runtime",
