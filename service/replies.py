@@ -15,9 +15,11 @@ Dimension key: B rows, T steps, E entries, K blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 
+from eddy.service.kept import FORGOTTEN, KeptColumns, StoredReply
 from eddy.service.ports import Port
 
 _NO_BLOCK = 0
@@ -111,8 +113,7 @@ class ReplyStore:
         """Forgets the replies of rings, which stay open."""
         if not len(starts):
             return
-        offsets = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        entries = np.repeat(starts, sizes) + offsets
+        entries = self._entries_of(starts, sizes)
         self._release(self._block[entries])
         self._block[entries] = _NO_BLOCK
         self._position[entries] = -1
@@ -209,6 +210,63 @@ class ReplyStore:
             if block != _NO_BLOCK and self._position[entry] + self._steps[block] == next_position:
                 return self.find(entry, 1, int(self._position[entry]))
         return None
+
+    # Records
+
+    def export_rings(self, starts: np.ndarray, sizes: np.ndarray) -> KeptColumns:
+        """What rings hold; `starts`, `sizes` int [B]. It stays as it is, whatever is kept or forgotten afterwards."""
+        entries, sessions = self._entries_of(starts, sizes), np.repeat(np.arange(len(starts)), sizes)
+        is_used = self._position[entries] >= 0
+        entries, sessions = entries[is_used], sessions[is_used]
+        order = np.lexsort((self._position[entries], sessions))
+        entries, sessions = entries[order], sessions[order]
+        blocks, places = np.unique(self._block[entries], return_inverse=True)
+        steps = np.array([self._steps[block] for block in blocks.tolist()], np.int64)[places]
+        is_kept = self._block[entries] != _NO_BLOCK
+        return KeptColumns(
+            counts=np.bincount(sessions, minlength=len(starts)),
+            positions=self._position[entries],
+            # Of what is forgotten the row column holds T.
+            num_steps=np.where(is_kept, steps, self._row[entries]),
+            num_bytes=np.where(is_kept, steps * self._step_bytes + self._fixed_bytes, 0),
+            blocks=np.where(is_kept, places, FORGOTTEN),
+            rows=self._row[entries].astype(np.int64),
+            parts=tuple(self._blocks[block] for block in blocks.tolist()),
+            ports=self._ports,
+        )
+
+    def import_ring(self, start: int, size: int, replies: tuple[StoredReply, ...]) -> int:
+        """Puts a record's replies into an empty ring, so that those chunks are answered as before.
+
+        Args:
+            replies: by position; of more than `size` the last ones.
+
+        Returns:
+            Which of the ring's entries is the next to be replaced: the session's `ring_next`.
+
+        Raises:
+            ValueError: one has not the bytes of what this model takes and gives; nothing was put.
+        """
+        replies = replies[-size:]
+        for reply in replies:
+            num_bytes = reply.num_steps * self._step_bytes + self._fixed_bytes
+            if reply.data and len(reply.data) != num_bytes:
+                raise ValueError(f"the reply to position {reply.position} has {len(reply.data)} bytes, not {num_bytes}")
+        for entry, reply in enumerate(replies, start):
+            if reply.data:
+                self.keep_one(entry, reply.position, self._parts_of(reply), reply.num_steps)
+            else:
+                self._position[entry], self._row[entry] = reply.position, reply.num_steps
+        return len(replies) % size
+
+    def _parts_of(self, reply: StoredReply) -> tuple[bytes, ...]:
+        ends = list(accumulate(port.row_bytes(reply.num_steps) for port in self._ports))
+        return tuple(reply.data[start:end] for start, end in pairwise([0, *ends]))
+
+    @staticmethod
+    def _entries_of(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        offsets = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return np.asarray(np.repeat(starts, sizes) + offsets)
 
     def _rows_up_to(self, count: int) -> np.ndarray:
         if count > len(self._counting):

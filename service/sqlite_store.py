@@ -1,0 +1,262 @@
+"""The state store in one file, by SQLite: nothing to install and no server, for one process at a time.
+
+Owns the only import of sqlite3, the file's schema and its lock. Must not know what is in a record. A batch is one
+transaction, on the disk when `write` returns; its rows are cut out of a few bound blobs inside SQLite, by one
+statement, so that Python's lock is free meanwhile.
+
+Dimension key: B records of a call.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from eddy.service.record import SESSION_ID_BYTES, Batch
+from eddy.service.store import Outcome, StoreError
+
+SCHEMA_VERSION = 1
+_APPLICATION_ID = 0x45444459  # "EDDY"
+# A few records a page; SQLite's usual 4,096 bytes hold two of LSTM 128 and leave a quarter empty.
+_PAGE_BYTES = 16384
+# The log is copied into the file when it is so long: by a busy server every few seconds, not with every batch.
+_LOG_PAGES = 4096
+# Of one statement's blobs: what SQLite takes is bounded, and so is the memory that copies of them need.
+_PIECE_BYTES = 32 << 20
+# Rows that one call of `purge` looks at, so that no checkpoint waits long for it.
+_PURGE_ROWS = 50_000
+# Numbers are bound as digits, one table of them a column: SQL cannot read integers out of a blob.
+_DIGITS = 20
+
+_CREATE = f"""
+CREATE TABLE sessions (
+  id BLOB NOT NULL UNIQUE,
+  epoch INTEGER NOT NULL,
+  writer BLOB NOT NULL,
+  expires REAL NOT NULL,
+  record BLOB NOT NULL
+);
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+_ROWS = "WITH RECURSIVE row(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM row WHERE i + 1 < :count)"
+
+
+def _number(table: str) -> str:
+    return f"CAST(substr(:{table}, i * {_DIGITS} + 1, {_DIGITS}) AS INTEGER)"
+
+
+# Of constants alone: what is written is bound.
+_ID = f"substr(:ids, i * {SESSION_ID_BYTES} + 1, {SESSION_ID_BYTES})"
+_REFUSED = f"""{_ROWS}
+SELECT i, s.id IS NULL OR s.expires <= :now FROM row LEFT JOIN sessions s ON s.id = {_ID}
+WHERE CASE WHEN s.expires > :now THEN s.epoch ELSE 0 END != {_number("expected")}
+  AND NOT coalesce(s.expires > :now AND s.epoch = {_number("epochs")} AND s.writer = :writer, 0)
+"""  # noqa: S608
+_WRITE = f"""{_ROWS}
+INSERT INTO sessions (id, epoch, writer, expires, record)
+SELECT {_ID}, {_number("epochs")}, :writer, {_number("expires")} / 1000.0,
+  substr(:data, {_number("offsets")} + 1, {_number("sizes")})
+FROM row WHERE true
+ON CONFLICT (id) DO UPDATE
+SET epoch = excluded.epoch, writer = excluded.writer, expires = excluded.expires, record = excluded.record
+"""  # noqa: S608
+_READ = f"{_ROWS} SELECT i, s.record FROM row JOIN sessions s ON s.id = {_ID} WHERE s.expires > :now"  # noqa: S608
+_DELETE = f"""{_ROWS}
+DELETE FROM sessions WHERE rowid IN (
+  SELECT s.rowid FROM row JOIN sessions s ON s.id = {_ID} WHERE s.epoch = {_number("epochs")}
+)
+"""  # noqa: S608
+
+
+class SqliteStore:
+    """A `StateStore` in the file at `path`.
+
+    Args:
+        clock: unix seconds.
+
+    Raises:
+        StoreError: it cannot be opened, another server has it open, or it is not a store of this version.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+        self._path = path
+        self._clock = clock
+        # Used by one thread at a time.
+        self._next_purged = 0
+        with self._failing():
+            # An absent folder is told better by SQLite than by the first write; no time is waited for a lock.
+            self._database = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            with self._failing():
+                self._prepare()
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _prepare(self) -> None:
+        database = self._database
+        database.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+        # One process has the file: others find it locked, until this one ends, in whatever way.
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("BEGIN EXCLUSIVE")
+        has_tables = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        (application,) = database.execute("PRAGMA application_id").fetchone()
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        database.execute("COMMIT")
+        if has_tables and application != _APPLICATION_ID:
+            raise self._error("it is a database of something else: name another file")
+        if has_tables and version != SCHEMA_VERSION:
+            raise self._error(f"it has schema version {version}, this server reads {SCHEMA_VERSION}")
+        (mode,) = database.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise self._error(f"its folder allows no write-ahead log (journal mode {mode})")
+        # A commit is on the disk when it returns, so that what is told to be durable survives a loss of power.
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
+        database.execute(f"PRAGMA journal_size_limit = {4 * _LOG_PAGES * _PAGE_BYTES}")
+        database.execute("BEGIN EXCLUSIVE")
+        if not has_tables:
+            for statement in filter(str.strip, _CREATE.split(";")):
+                database.execute(statement)
+        database.execute("COMMIT")
+
+    def write(self, batch: Batch) -> np.ndarray:
+        """See `StateStore`."""
+        outcomes = np.full(len(batch), Outcome.WRITTEN, np.int8)
+        with self._failing(), self._transaction():
+            for rows in _pieces(batch):
+                outcomes[rows] = self._write(batch, rows)
+        return outcomes
+
+    def _write(self, batch: Batch, rows: np.ndarray) -> np.ndarray:
+        """Writes `rows` of `batch`, consecutive; their outcomes."""
+        outcomes = np.full(len(rows), Outcome.WRITTEN, np.int8)
+        start = batch.offsets.item(rows[0])
+        end = batch.offsets.item(rows[-1]) + batch.sizes.item(rows[-1])
+        for index, is_missing in self._database.execute(_REFUSED, self._bind(batch, rows)).fetchall():
+            outcomes[index] = Outcome.MISSING if is_missing else Outcome.FENCED
+        rows = rows[outcomes == Outcome.WRITTEN]
+        if len(rows):
+            bound = self._bind(batch, rows) | {
+                "data": batch.data.data[start:end],
+                "offsets": _digits(batch.offsets[rows] - start),
+                "sizes": _digits(batch.sizes[rows]),
+                "expires": _digits(np.clip(batch.expires_at[rows] * 1000, 0, 1e15)),
+            }
+            self._database.execute(_WRITE, bound)
+        return outcomes
+
+    def _bind(self, batch: Batch, rows: np.ndarray) -> dict[str, object]:
+        return {
+            "count": len(rows),
+            "ids": batch.session_ids[rows].tobytes(),
+            "epochs": _digits(batch.epochs[rows]),
+            "expected": _digits(batch.expected_epochs[rows]),
+            "writer": batch.writer.to_bytes(8, "little"),
+            "now": self._clock(),
+        }
+
+    def read(self, session_ids: Sequence[bytes]) -> list[bytes | None]:
+        """See `StateStore`."""
+        records: list[bytes | None] = [None] * len(session_ids)
+        if session_ids:
+            bound = {"count": len(session_ids), "ids": b"".join(session_ids), "now": self._clock()}
+            with self._failing():
+                for index, record in self._database.execute(_READ, bound):
+                    records[index] = record
+        return records
+
+    def delete(self, session_ids: Sequence[bytes], epochs: np.ndarray) -> int:
+        """See `StateStore`."""
+        if not session_ids:
+            return 0
+        bound = {"count": len(session_ids), "ids": b"".join(session_ids), "epochs": _digits(epochs)}
+        with self._failing(), self._transaction():
+            return self._database.execute(_DELETE, bound).rowcount
+
+    def purge(self, now: float) -> int:
+        """See `StateStore`; looks at so many sessions a call, in turn, and so finds all after a few calls."""
+        with self._failing(), self._transaction():
+            (last,) = self._database.execute("SELECT coalesce(max(rowid), 0) FROM sessions").fetchone()
+            first = self._next_purged if self._next_purged <= last else 0
+            self._next_purged = first + _PURGE_ROWS
+            found = self._database.execute(
+                "DELETE FROM sessions WHERE rowid >= ? AND rowid < ? AND expires <= ?", (first, self._next_purged, now)
+            )
+            return found.rowcount
+
+    def count(self) -> int:
+        """See `StateStore`; with those that have expired and are not purged yet."""
+        with self._failing():
+            return int(self._database.execute("SELECT count(*) FROM sessions").fetchone()[0])
+
+    def size_bytes(self) -> int:
+        """See `StateStore`: of the file and its log."""
+        files = (self._path, self._path.with_name(f"{self._path.name}-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    def close(self) -> None:
+        """See `StateStore`."""
+        with self._failing():
+            self._database.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._database.execute("COMMIT")
+        except BaseException:
+            # SQLite has rolled back by itself after some failures.
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Turns SQLite's errors into `StoreError`."""
+        try:
+            yield
+        except (sqlite3.Error, OverflowError) as error:
+            raise self._error(_why(error)) from error
+
+    def _error(self, why: str) -> StoreError:
+        return StoreError(f"state store sqlite:{self._path}: {why}")
+
+
+_REASONS = {
+    "SQLITE_FULL": "the disk is full",
+    "SQLITE_BUSY": "another server has it open: one process at a time",
+    "SQLITE_LOCKED": "another server has it open: one process at a time",
+    "SQLITE_NOTADB": "it is not a database, or damaged",
+    "SQLITE_CORRUPT": "it is damaged: restore it from a copy, or name another file",
+    "SQLITE_READONLY": "it, or its folder, cannot be written",
+    "SQLITE_CANTOPEN": "it cannot be opened or created: its folder is missing, or cannot be written",
+    "SQLITE_TOOBIG": "a session is larger than SQLite takes",
+}
+
+
+def _why(error: Exception) -> str:
+    """What went wrong, for whoever runs the server."""
+    name = getattr(error, "sqlite_errorname", "")
+    known = next((text for code, text in _REASONS.items() if name == code or name.startswith(f"{code}_")), "")
+    return f"{known} ({error})" if known else str(error)
+
+
+def _digits(values: np.ndarray) -> bytes:
+    """Numbers from 0 on, [B], as decimals of so many digits each."""
+    powers = 10 ** np.arange(_DIGITS - 1, -1, -1, dtype=np.uint64)
+    return np.asarray(values.astype(np.uint64)[:, None] // powers % np.uint64(10) + 48, np.uint8).tobytes()
+
+
+def _pieces(batch: Batch) -> list[np.ndarray]:
+    """Rows whose records follow each other and have not many more bytes together than one statement is to take."""
+    if not len(batch):
+        return []
+    turns = batch.offsets // _PIECE_BYTES
+    return np.split(np.arange(len(batch)), np.flatnonzero(np.diff(turns)) + 1)
