@@ -68,7 +68,7 @@ class Engine:
         self.num_slots = num_slots
         self._runs = contract.runs
         self._runtime = Runtime(provider, num_threads)
-        # Changed only by `run`, `begin` and `write_states`, on the caller's thread.
+        # Changed only by `run`, `begin`, `write_states` and `copy_states`, on the caller's thread.
         self._states = States(self._runtime, contract, num_slots, self._run_bound)
         self._bindings = None
         if graphs.step is not None:
@@ -258,6 +258,14 @@ class Engine:
             ModelError: ONNX Runtime failed; the states in `slots` are undefined.
         """
         self._states.write(slots, states)
+
+    def copy_states(self, read_slots: np.ndarray, home_slots: np.ndarray, write_slots: np.ndarray) -> None:
+        """Copies states on the device: from `read_slots`, the immutable ones from `home_slots`; int64 [B] each.
+
+        Raises:
+            ModelError: ONNX Runtime failed; the states in `write_slots` are undefined.
+        """
+        self._states.copy(read_slots, home_slots, write_slots)
 
     def _run_bound(self, session: Any, io: Any) -> None:
         start = time.perf_counter()

@@ -10,7 +10,7 @@ Dimension key: B batch, T steps, S slots.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,23 +156,25 @@ def load_graph(contract: Contract) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
 
 
-def move_graph(contract: Contract) -> onnx.ModelProto:
-    """The graph that copies what steps write from the rows `eddy_read_slots` of the arenas to `eddy_write_slots`.
+def move_graph(states: Sequence[State]) -> onnx.ModelProto:
+    """The graph that copies some states from the rows `eddy_read_slots` of their arenas to `eddy_write_slots`.
 
-    Inputs and outputs are named as in the wrapped graph; every row is read before any is written.
+    Inputs and outputs are named as in the wrapped graph; what is immutable is read from the rows `eddy_home_slots`.
+    Of each arena every row is read before any is written.
     """
     inputs = [
         helper.make_tensor_value_info(READ_SLOTS, TensorProto.INT64, ["B"]),
         helper.make_tensor_value_info(WRITE_SLOTS, TensorProto.INT64, ["B", 1]),
     ]
+    if not all(state.next_name for state in states):
+        inputs.append(helper.make_tensor_value_info(HOME_SLOTS, TensorProto.INT64, ["B"]))
     outputs, nodes = [], []
-    for state in contract.states:
-        if not state.next_name:
-            continue
+    for state in states:
         before, after = arena_names(state)
         inputs.append(_arena_info(state, before))
         outputs.append(_arena_info(state, after))
-        nodes.append(helper.make_node("Gather", [before, READ_SLOTS], [state.name], axis=0))
+        source = READ_SLOTS if state.next_name else HOME_SLOTS
+        nodes.append(helper.make_node("Gather", [before, source], [state.name], axis=0))
         nodes.append(helper.make_node("ScatterND", [before, WRITE_SLOTS, state.name], [after]))
     graph = helper.make_graph(nodes, "move", inputs, outputs)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)

@@ -208,6 +208,10 @@ class Host:
         """Streams that are open."""
         return len(self._ended_listeners) - self._num_owners
 
+    def has_stream(self, stream: int) -> bool:
+        """Whether sessions may be given to `stream`: it has not ended, or is nobody."""
+        return stream == NO_STREAM or stream in self._ended_listeners
+
     def add_owner(self, on_ended: Callable[[np.ndarray, EddyError], None]) -> int:
         """The same for an owner of sessions that is no stream and never goes: a front door that keeps them itself."""
         self._num_owners += 1
@@ -332,15 +336,16 @@ class Host:
 
         `done` is told the rows that were missed: ended, reset or taken over by then.
         """
-        self._by_model(rows, lambda model, mine: model.close_sessions(mine), done)
+        self.by_model(rows, lambda model, mine: model.close_sessions(mine), done)
 
     def reset(self, rows: np.ndarray, done: Callable[[np.ndarray], None]) -> None:
         """Sets sessions back to the start once the chunks before this are through; `done` as in `close`."""
-        self._by_model(rows, lambda model, mine: model.reset_sessions(mine), done)
+        self.by_model(rows, lambda model, mine: model.reset_sessions(mine), done)
 
-    def _by_model(
+    def by_model(
         self, rows: np.ndarray, apply: Callable[[ServedModel, np.ndarray], None], done: Callable[[np.ndarray], None]
     ) -> None:
+        """Applies something to sessions, those of a model together, behind the chunks before this; as in `close`."""
         models = self.table.models_of(rows)
         present = np.unique(models).tolist()
         left = [len(present)]

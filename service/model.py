@@ -118,7 +118,9 @@ class ServedModel:
         """Of sessions whose client asks for none: the contract's, or else the server's; never more than the most."""
         return min(self.contract.message.idle_timeout_seconds or usual, most)
 
-    def open_sessions(self, count: int, stream: int, max_in_flight: int, idle_timeout_seconds: float) -> np.ndarray:
+    def open_sessions(
+        self, count: int, stream: int, max_in_flight: int, idle_timeout_seconds: float | np.ndarray
+    ) -> np.ndarray:
         """Opens `count` sessions owned by `stream`; returns their table rows, int64 [count].
 
         Raises:

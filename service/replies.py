@@ -118,6 +118,20 @@ class ReplyStore:
         self._block[entries] = _NO_BLOCK
         self._position[entries] = -1
 
+    def copy_rings(self, starts: np.ndarray, copies: np.ndarray, size: int) -> None:
+        """The rings at `copies`, which hold nothing yet, hold what those at `starts` do: int32 [B], of `size` each.
+
+        Nothing is copied but which row of which block it is.
+        """
+        offsets = np.arange(size)
+        source, target = (begins[:, None] + offsets for begins in (starts, copies))
+        for column in (self._position, self._block, self._row):
+            column[target] = column[source]
+        tally = np.bincount(self._block[source].ravel())
+        for block in np.flatnonzero(tally).tolist():
+            if block != _NO_BLOCK:
+                self._live[block] += int(tally[block])
+
     def _next_run(self, size: int) -> None:
         """A run to cut rings of `size` from: one that is left, one merged from free rings, or new entries.
 
@@ -338,13 +352,15 @@ class ReplyStore:
     def _compact(self, block: int, entries: np.ndarray) -> None:
         steps = self._steps[block]
         num_rows = len(self._blocks[block][0]) // self._ports[0].row_bytes(steps)
-        if len(entries) == num_rows:
+        # Sessions that were forked share rows.
+        present, place = np.unique(self._row[entries], return_inverse=True)
+        if len(present) == num_rows:
             return
-        rows = [self._row_bytes(block, row, steps) for row in self._row[entries].tolist()]
+        rows = [self._row_bytes(block, row, steps) for row in present.tolist()]
         parts = tuple(b"".join(pieces) for pieces in zip(*rows, strict=True))
         self.held_bytes += sum(map(len, parts)) - sum(map(len, self._blocks[block]))
         self._blocks[block] = parts
-        self._row[entries] = np.arange(len(entries))
+        self._row[entries] = place
 
     # Growth
 

@@ -227,6 +227,7 @@ class Server:
                 "ListSessions": call(sessions_pb2.ListSessionsRequest, sessions.list),
                 "CloseSession": call(sessions_pb2.CloseSessionRequest, sessions.close),
                 "ResetSession": call(sessions_pb2.ResetSessionRequest, sessions.reset),
+                "ForkSession": call(sessions_pb2.ForkSessionRequest, sessions.fork),
             },
             "eddy.v1.ModelService": {
                 "ListModels": call(models_pb2.ListModelsRequest, models.list),

@@ -9,15 +9,19 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
 from eddy.service import codec
 from eddy.service.errors import Reason, invalid
+from eddy.service.forks import Forked, fork
 from eddy.service.host import Host
 from eddy.service.sessions import NO_STREAM, SessionInfo, cannot_reset, check_id
 from eddy.service.start import read_start
 from eddy.v1 import sessions_pb2
+
+_Outcome = TypeVar("_Outcome")
 
 _MAX_PAGE = 1000
 _DEFAULT_PAGE = 100
@@ -91,6 +95,25 @@ class SessionCalls:
         row = self._host.table.row_of_id(session_id)
         return sessions_pb2.ResetSessionResponse(session=self._session(self._host.table.info(row), with_id=True))
 
+    async def fork(self, request: sessions_pb2.ForkSessionRequest) -> sessions_pb2.ForkSessionResponse:
+        """Opens one that stands where another stands, behind the chunks that wait for that."""
+        session_id = request.session_id
+        check_id(session_id, "session_id")
+        row = 0
+        while not row:  # Until nobody took it over while this waited.
+            done: asyncio.Future[Forked] = asyncio.get_running_loop().create_future()
+            fork(self._host, np.array([self._host.table.row_of_id(session_id)]), NO_STREAM, partial(_resolve, done))
+            forked = await done
+            for error in forked.errors.values():
+                raise error
+            row = int(forked.rows[0])
+        table = self._host.table
+        info = table.info(row)
+        return sessions_pb2.ForkSessionResponse(
+            session=self._session(info, with_id=True, resume_token=table.tokens_of(np.array([row]))[0]),
+            limits=codec.limits_message(self._host.catalog.served[info.model].config, self._max_message_bytes),
+        )
+
     async def _control(
         self, apply: Callable[[np.ndarray, Callable[[np.ndarray], None]], None], session_id: bytes
     ) -> None:
@@ -121,6 +144,6 @@ class SessionCalls:
         )
 
 
-def _resolve(future: asyncio.Future[np.ndarray], missed: np.ndarray) -> None:
+def _resolve(future: asyncio.Future[_Outcome], outcome: _Outcome) -> None:
     if not future.done():  # Its caller has given up.
-        future.set_result(missed)
+        future.set_result(outcome)

@@ -236,6 +236,10 @@ class SessionTable:
         raw = self._ids[rows].tobytes()
         return [raw[start : start + SESSION_ID_BYTES] for start in range(0, len(raw), SESSION_ID_BYTES)]
 
+    def idle_timeouts_of(self, rows: np.ndarray) -> np.ndarray:
+        """After how many seconds without a step the open sessions in `rows` end, float32 [n]."""
+        return np.asarray(self._idle_timeout[rows])
+
     def tokens_of(self, rows: np.ndarray) -> list[bytes]:
         """The resume tokens of the open sessions in `rows`."""
         raw = self._tokens[rows].tobytes()
@@ -310,7 +314,7 @@ class SessionTable:
         initial_slot: int,
         ring_starts: np.ndarray,
         ring_size: int,
-        idle_timeout_seconds: float,
+        idle_timeout_seconds: float | np.ndarray,
         identity: Identity | None = None,
     ) -> np.ndarray:
         """Opens one session a slot, `slots` int32 [B], and returns their rows, int64 [B].
@@ -393,6 +397,16 @@ class SessionTable:
         self.read_slot[rows] = self.read_slot[parents]
         self.home_slot[rows] = self.home_slot[parents]
         self.next_position[rows] = self.next_position[parents]
+
+    def clone(self, rows: np.ndarray, parents: np.ndarray, initial_slot: int) -> None:
+        """Sessions in `rows`, just opened, stand where those in `parents` int64 [B] do, with states in their own slots.
+
+        One that has no states but the initial ones goes on reading those.
+        """
+        for column in (self.next_position, self.has_own_start, self.ring_next):
+            column[rows] = column[parents]
+        for column in (self.read_slot, self.home_slot):
+            column[rows] = np.where(column[parents] == initial_slot, initial_slot, self.slot[rows])
 
     def reset(self, rows: np.ndarray, initial_slot: int) -> None:
         """Back to position 0 and the initial state, in a new epoch; not for sessions that `begin` elsewhere."""

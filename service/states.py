@@ -15,7 +15,7 @@ import numpy as np
 
 from eddy.service.arena import NUM_RESERVED_SLOTS
 from eddy.service.contract import Contract
-from eddy.service.graph import READ_SLOTS, WRITE_SLOTS, arena_names, load_graph, move_graph
+from eddy.service.graph import HOME_SLOTS, READ_SLOTS, WRITE_SLOTS, arena_names, load_graph, move_graph
 from eddy.service.ports import State
 from eddy.service.runtime import Runtime
 
@@ -41,9 +41,10 @@ class States:
         # Changed by graphs only, in place: those of this class and the step graph.
         self._arenas = {state.name: self._create(state, num_slots + NUM_RESERVED_SLOTS) for state in self._states}
         self._loader = runtime.session(load_graph(contract)) if self._states else None
+        self._copier = runtime.session(move_graph(self._states)) if self._states else None
         # One run gathers all rows before it scatters any. Only where a tick is several must rows be moved before.
         self._moving = [state for state in self._states if state.next_name]
-        self._mover = runtime.session(move_graph(contract)) if contract.runs is not None and self._moving else None
+        self._mover = runtime.session(move_graph(self._moving)) if contract.runs is not None and self._moving else None
 
     def _create(self, state: State, num_slots: int) -> Any:
         # Zero pages are not resident until a slot is used.
@@ -52,7 +53,7 @@ class States:
     def close(self) -> None:
         """Frees the arenas and their graphs; nothing may be read or written any more."""
         self._arenas.clear()
-        self._loader = self._mover = None
+        self._loader = self._mover = self._copier = None
 
     def host(self, state: State) -> np.ndarray:
         """An arena, [S, ...]: on the CPU a view of it, elsewhere a copy."""
@@ -96,13 +97,38 @@ class States:
         Raises:
             ModelError: ONNX Runtime failed; the states in `write_slots` are undefined.
         """
-        if self._mover is None:
-            return
-        io = self._mover.io_binding()
-        values = [self._runtime.value(np.ascontiguousarray(read_slots, np.int64))]
-        values.append(self._runtime.value(np.ascontiguousarray(write_slots, np.int64)[:, None]))
-        io.bind_ortvalue_input(READ_SLOTS, values[0])
-        io.bind_ortvalue_input(WRITE_SLOTS, values[1])
-        for state in self._moving:
-            self.bind(io, state)
-        self._run_bound(self._mover, io)
+        if self._mover is not None:
+            self._gather_scatter(self._mover, self._moving, read_slots, write_slots, None)
+
+    def copy(self, read_slots: np.ndarray, home_slots: np.ndarray, write_slots: np.ndarray) -> None:
+        """Copies whole rows of states to `write_slots`, what is immutable from `home_slots`; int64 [B] each.
+
+        Raises:
+            ModelError: ONNX Runtime failed; the states in `write_slots` are undefined.
+        """
+        if self._copier is not None:
+            is_all_moving = len(self._moving) == len(self._states)
+            homes = None if is_all_moving else home_slots
+            self._gather_scatter(self._copier, self._states, read_slots, write_slots, homes)
+
+    def _gather_scatter(
+        self,
+        graph: Any,
+        states: Sequence[State],
+        read_slots: np.ndarray,
+        write_slots: np.ndarray,
+        home_slots: np.ndarray | None,
+    ) -> None:
+        columns = {READ_SLOTS: read_slots, WRITE_SLOTS: write_slots[:, None]}
+        if home_slots is not None:
+            columns[HOME_SLOTS] = home_slots
+        # A value on the CPU shares its array's memory, which must outlive the run.
+        values = {name: self._runtime.value(np.ascontiguousarray(slots, np.int64)) for name, slots in columns.items()}
+        io = graph.io_binding()
+        for name, value in values.items():
+            io.bind_ortvalue_input(name, value)
+        for state in states:
+            before, after = arena_names(state)
+            io.bind_ortvalue_input(before, self._arenas[state.name])
+            io.bind_ortvalue_output(after, self._arenas[state.name])
+        self._run_bound(graph, io)

@@ -19,10 +19,11 @@ from eddy.service.coalescer import Coalescer
 from eddy.service.connection import Connection
 from eddy.service.contract import Contract
 from eddy.service.errors import EddyError, Reason, ServerBug, invalid
+from eddy.service.forks import Forked, fork
 from eddy.service.host import Host, Opened
 from eddy.service.layout import Layouts, StepLayout
 from eddy.service.model import ServedModel
-from eddy.service.sessions import MODEL_BITS, MODEL_MASK, ROW_MASK, cannot_reset
+from eddy.service.sessions import EPOCH_SHIFT, MODEL_BITS, MODEL_MASK, ROW_MASK, SESSION_ID_BYTES, cannot_reset
 from eddy.service.start import read_start
 from eddy.v1 import inference_pb2
 
@@ -92,8 +93,10 @@ class StreamConnection(Connection):
             self._close(tag, request.close)
         elif action == "reset":
             self._reset(tag, request.reset)
+        elif action == "fork":
+            self._fork(tag, request.fork)
         else:
-            raise invalid(Reason.MISSING_FIELD, "action", "none", "one of step, open, attach, close, reset")
+            raise invalid(Reason.MISSING_FIELD, "action", "none", "one of step, open, attach, close, reset, fork")
 
     def _refuse(self, tag: int, error: EddyError) -> None:
         self._host.count_refusal(error)
@@ -281,6 +284,38 @@ class StreamConnection(Connection):
             self._send(inference_pb2.StreamResponse(tag=tag, reset=message))
 
         self._host.reset(rows, reset)
+
+    def _fork(self, tag: int, request: inference_pb2.ForkSessions) -> None:
+        handles = codec.read_handles(request.handles, "fork.handles")
+        parents, errors = self._own_rows(handles)
+        is_own = np.ones(len(handles), np.bool_)
+        is_own[list(errors)] = False
+        places = np.flatnonzero(is_own)
+
+        def forked(outcome: Forked) -> None:
+            self._explain_missed(handles, parents[outcome.missed], errors)
+            errors.update({int(places[place]): error for place, error in outcome.errors.items()})
+            rows = np.zeros(len(handles), np.int64)
+            rows[places] = outcome.rows
+            self._send(inference_pb2.StreamResponse(tag=tag, forked=self._forked_message(rows, errors)))
+
+        fork(self._host, parents, self.number, forked)
+
+    def _forked_message(self, rows: np.ndarray, errors: dict[int, EddyError]) -> inference_pb2.SessionsForked:
+        """`rows` int64 [B]: 0 where there is no new session, whose columns are zero."""
+        table = self._host.table
+        is_new = rows > 0
+        handles = np.where(is_new, table.handle[rows], np.uint64(0))
+        ids, tokens = table.ids_of(rows), table.tokens_of(rows)
+        nothing = bytes(SESSION_ID_BYTES)
+        return inference_pb2.SessionsForked(
+            session_ids=[each if new else nothing for each, new in zip(ids, is_new, strict=True)],
+            handles=handles.astype("<u8").tobytes(),
+            epochs=(handles >> EPOCH_SHIFT).astype("<u4").tobytes(),
+            resume_tokens=b"".join([each if new else nothing for each, new in zip(tokens, is_new, strict=True)]),
+            next_positions=np.where(is_new, table.next_position[rows], 0).astype("<u8").tobytes(),
+            errors=codec.row_errors(errors),
+        )
 
     def _explain_missed(self, handles: np.ndarray, missed: np.ndarray, errors: dict[int, EddyError]) -> None:
         """Adds to `errors` why the table rows in `missed` could not be served."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from graphs import Family, Start
-from loopback import Loopback, StreamClient, array, chunk, end_chunk, tensor
+from loopback import Loopback, StreamClient, array, chunk, column, end_chunk, tensor
 from schedule import plain_graph
 from simulation import assert_same
 
@@ -72,10 +72,12 @@ class Player:
         self._spec = spec
         self._generator = generator
         self._max_in_flight = max_in_flight
+        self._num_forks = 0
         self.sessions: list[Session] = []
 
-    async def play(self, num_sessions: int, max_length: int, num_breaks: int) -> None:
-        """Opens sessions and steps them to their ends."""
+    async def play(self, num_sessions: int, max_length: int, num_breaks: int, num_forks: int = 0) -> None:
+        """Opens sessions and steps them to their ends, and those that are forked off them on the way to theirs."""
+        self._num_forks = num_forks
         client = StreamClient(self._loopback.channel)
         starts = [self._spec.start(self._generator) for _ in range(num_sessions)]
         opened = await client.open(
@@ -139,6 +141,19 @@ class Player:
             for session in group:
                 session.unanswered[session.sent] = steps
                 session.sent += steps
+        forks = []
+        if self._num_forks and self._generator.random() < 0.5:
+            self._num_forks -= 1
+            parents = [s for s in self.sessions if self._generator.random() < 0.5] or self.sessions[:1]
+            request = inference_pb2.ForkSessions(handles=column([s.handle for s in parents]))
+            forks.append((parents, [s.sent for s in parents], await client.post(fork=request)))
+            # One more chunk of the parents right behind it, which the new sessions must not feel.
+            ready = [s for s in parents if s.sent < s.length and len(s.unanswered) < self._max_in_flight][:1]
+            for session in ready:
+                position, steps = session.sent, session.room(1)
+                session.unanswered[position] = steps
+                session.sent += steps
+                pending.append(([session], [position], steps, await self._post(client, [session], [position], steps)))
         if is_last:
             return
         if pending and self._generator.random() < 0.4:  # The last chunk again, before or after it is answered.
@@ -146,6 +161,30 @@ class Player:
             pending.append((group, positions, steps, await self._post(client, group, positions, steps)))
         for group, positions, steps, future in pending:
             self._collect(group, positions, steps, await asyncio.wait_for(future, 30))
+        for parents, positions, future in forks:
+            self._add_forks(parents, positions, (await asyncio.wait_for(future, 30)).forked)
+
+    def _add_forks(self, parents: list[Session], positions: list[int], forked: inference_pb2.SessionsForked) -> None:
+        """New sessions, with their parents' past and a future of their own."""
+        assert not forked.errors, forked.errors
+        assert np.frombuffer(forked.next_positions, "<u8").tolist() == positions
+        handles = np.frombuffer(forked.handles, "<u8").tolist()
+        for number, (parent, position) in enumerate(zip(parents, positions, strict=True)):
+            future = self._feeds(int(self._generator.integers(1, 12)))
+            past = {at: outputs for at, outputs in parent.outputs.items() if at < position}
+            self.sessions.append(
+                Session(
+                    forked.session_ids[number],
+                    forked.resume_tokens[16 * number : 16 * number + 16],
+                    handles[number],
+                    [np.concatenate((old[:position], new)) for old, new in zip(parent.inputs, future, strict=True)],
+                    parent.start,
+                    position,
+                    position,
+                    past,
+                    has_ends=parent.has_ends,
+                )
+            )
 
     async def _post(
         self, client: StreamClient, group: list[Session], positions: list[int], steps: int

@@ -22,6 +22,7 @@ CONCERNS = (
     "metrics",
     "open-inference-protocol",
     "repository",
+    "state",
     "training",
     "wire",
 )

@@ -71,7 +71,7 @@ RANKS = {
             ("calls", "catalog", "dispatcher", "codec", "layout"),
             ("watcher",),
             ("host", "oip_codec"),
-            ("totals",),
+            ("forks", "totals"),
             (
                 "coalescer",
                 "connection",

@@ -49,7 +49,8 @@ _ACTIONS = st.lists(
             st.just("keep"), st.lists(st.integers(0, 30), min_size=1, max_size=8, unique=True), st.integers(1, 5)
         ),
         st.tuples(
-            st.sampled_from(["close", "clear"]), st.lists(st.integers(0, 30), min_size=1, max_size=3, unique=True)
+            st.sampled_from(["close", "clear", "copy"]),
+            st.lists(st.integers(0, 30), min_size=1, max_size=3, unique=True),
         ),
     ),
     max_size=60,
@@ -85,6 +86,8 @@ def test_never_a_wrong_reply(actions: list[tuple[Any, ...]], budget: int) -> Non
                 ring.position += steps
                 ring.next_entry = (ring.next_entry + 1) % ring.size
             assert store.held_bytes <= budget
+        elif name == "copy":
+            rings += [_copied(store, ring) for ring in chosen]
         else:
             sizes = np.array([ring.size for ring in chosen], np.int32)
             if name == "close":
@@ -99,6 +102,12 @@ def test_never_a_wrong_reply(actions: list[tuple[Any, ...]], budget: int) -> Non
         np.array([ring.start for ring in rings], np.int32), np.array([ring.size for ring in rings], np.int32)
     )
     assert store.held_bytes == 0
+
+
+def _copied(store: ReplyStore, ring: Ring) -> Ring:
+    copies = store.open_rings(1, ring.size)
+    store.copy_rings(np.array([ring.start], np.int32), copies, ring.size)
+    return Ring(int(copies[0]), ring.size, ring.next_entry, ring.position, dict(ring.kept))
 
 
 def _compare(store: ReplyStore, rings: list[Ring], *, is_generous: bool) -> None:

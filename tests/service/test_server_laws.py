@@ -37,11 +37,23 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     budget=st.sampled_from([1 << 20, 8, 2]),
     max_in_flight=st.integers(1, 4),
     num_breaks=st.integers(0, 2),
+    num_forks=st.integers(0, 3),
 )
 def test_concurrent_clients_get_what_each_would_get_alone(
-    repository: Path, name: str, seed: int, *, is_inline: bool, budget: int, max_in_flight: int, num_breaks: int
+    repository: Path,
+    name: str,
+    seed: int,
+    *,
+    is_inline: bool,
+    budget: int,
+    max_in_flight: int,
+    num_breaks: int,
+    num_forks: int,
 ) -> None:
-    """Three clients share a server, retry and reconnect; every session gets the plain graph's outputs, bit for bit."""
+    """Three clients share a server, retry, reconnect and fork; every session gets the plain graph's outputs.
+
+    Bit for bit, and those that were forked off others, while chunks of those were under way, from their fork on.
+    """
 
     async def scenario() -> None:
         config = configure(repository / name, server={"inline_tick_seconds": 1.0 if is_inline else 0.0})
@@ -52,7 +64,7 @@ def test_concurrent_clients_get_what_each_would_get_alone(
                 Player(loopback, family(name), np.random.default_rng([seed, number]), max_in_flight)
                 for number in range(3)
             ]
-            await asyncio.gather(*(player.play(3, 20, num_breaks) for player in players))
+            await asyncio.gather(*(player.play(3, 20, num_breaks, num_forks) for player in players))
             assert sum(player.check() for player in players) > 0
             dispatcher = loopback.host.dispatcher
             assert (dispatcher.num_thread_ticks == 0) == is_inline
@@ -72,7 +84,7 @@ def test_the_shipped_models_together() -> None:
                 for number, spec in enumerate(specs)
                 for client in range(2)
             ]
-            await asyncio.gather(*(player.play(3, 20, 1) for player in players))
+            await asyncio.gather(*(player.play(3, 20, 1, 2) for player in players))
             assert sum(player.check() for player in players) > 0
 
     asyncio.run(scenario())
