@@ -243,7 +243,7 @@ class Catalog:
             _LOG.exception("model %s version %s does not load", found.name, found.version)
             why = f"it does not load: {type(error).__name__}: {error}"
             return Outcome(file, time.monotonic() - start, problem=why)
-        return Outcome(file, time.monotonic() - start, model, warnings=package.warnings)
+        return Outcome(file, time.monotonic() - start, model, warnings=(*package.warnings, *model.warnings))
 
     def _build(self, loading: Loading, file: ModelFile, package: Package) -> ServedModel:
         provider = self.provider

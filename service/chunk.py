@@ -21,7 +21,7 @@ from eddy.service.errors import EddyError, Reason, ServerBug
 _LOG = logging.getLogger(__name__)
 
 NO_DEADLINE = float("inf")
-_NO_ERRORS: Mapping[int, EddyError] = MappingProxyType({})
+NO_ERRORS: Mapping[int, EddyError] = MappingProxyType({})
 _NO_REPLAYS: Mapping[int, tuple[bytes, ...]] = MappingProxyType({})
 
 
@@ -45,7 +45,7 @@ class ChunkResult:
     def __init__(
         self,
         outputs: Sequence[bytes] = (),
-        errors: Mapping[int, EddyError] = _NO_ERRORS,
+        errors: Mapping[int, EddyError] = NO_ERRORS,
         replayed: Sequence[int] = (),
         failure: EddyError | None = None,
     ) -> None:
@@ -145,7 +145,7 @@ class Chunk:
         self.index: np.ndarray | None = None
         self.work_slots: np.ndarray | None = None
         self.answer: Answer | None = None
-        self.errors: Mapping[int, EddyError] = _NO_ERRORS
+        self.errors: Mapping[int, EddyError] = NO_ERRORS
         self.replays: Mapping[int, tuple[bytes, ...]] = _NO_REPLAYS
 
     def reply(self, result: ChunkResult) -> None:

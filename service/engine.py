@@ -27,6 +27,7 @@ from eddy.service.contract import Contract
 from eddy.service.cost import TickCost
 from eddy.service.errors import ModelError, Reason
 from eddy.service.example import example, example_feeds
+from eddy.service.finite import finite_rows, not_finite
 from eddy.service.graph import ModelGraphs, check_graphs, declared_steps
 from eddy.service.runs import Runs
 from eddy.service.runtime import MIN_ROWS, Runtime, pad_rows
@@ -81,7 +82,10 @@ class Engine:
         # Of the last `run`, `run_whole` or `begin`: seconds inside ONNX Runtime.
         self.run_seconds = 0.0
         self.write_states(np.array([INITIAL_SLOT]), [state.initial[None] for state in contract.states])
-        selftest.check(self, graphs, self._runtime)
+        # Names of outputs and states that are not checked for finiteness, because examples of inputs fail that.
+        # Until it is known which, no state is.
+        self.unchecked = frozenset(state.name for state in contract.states)
+        self.unchecked = selftest.check(self, graphs, self._runtime)
 
     def close(self) -> None:
         """Frees graphs, arenas and buffers; nothing may be run any more."""
@@ -233,7 +237,7 @@ class Engine:
             given: states [B, ...] by name, that are taken instead of the prime graph's and the initial ones.
 
         Raises:
-            ModelError: the prime graph failed; nothing was written.
+            ModelError: the prime graph failed, or gave values that are not finite (QUARANTINED); nothing was written.
         """
         count = len(slots)
         states = {state.name: np.repeat(state.initial[None], count, axis=0) for state in self.contract.states}
@@ -243,6 +247,11 @@ class Engine:
             if name := self.contract.message.ports.prime_length:
                 feed[name] = lengths
             written = self._run_plain(self._prime, list(self._primed_states), feed, count)
+            checked = [
+                part for name, part in zip(self._primed_states, written, strict=True) if name not in self.unchecked
+            ]
+            if checked and not finite_rows(checked).all():
+                raise not_finite("the states that the prime graph gave")
             states |= dict(zip(self._primed_states, written, strict=True))
         states |= given or {}
         self.write_states(slots, list(states.values()))

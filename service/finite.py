@@ -14,7 +14,7 @@ Dimension key: B rows, T steps.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from math import isfinite
+from math import isfinite, prod
 
 import numpy as np
 
@@ -31,7 +31,8 @@ def finite_rows(states: Sequence[np.ndarray]) -> np.ndarray:
     """Rows all of whose values are finite, bool [B].
 
     Args:
-        states: one [B, ...] a state, at least one; integers and booleans are finite.
+        states: one [B, ...] a state, at least one; integers and booleans are finite. Which of a model's states may be
+            anything is the model's to know: see `ServedModel.finite_rows`.
     """
     good = np.ones(len(states[0]), np.bool_)
     for values in states:
@@ -68,22 +69,30 @@ class Outputs:
                 return False
         return True
 
-    def bad_rows(self, blocks: Sequence[bytes], num_rows: int, num_steps: int) -> np.ndarray:
+    def bad_rows(self, blocks: Sequence[bytes], num_rows: int) -> np.ndarray:
         """Rows of B = `num_rows` with a value that is not finite among what they give, bool [B].
 
         Args:
             blocks: raw bytes a result, [B, T, ...]; what a row has not emitted is of no account.
         """
-        bad = np.zeros(num_rows, np.bool_)
+        return np.asarray(self._bad(blocks, num_rows).any(axis=1))
+
+    def bad_names(self, blocks: Sequence[bytes], num_rows: int) -> frozenset[str]:
+        """The outputs that have given such a value; arguments as in `bad_rows`."""
+        is_bad = np.asarray(self._bad(blocks, num_rows).any(axis=0))
+        names = [self._results[number].name for number, _, _ in self._checked]
+        return frozenset(name for name, bad in zip(names, is_bad.tolist(), strict=True) if bad)
+
+    def _bad(self, blocks: Sequence[bytes], num_rows: int) -> np.ndarray:
+        """Which outputs that are checked are bad in which row, bool [B, checked]."""
         counts = np.frombuffer(blocks[-1], "<i8") if self._emits else None
-        for number, _, _ in self._checked:
-            port = self._results[number]
-            is_bad = ~np.isfinite(port.view(blocks[number], num_rows, num_steps))
+        bad = np.zeros((num_rows, len(self._checked)), np.bool_)
+        for place, (number, dtype, _) in enumerate(self._checked):
+            is_bad = ~np.isfinite(np.frombuffer(blocks[number], dtype).reshape(num_rows, -1))
             if counts is not None:
-                is_bad &= (np.arange(is_bad.shape[1]) < counts[:, None]).reshape(
-                    *is_bad.shape[:2], *[1] * len(port.shape)
-                )
-            bad |= is_bad.reshape(num_rows, -1).any(axis=1)
+                width = prod(self._results[number].shape)
+                is_bad &= np.arange(is_bad.shape[1]) < counts[:, None] * width
+            bad[:, place] = is_bad.any(axis=1)
         return bad
 
 
@@ -94,10 +103,14 @@ def blanked(block: bytes, bad: np.ndarray) -> bytes:
     return rows.tobytes()
 
 
-def quarantined(where: str) -> ModelError:
-    """The error for a session whose values, those of `where`, are not finite."""
+def not_finite(where: str) -> ModelError:
+    """The error for values of a model, those of `where`, that are not finite."""
     return ModelError(
-        Reason.QUARANTINED,
-        f"{where}: not finite; the session has ended, and what the state store has of it stays as it was",
-        Detail("", "values that are not finite", "finite values"),
+        Reason.QUARANTINED, f"{where}: not finite numbers", Detail("", "values that are not finite", "finite values")
     )
+
+
+def quarantined(where: str) -> ModelError:
+    """The same of a session, which ends."""
+    error = not_finite(where)
+    return ModelError(error.reason, f"{error.message}; the session has ended", error.detail)

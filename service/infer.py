@@ -19,6 +19,7 @@ import numpy as np
 from eddy.service import codec
 from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
 from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
+from eddy.service.finite import not_finite
 from eddy.service.host import Host
 from eddy.service.model import ServedModel
 from eddy.service.ports import Port
@@ -227,6 +228,7 @@ class _Whole:
         self._call = call
         self._sequences = sequences
         self._length = length
+        self._outputs = model.whole_outputs
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         inputs = call.cut(sequences, 0, length)
         for port, raw in zip(model.contract.inputs, inputs, strict=True):
@@ -247,6 +249,11 @@ class _Whole:
         if isinstance(outcome, EddyError):
             self.done.set_exception(outcome)
             return
+        if not self._outputs.are_finite(outcome):
+            bad = np.flatnonzero(self._outputs.bad_rows(outcome, len(self._sequences)))
+            if len(bad):
+                self.done.set_exception(not_finite(f"sequence {int(self._sequences[int(bad[0])])}: outputs"))
+                return
         try:
             self._call.put(self._sequences, 0, outcome)
         except EddyError as error:

@@ -40,6 +40,8 @@ class Event(IntEnum):
     FAIL = 8
     # Its model was retired, and the time to finish is over.
     RETIRE = 9
+    # It gave, or holds, values that are not finite.
+    QUARANTINE = 10
 
 
 _TRANSITIONS: dict[tuple[Status, Event], Status] = {
@@ -53,6 +55,7 @@ _TRANSITIONS: dict[tuple[Status, Event], Status] = {
     (Status.ATTACHED, Event.EXPIRE): Status.FREE,
     (Status.ATTACHED, Event.FAIL): Status.FREE,
     (Status.ATTACHED, Event.RETIRE): Status.FREE,
+    (Status.ATTACHED, Event.QUARANTINE): Status.FREE,
     (Status.DETACHED, Event.ATTACH): Status.ATTACHED,
     (Status.DETACHED, Event.STEP): Status.DETACHED,
     (Status.DETACHED, Event.RESET): Status.DETACHED,
@@ -60,6 +63,7 @@ _TRANSITIONS: dict[tuple[Status, Event], Status] = {
     (Status.DETACHED, Event.EXPIRE): Status.FREE,
     (Status.DETACHED, Event.FAIL): Status.FREE,
     (Status.DETACHED, Event.RETIRE): Status.FREE,
+    (Status.DETACHED, Event.QUARANTINE): Status.FREE,
 }
 
 ILLEGAL = -1

@@ -6,7 +6,8 @@ of them: open, close, reset, take over, expire. Must not know the wire, files or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +18,7 @@ from eddy.service.config import ModelConfig
 from eddy.service.contract import Contract
 from eddy.service.engine import Engine
 from eddy.service.errors import ClientError, Detail, EddyError, Reason
+from eddy.service.finite import Outputs, finite_rows
 from eddy.service.graph import ModelGraphs
 from eddy.service.lifecycle import Event
 from eddy.service.queue import Limits
@@ -26,6 +28,8 @@ from eddy.service.sessions import MODEL_BITS, SessionTable
 from eddy.service.start import Start
 from eddy.service.stats import ModelStats
 from eddy.service.tick import Job
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,12 @@ class ServedModel:
             SlotAllocator(NUM_RESERVED_SLOTS + num_slots, num_work_slots),
             limits,
             self._fail_rows,
+            Outputs(contract.results, emits=contract.emits, unchecked=self.engine.unchecked),
+            self.quarantine_sessions,
         )
+        self._is_checked = [state.name not in self.engine.unchecked for state in contract.states]
+        # Of whole sequences, one block [B, U, ...] an output.
+        self.whole_outputs = Outputs(contract.outputs, unchecked=self.engine.unchecked)
 
     @property
     def num_sessions(self) -> int:
@@ -207,6 +216,22 @@ class ServedModel:
 
         self.scheduler.queue.submit_job(Job(read, finished, len(rows), 1))
 
+    def finite_rows(self, states: Sequence[np.ndarray]) -> np.ndarray:
+        """Rows of states that are finite, bool [B]; one [B, ...] a state in the contract's order.
+
+        States that were not finite for examples of inputs are not checked.
+        """
+        checked = [values for values, is_checked in zip(states, self._is_checked, strict=True) if is_checked]
+        return finite_rows(checked) if checked else np.ones(len(states[0]) if states else 0, np.bool_)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever runs the server should know of the model."""
+        if not self.engine.unchecked:
+            return ()
+        names = ", ".join(sorted(self.engine.unchecked))
+        return (f"{names}: not finite for examples of inputs, so no session ends because they are not",)
+
     def last_reply(self, row: int) -> tuple[bytes, ...] | None:
         """The kept outputs of the last chunk of the session in `row`, raw bytes a port; None when forgotten."""
         table = self._table
@@ -230,6 +255,28 @@ class ServedModel:
         """Ends sessions of a model that was retired long ago, with notice to their owners; `rows` not busy."""
         self._end_with_notice(rows, Event.RETIRE)
 
+    def quarantine_sessions(self, rows: np.ndarray) -> None:
+        """Ends sessions with values that are not finite, with notice to their owners; `rows` int64 [B], not busy.
+
+        What the state store has of them stays. Nobody is let into their slots before the initial values are there.
+        """
+        slots = self._table.slot[rows].astype(np.int64)
+        self._end_with_notice(rows, Event.QUARANTINE)
+        _LOG.warning("model %s version %s: %d sessions quarantined", self.file.name, self.file.version, len(rows))
+
+        def clear() -> list[bytes]:
+            initial = [np.repeat(state.initial[None], len(slots), axis=0) for state in self.contract.states]
+            self.engine.write_states(slots, initial)
+            return []
+
+        def cleared(outcome: list[bytes] | EddyError) -> None:
+            if isinstance(outcome, EddyError):
+                # Fresh sessions read the initial slot: what is left there is never read before it is written.
+                _LOG.error("model %s version %s: %s", self.file.name, self.file.version, outcome.message)
+            self.slots.free(slots)
+
+        self.scheduler.queue.add_job(Job(clear, cleared, len(slots), 1))
+
     def close(self) -> None:
         """Frees the arena and the graphs, once no session is open and nothing runs."""
         self.engine.close()
@@ -248,5 +295,7 @@ class ServedModel:
 
     def _end(self, rows: np.ndarray, event: Event) -> None:
         self.replies.close_rings(self._table.ring_start[rows], self._table.ring_size[rows])
-        self.slots.free(self._table.end(rows, event))
+        slots = self._table.end(rows, event)
+        if event is not Event.QUARANTINE:  # Whose slots are cleared first.
+            self.slots.free(slots)
         self.stats.num_ended_sessions[event] += len(rows)

@@ -95,6 +95,10 @@ class ChunkQueue:
         self._refuse_if_full(len(self._jobs), len(jobs))
         self._jobs.extend(jobs)
 
+    def add_job(self, job: Job) -> None:
+        """Queues a job that cleans up after others, and is never refused."""
+        self._jobs.append(job)
+
     def _refuse_if_full(self, num_queued: int, num_more: int = 1) -> None:
         if num_queued + num_more > self.limits.max_queued_chunks:
             raise CapacityError(

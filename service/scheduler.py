@@ -15,7 +15,7 @@ Dimension key: B rows of a tick, T steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -24,9 +24,10 @@ from eddy.service.admission import Admission, input_arrays
 from eddy.service.answer import Answer
 from eddy.service.arena import INITIAL_SLOT, SlotAllocator
 from eddy.service.bulk import BulkAdmission
-from eddy.service.chunk import Chunk, ChunkResult
+from eddy.service.chunk import NO_ERRORS, Chunk, ChunkResult
 from eddy.service.contract import Contract
 from eddy.service.errors import EddyError
+from eddy.service.finite import Outputs, blanked, quarantined
 from eddy.service.queue import ChunkQueue, Limits
 from eddy.service.replies import ReplyStore
 from eddy.service.sessions import SessionTable
@@ -40,6 +41,7 @@ class Scheduler:
         table: sessions; model: this model's index in it.
         replies: kept replies of this model; work_slots: slots for states between slices.
         on_failed: told the rows whose states a failed tick left undefined; ends those sessions.
+        outputs: what is checked of a tick's results; on_quarantined: as `on_failed`, of rows that fail it.
     """
 
     def __init__(
@@ -50,12 +52,16 @@ class Scheduler:
         work_slots: SlotAllocator,
         limits: Limits,
         on_failed: Callable[[np.ndarray], None],
+        outputs: Outputs,
+        on_quarantined: Callable[[np.ndarray], None],
     ) -> None:
         self._contract = contract
         self._table = table
         self._replies = replies
         self._work_slots = work_slots
         self._on_failed = on_failed
+        self._outputs = outputs
+        self._on_quarantined = on_quarantined
         self._admission = Admission(contract, table, replies)
         self._bulk = BulkAdmission(contract, table)
         self.queue = ChunkQueue(table, work_slots, limits)
@@ -67,7 +73,7 @@ class Scheduler:
 
     def close(self) -> None:
         """Nothing will run any more: who would be told of failures is let go."""
-        self._on_failed = _tell_nobody
+        self._on_failed = self._on_quarantined = _tell_nobody
 
     # Deciding
 
@@ -185,7 +191,10 @@ class Scheduler:
             if was_begun:
                 self.queue.clear_busy(np.array([tick.row]))
             self._advance_one(tick, (*tick.inputs, *blocks), now)
-            tick.chunk.reply(ChunkResult(blocks))
+            if self._outputs.are_finite(blocks):
+                tick.chunk.reply(ChunkResult(blocks))
+            else:
+                self._reply_checked([tick.chunk], [0, 1], np.array([tick.row]), blocks)
         elif tick.positions is None:
             self._commit_slices(tick, blocks, now)
         else:
@@ -193,19 +202,42 @@ class Scheduler:
                 self.queue.clear_busy(tick.rows)
             parts = (*tick.inputs, *blocks)
             self._advance(tick.rows, tick.positions, tick.write_slots, tick.num_steps, parts, now)
-            self._reply_whole(tick, blocks)
+            if self._outputs.are_finite(blocks):
+                self._reply_whole(tick.chunks, tick.bounds, blocks)
+            else:
+                rows = np.arange(self._table.num_rows)[tick.rows]
+                self._reply_checked(tick.chunks, tick.bounds, rows, blocks)
 
-    def _reply_whole(self, tick: Tick, blocks: Sequence[bytes]) -> None:
-        """Answers the chunks of a tick of the fast path."""
-        if len(tick.chunks) == 1:
-            tick.chunks[0].reply(ChunkResult(blocks))
+    def _reply_whole(
+        self, chunks: Sequence[Chunk], bounds: list[int], blocks: Sequence[bytes], bad: np.ndarray | None = None
+    ) -> None:
+        """Answers the chunks of a tick of the fast path; `bad` bool [B]: rows that are quarantined."""
+        errors: list[Mapping[int, EddyError]] = [NO_ERRORS] * len(chunks)
+        if bad is not None:
+            errors = [dict.fromkeys(np.flatnonzero(bad[b:e]).tolist(), _QUARANTINED) for b, e in pairwise(bounds)]
+        if len(chunks) == 1:
+            chunks[0].reply(ChunkResult(blocks, errors[0]))
             return
         cut = []
         for block in blocks:
-            size = len(block) // tick.num_rows
-            cut.append([block[begin * size : end * size] for begin, end in pairwise(tick.bounds)])
-        for chunk, parts in zip(tick.chunks, zip(*cut, strict=True), strict=True):
-            chunk.reply(ChunkResult(parts))
+            size = len(block) // bounds[-1]
+            cut.append([block[begin * size : end * size] for begin, end in pairwise(bounds)])
+        for chunk, parts, mine in zip(chunks, zip(*cut, strict=True), errors, strict=True):
+            chunk.reply(ChunkResult(parts, mine))
+
+    def _reply_checked(
+        self, chunks: Sequence[Chunk], bounds: list[int], rows: np.ndarray, blocks: Sequence[bytes]
+    ) -> None:
+        """Ends sessions whose outputs are not finite, and answers the chunks of the tick.
+
+        Args:
+            rows: table rows, int64 [B]; blocks: raw bytes a result, [B, T, ...].
+        """
+        bad = self._outputs.bad_rows(blocks, len(rows))
+        if bad.any():
+            self._on_quarantined(rows[bad])
+            blocks = [blanked(block, bad) for block in blocks]
+        self._reply_whole(chunks, bounds, blocks, bad)
 
     def abort(self, tick: AnyTick, error: EddyError, *, was_begun: bool = False) -> None:
         """The tick failed in the engine: its chunks fail, and sessions whose state it may have touched end.
@@ -310,9 +342,21 @@ class Scheduler:
             inputs = [values[chunk.index].tobytes() for values in input_arrays(self._contract, chunk)]
             whole = [array.tobytes() for array in chunk.answer.results]
             self._advance(rows, positions, tick.write_slots[begin:end], chunk.num_steps, (*inputs, *whole), now)
+            if not self._outputs.are_finite(whole):
+                self._quarantine(chunk, rows, self._outputs.bad_rows(whole, len(rows)))
             self._finish(chunk)
         # Behind everybody who waits: a long chunk takes its turns.
         self.queue.put_behind(unfinished)
+
+    def _quarantine(self, chunk: Chunk, rows: np.ndarray, bad: np.ndarray) -> None:
+        """Ends the sessions in `rows` int64 [n] that are `bad` bool [n], of a chunk of the general path."""
+        assert chunk.answer is not None and chunk.index is not None
+        if not bad.any():
+            return
+        self._on_quarantined(rows[bad])
+        chunk.errors = {**chunk.errors, **dict.fromkeys(chunk.index[bad].tolist(), _QUARANTINED)}
+        for whole in chunk.answer.results:
+            whole[bad] = 0
 
     def _finish(self, chunk: Chunk) -> None:
         """Answers a chunk of the general path."""
@@ -331,6 +375,9 @@ class Scheduler:
         if chunk.work_slots is not None:
             self._work_slots.free(chunk.work_slots)
             chunk.work_slots = None
+
+
+_QUARANTINED = quarantined("outputs")
 
 
 def _tell_nobody(rows: np.ndarray) -> None:

@@ -19,6 +19,7 @@ from eddy.service.arena import INITIAL_SLOT, NUM_RESERVED_SLOTS
 from eddy.service.contract import END, Contract
 from eddy.service.errors import ModelError, Reason
 from eddy.service.example import example, example_feeds
+from eddy.service.finite import Outputs, finite_rows
 from eddy.service.graph import ModelGraphs
 from eddy.service.runs import Runs
 from eddy.service.runtime import MIN_ROWS, Runtime, pad_rows
@@ -73,23 +74,25 @@ class Subject(Protocol):
         """See `Engine.write_states`."""
 
 
-def check(engine: Subject, graphs: ModelGraphs, runtime: Runtime) -> None:
+def check(engine: Subject, graphs: ModelGraphs, runtime: Runtime) -> frozenset[str]:
     """Tries every graph of a model that was just loaded.
+
+    Returns:
+        Names of the outputs and states that were not finite for examples of inputs: those of this model may be so.
 
     Raises:
         ModelError: a graph does not run, gives other shapes than the contract says, or the engine other values.
     """
-    if graphs.step is not None:
-        _check_steps(engine, graphs, graphs.step, runtime)
-        if graphs.whole is not None:
-            _check_whole(engine)
-    else:
-        _check_whole_alone(engine)
+    if graphs.step is None:
+        return _check_whole_alone(engine)
+    names = _check_steps(engine, graphs, graphs.step, runtime)
+    return names if graphs.whole is None else names | _check_whole(engine)
 
 
-def _check_steps(engine: Subject, graphs: ModelGraphs, step: onnx.ModelProto, runtime: Runtime) -> None:
+def _check_steps(engine: Subject, graphs: ModelGraphs, step: onnx.ModelProto, runtime: Runtime) -> frozenset[str]:
     """Steps a few slots in a few calls, ends their streams where the model has ends, and compares everything."""
     contract = engine.contract
+    outputs, unusual = Outputs(contract.results, emits=contract.emits), frozenset[str]()
     rows = max(1, min(3, engine.num_slots - 1))
     slots = np.arange(rows)[::-1] + NUM_RESERVED_SLOTS
     neighbour = np.array([NUM_RESERVED_SLOTS + rows])
@@ -116,9 +119,12 @@ def _check_steps(engine: Subject, graphs: ModelGraphs, step: onnx.ModelProto, ru
         home = slots if contract.is_primed else INITIAL_SLOT
         blocks = engine.run([values[:rows].tobytes() for values in feeds], read, slots, rows, num_steps, home)
         read = slots
+        unusual |= outputs.bad_names(blocks, rows)
         for port, block in zip(contract.results, blocks, strict=True):
             _compare(port.view(block, rows, num_steps), wanted[port.name][:rows], port.name, tolerance)
     for state, value in zip(contract.states, engine.read_states(slots), strict=True):
+        if not finite_rows([value]).all():
+            unusual |= {state.name}
         if state.next_name or contract.is_primed:
             _compare(value, plain.states[state.name][:rows], state.name, tolerance)
     if has_neighbour:
@@ -127,6 +133,7 @@ def _check_steps(engine: Subject, graphs: ModelGraphs, step: onnx.ModelProto, ru
         engine.write_states(neighbour, before)
     for state, value in zip(contract.states, engine.read_states(np.array([INITIAL_SLOT])), strict=True):
         _compare(value, state.initial[None], "the initial-state slot", 0.0)
+    return unusual
 
 
 class _Plain:
@@ -199,9 +206,10 @@ class _Plain:
         return [found[port.name] for port in contract.results]
 
 
-def _check_whole(engine: Subject) -> None:
+def _check_whole(engine: Subject) -> frozenset[str]:
     """The whole graph of a model that streams answers every step."""
     contract = engine.contract
+    outputs, unusual = Outputs(contract.outputs), frozenset[str]()
     for rows, num_steps in ((1, 2), (3, 5)):
         inputs = [example(port, rows, num_steps).tobytes() for port in contract.inputs]
         blocks = engine.run_whole(inputs, rows, num_steps)
@@ -213,9 +221,11 @@ def _check_whole(engine: Subject) -> None:
                     f"the whole graph's output {port.name!r} has {len(block)} bytes after {num_steps} steps of {rows} "
                     f"rows, the contract says {expected}",
                 )
+        unusual |= outputs.bad_names(blocks, rows)
+    return unusual
 
 
-def _check_whole_alone(engine: Subject) -> None:
+def _check_whole_alone(engine: Subject) -> frozenset[str]:
     """The only graph of a model that does not stream: no sequence's result depends on those that it is run with."""
     contract, num_steps = engine.contract, engine.shortest_whole()
     inputs = [example(port, _WHOLE_ROWS, num_steps) for port in contract.inputs]
@@ -232,6 +242,7 @@ def _check_whole_alone(engine: Subject) -> None:
             most = float(sizes[np.isfinite(sizes)].max(initial=1.0))
             tolerance = max(contract.tolerance, _WHOLE_TOLERANCE * most)
             _compare(found, values, port.name, tolerance, "between a sequence alone and beside others")
+    return Outputs(contract.outputs).bad_names(together, _WHOLE_ROWS)
 
 
 def _source_steps(contract: Contract) -> int:

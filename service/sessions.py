@@ -40,17 +40,19 @@ _END_REASONS = {
     Event.EXPIRE: Reason.SESSION_EXPIRED,
     Event.FAIL: Reason.MODEL_FAILED,
     Event.RETIRE: Reason.MODEL_RETIRED,
+    Event.QUARANTINE: Reason.QUARANTINED,
 }
 _END_TEXTS = {
     Reason.SESSION_CLOSED: "the session was closed",
     Reason.SESSION_EXPIRED: "the session was idle for longer than its timeout and has ended",
     Reason.MODEL_FAILED: "the session ended because its model failed",
     Reason.MODEL_RETIRED: "the session's model was replaced or unloaded, and the time to finish is over: open another",
+    Reason.QUARANTINED: "the session ended because values of it were not finite numbers",
 }
 
 
 def _ended(reason: Reason) -> EddyError:
-    kind = ModelError if reason is Reason.MODEL_FAILED else ClientError
+    kind = ModelError if reason in (Reason.MODEL_FAILED, Reason.QUARANTINED) else ClientError
     return kind(reason, _END_TEXTS[reason], Detail(field="handles"))
 
 
@@ -300,7 +302,7 @@ class SessionTable:
 
     @staticmethod
     def ended_by(event: Event) -> EddyError:
-        """The error that tells a client that its session has ended by CLOSE, EXPIRE, FAIL or RETIRE."""
+        """The error that tells a client that its session has ended by CLOSE, EXPIRE, FAIL, RETIRE or QUARANTINE."""
         return _ended(_END_REASONS[event])
 
     # Changing
@@ -417,7 +419,7 @@ class SessionTable:
         self.last_used[rows] = self._clock()
 
     def end(self, rows: np.ndarray, event: Event) -> np.ndarray:
-        """Ends the sessions in `rows` by CLOSE, EXPIRE, FAIL or RETIRE; returns the slots they leave, int64 [B]."""
+        """Ends the sessions in `rows` by one of the events that end them; returns the slots they leave, int64 [B]."""
         self._apply(rows, event)
         self._end_reason[rows] = _END_REASONS[event]
         self._new_epoch(rows)

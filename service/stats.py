@@ -47,7 +47,7 @@ class ModelStats:
         num_failed_requests, failure_seconds: the same of requests of that protocol that were answered with an error.
         num_restarted_sequences: live sequences of the Open Inference Protocol that a START began anew.
         num_opened_sessions: sessions that were opened; num_ended_sessions: sessions that ended, by CLOSE, EXPIRE,
-            FAIL or RETIRE.
+            FAIL, RETIRE or QUARANTINE.
     """
 
     __slots__ = (
@@ -88,7 +88,9 @@ class ModelStats:
         self.last_answered = 0.0
         self._alone: list[float] = [0, 0.0]
         self.rows_run: dict[int, list[float]] = {1: self._alone}
-        self.num_ended_sessions = {Event.CLOSE: 0, Event.EXPIRE: 0, Event.FAIL: 0, Event.RETIRE: 0}
+        self.num_ended_sessions = dict.fromkeys(
+            (Event.CLOSE, Event.EXPIRE, Event.FAIL, Event.RETIRE, Event.QUARANTINE), 0
+        )
 
     def observe_lone(self, arrival: float, started: float, answered: float, run_seconds: float) -> None:
         """A tick of one chunk of one row ran, `run_seconds` of it inside ONNX Runtime; monotonic times.

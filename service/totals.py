@@ -18,7 +18,13 @@ from eddy.service.lifecycle import Event, Status
 from eddy.service.metrics import Build, ModelTotals, Totals, VersionTotals
 from eddy.service.runtime import runtime_version
 
-_CAUSES = {Event.CLOSE: "closed", Event.EXPIRE: "expired", Event.FAIL: "failed", Event.RETIRE: "retired"}
+_CAUSES = {
+    Event.CLOSE: "closed",
+    Event.EXPIRE: "expired",
+    Event.FAIL: "failed",
+    Event.RETIRE: "retired",
+    Event.QUARANTINE: "quarantined",
+}
 
 
 def build(host: Host) -> Build:

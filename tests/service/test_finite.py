@@ -29,7 +29,7 @@ def test_every_place_of_a_block_is_looked_at(dtype: str, bad: float, num_rows: i
         values.flat[place] = bad
         block = values.tobytes()
         assert not check.are_finite([block])
-        assert np.flatnonzero(check.bad_rows([block], num_rows, 2)).tolist() == [place // 6]
+        assert np.flatnonzero(check.bad_rows([block], num_rows)).tolist() == [place // 6]
         values.flat[place] = 0
 
 
@@ -46,7 +46,7 @@ def test_finite_values_whose_sum_overflows_are_fine(dtype: str, num_rows: int) -
     """Whatever the quick look says of the largest numbers, no row of them is bad."""
     check = Outputs([_port(dtype)])
     block = np.full((num_rows, 2, 3), np.finfo(dtype).max, dtype).tobytes()
-    assert not check.bad_rows([block], num_rows, 2).any()
+    assert not check.bad_rows([block], num_rows).any()
 
 
 def test_what_is_not_emitted_is_of_no_account() -> None:
@@ -56,7 +56,7 @@ def test_what_is_not_emitted_is_of_no_account() -> None:
     values = np.zeros((2, 3, 3), "<f4")
     values[:, 2] = np.nan
     emitted = np.array([2, 3], "<i8").tobytes()
-    assert check.bad_rows([values.tobytes(), emitted], 2, 2).tolist() == [False, True]
+    assert check.bad_rows([values.tobytes(), emitted], 2).tolist() == [False, True]
 
 
 def test_integers_and_named_outputs_are_not_checked() -> None:
@@ -64,7 +64,8 @@ def test_integers_and_named_outputs_are_not_checked() -> None:
     check = Outputs([_port("<f4"), _port("<i8")], unchecked=("y",))
     blocks = [np.full((1, 1, 3), np.nan, "<f4").tobytes(), np.zeros((1, 1, 3), "<i8").tobytes()]
     assert check.are_finite(blocks)
-    assert not check.bad_rows(blocks, 1, 1).any()
+    assert not check.bad_rows(blocks, 1).any()
+    assert Outputs([_port("<f4"), _port("<i8")]).bad_names(blocks, 1) == {"y"}
 
 
 def test_states_are_checked_row_by_row() -> None:

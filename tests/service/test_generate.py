@@ -551,7 +551,7 @@ def test_scores_that_are_no_numbers_fail_the_call() -> None:
             written = Written()
             calling = call(running, text=b"T", max_tokens=50)
             error = await broken(calling, written)
-            assert error.reason == errors_pb2.ERROR_REASON_MODEL_FAILED
+            assert error.reason == errors_pb2.ERROR_REASON_QUARANTINED
             assert len(written.tokens) == 4
             await until(lambda: running.host.table.num_sessions == 0)
 

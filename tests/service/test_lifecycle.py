@@ -21,6 +21,7 @@ _ALLOWED = {
     (Status.ATTACHED, Event.EXPIRE): Status.FREE,
     (Status.ATTACHED, Event.FAIL): Status.FREE,
     (Status.ATTACHED, Event.RETIRE): Status.FREE,
+    (Status.ATTACHED, Event.QUARANTINE): Status.FREE,
     (Status.DETACHED, Event.ATTACH): Status.ATTACHED,
     (Status.DETACHED, Event.STEP): Status.DETACHED,
     (Status.DETACHED, Event.RESET): Status.DETACHED,
@@ -28,6 +29,7 @@ _ALLOWED = {
     (Status.DETACHED, Event.EXPIRE): Status.FREE,
     (Status.DETACHED, Event.FAIL): Status.FREE,
     (Status.DETACHED, Event.RETIRE): Status.FREE,
+    (Status.DETACHED, Event.QUARANTINE): Status.FREE,
 }
 _PAIRS = list(itertools.product(Status, Event))
 

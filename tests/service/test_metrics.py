@@ -183,7 +183,13 @@ def test_sessions_that_fail_are_counted(tmp_path: Path) -> None:
             running.host.catalog.ready("history", "").engine.__class__ = Failing
             await stream.refusal(step=chunk(HISTORY, handles, [0] * 3, [[1]] * 3))
             found = totals(running.host, is_ready=True)
-            assert found.models[0].ended_sessions == {"closed": 0, "expired": 0, "failed": 3, "retired": 0}
+            assert found.models[0].ended_sessions == {
+                "closed": 0,
+                "expired": 0,
+                "failed": 3,
+                "retired": 0,
+                "quarantined": 0,
+            }
             assert found.models[0].sessions == {"attached": 0, "detached": 0}
             assert found.refusals["internal"] >= 1
 
