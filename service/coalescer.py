@@ -51,7 +51,14 @@ class Sender(Protocol):
         """`data` answers one request of `num_bytes`."""
 
     def answer_result(
-        self, num_bytes: int, tag: int, contract: Contract, num_rows: int, num_steps: int, result: ChunkResult
+        self,
+        num_bytes: int,
+        tag: int,
+        contract: Contract,
+        num_rows: int,
+        num_steps: int,
+        result: ChunkResult,
+        durable_positions: bytes,
     ) -> None:
         """`result` answers one request of `num_bytes`."""
 
@@ -165,7 +172,7 @@ class Coalescer:
             layout.num_steps,
             feeds,
             routes.tobytes(),
-            _Senders(group, layout, self._responses),
+            _Senders(self._host, group, layout, self._responses),
             0,
             model.contract,
             self._arrival,
@@ -180,7 +187,8 @@ class _Senders:
     # A stream that has ended owns its session no more, which its row is refused for.
     is_gone = False
 
-    def __init__(self, group: Group, layout: StepLayout, responses: StepResponses) -> None:
+    def __init__(self, host: Host, group: Group, layout: StepLayout, responses: StepResponses) -> None:
+        self._host = host
         self._group = group
         self._layout = layout
         self._responses = responses
@@ -194,20 +202,37 @@ class _Senders:
             return
         (block,) = outputs
         size = len(block) // chunk.num_rows
+        if self._host.durability is not None:
+            self._deliver_durable(chunk, block, size, num_bytes)
+            return
         head = self._responses.head(chunk.contract, 1, chunk.num_steps)
         first, last = self._layout.tag
         key = TAG_KEY if first < last else b""
         for row, (sender, data) in enumerate(self._group):
             sender.answer(num_bytes, key + data[first:last] + head + block[row * size : (row + 1) * size])
 
+    def _deliver_durable(self, chunk: Chunk, block: bytes, size: int, num_bytes: int) -> None:
+        """Each row of `block`, of `size` bytes, with its durable position."""
+        positions = self._host.durable_positions(chunk.handles).tobytes()
+        before, head = self._responses.durable_head(chunk.contract, 1, chunk.num_steps)
+        first, last = self._layout.tag
+        key = TAG_KEY if first < last else b""
+        for row, (sender, data) in enumerate(self._group):
+            durable = positions[8 * row : 8 * row + 8]
+            mine = block[row * size : (row + 1) * size]
+            sender.answer(num_bytes, key + data[first:last] + before + durable + head + mine)
+
     def _deliver_rows(self, chunk: Chunk, result: ChunkResult, num_bytes: int) -> None:
         """The same, where the rows' results differ in kind."""
         sizes = [len(block) // chunk.num_rows for block in result.outputs]
+        is_durable = self._host.durability is not None
+        positions = self._host.durable_positions(chunk.handles).tobytes() if is_durable else b""
         for row, (sender, data) in enumerate(self._group):
             mine = [block[row * size : (row + 1) * size] for block, size in zip(result.outputs, sizes, strict=True)]
             errors = {0: result.errors[row]} if row in result.errors else {}
             alone = ChunkResult(mine, errors, (0,) if row in result.replayed else (), result.failure)
-            sender.answer_result(num_bytes, self._layout.read_tag(data), chunk.contract, 1, chunk.num_steps, alone)
+            tag, durable = self._layout.read_tag(data), positions[8 * row : 8 * row + 8]
+            sender.answer_result(num_bytes, tag, chunk.contract, 1, chunk.num_steps, alone, durable)
 
 
 def submit_coalesced(host: Host, model: ServedModel, chunk: Chunk) -> None:

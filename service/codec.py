@@ -92,6 +92,9 @@ _MAX_QUOTE = 400
 _MAX_HEADS = 256
 
 _TAG = inference_pb2.StreamRequest.DESCRIPTOR.fields_by_name["tag"].number
+# Fields of bytes: of the answer, and of its step.
+_STEP_KEY = bytes((inference_pb2.StreamResponse.DESCRIPTOR.fields_by_name["step"].number << 3 | 2,))
+_DURABLE_KEY = bytes((inference_pb2.StepResult.DESCRIPTOR.fields_by_name["durable_positions"].number << 3 | 2,))
 TAG_KEY = bytes((inference_pb2.StreamResponse.DESCRIPTOR.fields_by_name["tag"].number << 3,))
 
 # Outputs may be larger than inputs (logits of a token), yet not without limit.
@@ -325,16 +328,36 @@ class StepResponses:
     def __init__(self) -> None:
         # (contract's identity, B, T) -> what stands between the tag and the data. Contracts live as long as the server.
         self._heads: dict[tuple[int, int, int], bytes] = {}
+        # The same with durable positions: what stands before them, and what between them and the data.
+        self._durable_heads: dict[tuple[int, int, int], tuple[bytes, bytes]] = {}
 
     def forget(self, contract: Contract) -> None:
         """The contract's model is freed; another contract may come to lie where it lay."""
         for key in [key for key in self._heads if key[0] == id(contract)]:
             del self._heads[key]
+        for key in [key for key in self._durable_heads if key[0] == id(contract)]:
+            del self._durable_heads[key]
 
-    def encode(self, contract: Contract, tag: int, num_rows: int, num_steps: int, result: ChunkResult) -> bytes:
-        """The answer to a step message, as `eddy.v1.StreamResponse`."""
+    def encode(
+        self,
+        contract: Contract,
+        tag: int,
+        num_rows: int,
+        num_steps: int,
+        result: ChunkResult,
+        durable_positions: bytes = b"",
+    ) -> bytes:
+        """The answer to a step message, as `eddy.v1.StreamResponse`.
+
+        Args:
+            durable_positions: int64 [B] raw; empty without a durable state store.
+        """
         outputs = result.outputs
         if len(outputs) == 1 and not result.errors and not result.replayed:
+            if durable_positions:
+                first, head = self.durable_head(contract, num_rows, num_steps)
+                mark = TAG_KEY + _varint(tag) if tag else b""
+                return mark + first + durable_positions + head + outputs[0]
             head = self.head(contract, num_rows, num_steps)
             return TAG_KEY + _varint(tag) + head + outputs[0] if tag else head + outputs[0]
         response = inference_pb2.StreamResponse(tag=tag)
@@ -345,12 +368,33 @@ class StepResponses:
             write_results(contract, step, num_rows, num_steps, outputs)
             step.errors.extend(row_errors(result.errors))
             step.replayed_rows = np.array(result.replayed, "<u4").tobytes()
+            step.durable_positions = durable_positions
         return response.SerializeToString()
 
     def head(self, contract: Contract, num_rows: int, num_steps: int) -> bytes:
         """What stands between the tag and the data in a good answer of a model with one output."""
         head = self._heads.get((id(contract), num_rows, num_steps))
         return self._learn_head(contract, num_rows, num_steps) if head is None else head
+
+    def durable_head(self, contract: Contract, num_rows: int, num_steps: int) -> tuple[bytes, bytes]:
+        """The same around the durable positions, which come before the outputs: what is before and behind them."""
+        found = self._durable_heads.get((id(contract), num_rows, num_steps))
+        return self._learn_durable_head(contract, num_rows, num_steps) if found is None else found
+
+    def _learn_durable_head(self, contract: Contract, num_rows: int, num_steps: int) -> tuple[bytes, bytes]:
+        # Fields may come in any order, so the positions go first: then the data is last as ever.
+        data = bytes(contract.outputs[0].step_bytes * num_rows * num_steps)
+        step = inference_pb2.StepResult()
+        write_outputs(contract, step.outputs, (num_rows, num_steps), [data])
+        encoded = step.SerializeToString()
+        assert encoded.endswith(data), "a tensor's data is encoded last"
+        first = _DURABLE_KEY + _varint(8 * num_rows)
+        num_bytes = len(first) + 8 * num_rows + len(encoded)
+        if len(self._durable_heads) >= _MAX_HEADS:
+            self._durable_heads.clear()
+        heads = _STEP_KEY + _varint(num_bytes) + first, encoded[: -len(data)]
+        self._durable_heads[id(contract), num_rows, num_steps] = heads
+        return heads
 
     def _learn_head(self, contract: Contract, num_rows: int, num_steps: int) -> bytes:
         data = bytes(contract.outputs[0].step_bytes * num_rows * num_steps)
@@ -415,7 +459,7 @@ def write_results(
 
 
 def unary_step_response(
-    contract: Contract, request: inference_pb2.StepRequest, result: ChunkResult
+    contract: Contract, request: inference_pb2.StepRequest, result: ChunkResult, durable_position: int
 ) -> inference_pb2.StepResponse:
     """The answer to a unary step.
 
@@ -428,7 +472,11 @@ def unary_step_response(
         raise result.errors[0]
     # An end takes one position.
     num_steps = 1 if request.flush else request.num_steps
-    response = inference_pb2.StepResponse(next_position=request.position + num_steps, replayed=bool(result.replayed))
+    response = inference_pb2.StepResponse(
+        next_position=request.position + num_steps,
+        replayed=bool(result.replayed),
+        durable_position=durable_position,
+    )
     write_results(contract, response, 1, num_steps, result.outputs)
     return response
 

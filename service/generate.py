@@ -18,7 +18,7 @@ from eddy.service.generation import FinishReason, Generation, Plan, Token, check
 from eddy.service.host import Host, Opened
 from eddy.service.model import ServedModel
 from eddy.service.sampling import Sampling
-from eddy.service.sessions import NO_STREAM
+from eddy.service.sessions import NO_STREAM, NOT_STORED
 from eddy.service.start import Start, read_start
 from eddy.service.stops import StopMatcher
 from eddy.service.vocabulary import Vocabulary
@@ -73,7 +73,9 @@ class GenerateCall:
             start = self._read_start(request.open)
             host.refuse_if_draining()
             file, idle = self._model.file, request.open.idle_timeout_seconds
-            self._opened = host.open(file.name, file.version, 1, 1, idle, NO_STREAM, start)
+            self._opened = host.open(
+                file.name, file.version, 1, 1, idle, NO_STREAM, start, is_durable=request.keep_session
+            )
             row = int(self._opened.rows[0])
         self._row = row
         self._plan = plan
@@ -339,6 +341,7 @@ class GenerateCall:
             num_tokens=generation.num_tokens,
             next_position=generation.position,
             session_kept=self._keeps_session,
+            durable_position=self._host.table.durable_position.item(self._row) if self._keeps_session else NOT_STORED,
         )
 
     def _close(self) -> None:

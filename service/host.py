@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,10 +20,11 @@ from eddy.service.catalog import Catalog
 from eddy.service.chunk import Chunk
 from eddy.service.config import Config
 from eddy.service.dispatcher import Dispatcher
+from eddy.service.durability import Durability
 from eddy.service.entry import Entry
-from eddy.service.errors import CapacityError, ClientError, EddyError, Reason, invalid
+from eddy.service.errors import CapacityError, ClientError, EddyError, Reason, ServerBug, invalid
 from eddy.service.model import ServedModel
-from eddy.service.sessions import NO_STREAM, SessionTable, route
+from eddy.service.sessions import NO_STREAM, NOT_STORED, SessionTable, route
 from eddy.service.start import Start
 from eddy.service.stats import CallStats
 from eddy.service.tick import Job
@@ -38,8 +39,9 @@ class Opened:
 
     Attributes:
         rows: table rows, int64 [n]; handles: uint64 [n]; session_ids, resume_tokens: 16 bytes each.
-        ready: done once the states that they begin with are written; an `EddyError` when that failed, and then the
-            sessions are closed. None where there is nothing to write.
+        ready: done once the states that they begin with are written, and the sessions are in the state store, if they
+            are kept there; an `EddyError` when that failed, and then the sessions are closed. None where there is
+            nothing to write.
     """
 
     model: ServedModel
@@ -89,16 +91,31 @@ class Host:
         self._change_listeners: list[Callable[[], None]] = []
         self._release_listeners: list[Callable[[ServedModel], None]] = []
         self._next_stream = NO_STREAM + 1
+        self._tasks: set[asyncio.Task[None]] = set()
         self._num_owners = 0
         self.is_draining = False
         self.num_expired = 0
+        # Durable sessions that were not in the state store at the end as they were then.
+        self.num_unwritten = 0
+        state = config.state
+        self.durability = (
+            Durability(state, self.table, self.catalog, self._notify, self._end_fenced, clock, random_bytes)
+            if state.is_durable
+            else None
+        )
         # Refused requests and rows, by reason; counted where they are answered.
         self.refusals: dict[Reason, int] = {}
         # Calls, counted where they are served.
         self.calls = CallStats()
 
     def load(self) -> None:
-        """Loads the models. May be called before there is an event loop."""
+        """Opens the state store and loads the models. May be called before there is an event loop.
+
+        Raises:
+            StoreError, RepositoryError: one of them cannot be opened.
+        """
+        if self.durability is not None:
+            self.durability.open()
         self.catalog.load()
 
     # Models
@@ -165,6 +182,8 @@ class Host:
         """Begins to run ticks and to expire idle sessions, on the running event loop."""
         self._dispatcher = Dispatcher(asyncio.get_running_loop(), self.clock, self.config.server.inline_tick_seconds)
         self._sweeper = asyncio.create_task(self._sweep())
+        if self.durability is not None:
+            self.durability.start()
         self.watcher.start()
 
     async def drain(self) -> bool:
@@ -179,9 +198,12 @@ class Host:
         return True
 
     async def stop(self) -> None:
-        """Ends the sweeper, the watcher and the engine thread."""
+        """Writes what has changed to the state store, then ends the sweeper, the watcher and the engine thread."""
         if self._sweeper is not None:
             self._sweeper.cancel()
+        if self.durability is not None:
+            deadline = self.clock() + self.config.server.drain_seconds
+            self.num_unwritten = await self.durability.close(deadline)
         await self.watcher.close(self.config.server.drain_seconds)
         if self._dispatcher is not None:
             await asyncio.to_thread(self._dispatcher.close)
@@ -247,11 +269,14 @@ class Host:
         idle_timeout_seconds: float,
         stream: int,
         start: Start | None = None,
+        *,
+        is_durable: bool = False,
     ) -> Opened:
         """Opens `count` sessions; 0 for `max_in_flight` or `idle_timeout_seconds` means the default.
 
         Args:
             start: what they begin with, None for the contract's initial values.
+            is_durable: they are kept in the state store, if there is one.
 
         Raises:
             EddyError: unknown model, bad arguments, no room, draining; nothing was opened.
@@ -270,13 +295,19 @@ class Host:
         if model.contract.is_primed and start is None:
             raise invalid(Reason.MISSING_FIELD, "prime", "none", "what the model's prime graph reads")
         in_flight, idle = max_in_flight or 1, idle_timeout_seconds or model.idle_timeout_seconds(usual, limit)
+        durability = self.durability if is_durable else None
+        if durability is not None and durability.health.refuses:
+            raise durability.health.refusal()
         rows = model.open_sessions(count, stream, in_flight, idle)
         handles = self.table.handle[rows]
         ids, tokens = self.table.ids_of(rows), self.table.tokens_of(rows)
-        ready = None
+        ready: asyncio.Future[None] | None = None
         if start is not None:
             ready = asyncio.get_running_loop().create_future()
             self._begin(model, rows, start, ready)
+        if durability is not None:
+            self.table.is_durable[rows] = True
+            ready = asyncio.ensure_future(self._make_durable(model, rows, handles, ready))
         return Opened(model, rows, handles, ids, tokens, in_flight, idle, ready)
 
     def _begin(self, model: ServedModel, rows: np.ndarray, start: Start, ready: asyncio.Future[None]) -> None:
@@ -299,17 +330,105 @@ class Host:
             raise
         self.dispatcher.notify(model)
 
+    async def _make_durable(
+        self, model: ServedModel, rows: np.ndarray, handles: np.ndarray, begun: asyncio.Future[None] | None
+    ) -> None:
+        """Returns once sessions that were opened are in the state store; where they must be and cannot, they end."""
+        if begun is not None:
+            await begun
+        try:
+            await self.persist(rows)
+        except EddyError:
+            mine = rows[self.table.handle[rows] == handles]
+            self.table.is_durable[mine] = False
+            model.close_sessions(mine)
+            raise
+
+    def persist(self, rows: np.ndarray) -> asyncio.Future[None]:
+        """Writes the sessions in `rows` int64 [n] through to the state store, if they are kept there.
+
+        See `Checkpointer.persist`.
+        """
+        if self.durability is not None:
+            return self.durability.checkpointer.persist(rows)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    def are_stored(self, handles: np.ndarray) -> bool:
+        """All sessions of `handles` uint64 [B] are in a durable state store, under their present epochs."""
+        return self.durability is not None and self.durability.are_stored(handles)
+
+    def durable_positions(self, handles: bytes) -> np.ndarray:
+        """Of the sessions of a chunk: steps before them survive the server's end; int64 [B], -1: nothing is stored."""
+        table, mine = self.table, np.frombuffer(handles, "<u8")
+        rows = table.rows_of(mine)
+        return np.where(table.handle[rows] == mine, table.durable_position[rows], NOT_STORED)
+
+    async def recall(self, session_id: bytes) -> int:
+        """The row of a session that is open, or that the state store has; see `Recaller.find`.
+
+        Raises:
+            EddyError: UNKNOWN_SESSION, and what prevents its return.
+        """
+        if self.durability is None or self.durability.recaller.is_present(session_id):
+            return self.table.row_of_id(session_id)
+        self.refuse_if_draining()
+        return await self.durability.recaller.find(session_id)
+
+    def _end_fenced(self, model: ServedModel, rows: np.ndarray) -> None:
+        """Ends sessions that another server goes on with, behind the chunks that they have sent."""
+        handles = self.table.handle[rows]
+
+        def end() -> None:
+            mine = rows[self.table.handle[rows] == handles]
+            if len(mine):
+                model.fence_sessions(mine)
+                _LOG.warning(
+                    "model %s version %s: %d sessions were taken over on another server",
+                    model.file.name,
+                    model.file.version,
+                    len(mine),
+                )
+
+        model.scheduler.queue.submit_control(rows, end)
+        self.dispatcher.notify(model)
+
+    def _notify(self, model: ServedModel) -> None:
+        self.dispatcher.notify(model)
+
     def attach(
         self, session_id: bytes, resume_token: bytes, stream: int, done: Callable[[int | EddyError], None]
     ) -> None:
         """`stream` takes over a session once the chunks before it are through; `done` is told its row.
 
-        `done` is told an error if the session or the stream has ended by then.
+        A session that the state store has is brought back first; where sessions are kept there, `done` is told once
+        the store has the new epoch. `done` is told an error if the session or the stream has ended by then.
 
         Raises:
             EddyError: unknown session, another's token, draining.
         """
         self.refuse_if_draining()
+        if self.durability is None or self.durability.recaller.is_present(session_id):
+            self._attach(session_id, resume_token, stream, done)
+            return
+
+        async def recall() -> None:
+            try:
+                await self.recall(session_id)
+                self._attach(session_id, resume_token, stream, done)
+            except EddyError as error:
+                done(error)
+            except Exception:  # noqa: BLE001  the task's root: one request fails, with its traceback in the log
+                _LOG.exception("a session could not be brought back")
+                done(ServerBug(Reason.INTERNAL, "the server failed to bring this session back"))
+
+        self._in_background(recall())
+
+    def _attach(
+        self, session_id: bytes, resume_token: bytes, stream: int, done: Callable[[int | EddyError], None]
+    ) -> None:
+        """`attach` for a session that is open here."""
         row = self.table.row_of_id(session_id)
         self.table.check_token(row, resume_token)
 
@@ -319,11 +438,30 @@ class Host:
             except EddyError as error:
                 done(error)
                 return
-            if stream in self._ended_listeners:
-                self.table.attach(found, stream)
+            if stream not in self._ended_listeners:
+                return
+            self.table.attach(found, stream)
+            handle = self.table.handle.item(found)
+            if self.durability is None:
                 done(found)
+            else:
+                self.persist(np.array([found])).add_done_callback(partial(written, found, handle))
+
+        def written(found: int, handle: int, persisted: asyncio.Future[None]) -> None:
+            error = persisted.exception()
+            if error is not None:
+                assert isinstance(error, EddyError), "whoever writes tells typed errors"
+                done(error)
+            else:
+                done(found if self.table.handle.item(found) == handle else self.table.explain(handle))
 
         self._control(np.array([row]), take_over)
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        """Has `work`, which handles its own errors, done beside the caller."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def settle(self, row: int) -> None:
         """Returns once the chunks of the session in `row` that came before are through."""
@@ -340,7 +478,18 @@ class Host:
 
     def reset(self, rows: np.ndarray, done: Callable[[np.ndarray], None]) -> None:
         """Sets sessions back to the start once the chunks before this are through; `done` as in `close`."""
-        self.by_model(rows, lambda model, mine: model.reset_sessions(mine), done)
+        if self.durability is None:
+            self.by_model(rows, lambda model, mine: model.reset_sessions(mine), done)
+            return
+
+        def reset(missed: np.ndarray) -> None:
+            fresh = rows[~np.isin(rows, missed)]
+            # Whom the new epoch does not reach has no session: fenced, and told so.
+            self.persist(fresh).add_done_callback(
+                lambda persisted: done(missed if persisted.exception() is None else rows)
+            )
+
+        self.by_model(rows, lambda model, mine: model.reset_sessions(mine), reset)
 
     def by_model(
         self, rows: np.ndarray, apply: Callable[[ServedModel, np.ndarray], None], done: Callable[[np.ndarray], None]
@@ -381,9 +530,13 @@ class Host:
         """Queues a chunk.
 
         Raises:
-            CapacityError: QUEUE_FULL or DRAINING.
+            CapacityError: QUEUE_FULL, DRAINING or STORE_UNAVAILABLE.
         """
         self.refuse_if_draining()
+        if self.durability is not None and self.durability.health.refuses:
+            rows = self.table.rows_of(np.frombuffer(chunk.handles, "<u8"))
+            if self.table.is_durable[rows].any():
+                raise self.durability.health.refusal()
         self.submit_accepted(model, chunk)
 
     def submit_accepted(self, model: ServedModel, chunk: Chunk) -> None:

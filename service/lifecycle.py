@@ -42,6 +42,8 @@ class Event(IntEnum):
     RETIRE = 9
     # It gave, or holds, values that are not finite.
     QUARANTINE = 10
+    # Another server goes on with it.
+    FENCE = 11
 
 
 _TRANSITIONS: dict[tuple[Status, Event], Status] = {
@@ -56,6 +58,7 @@ _TRANSITIONS: dict[tuple[Status, Event], Status] = {
     (Status.ATTACHED, Event.FAIL): Status.FREE,
     (Status.ATTACHED, Event.RETIRE): Status.FREE,
     (Status.ATTACHED, Event.QUARANTINE): Status.FREE,
+    (Status.ATTACHED, Event.FENCE): Status.FREE,
     (Status.DETACHED, Event.ATTACH): Status.ATTACHED,
     (Status.DETACHED, Event.STEP): Status.DETACHED,
     (Status.DETACHED, Event.RESET): Status.DETACHED,
@@ -64,6 +67,7 @@ _TRANSITIONS: dict[tuple[Status, Event], Status] = {
     (Status.DETACHED, Event.FAIL): Status.FREE,
     (Status.DETACHED, Event.RETIRE): Status.FREE,
     (Status.DETACHED, Event.QUARANTINE): Status.FREE,
+    (Status.DETACHED, Event.FENCE): Status.FREE,
 }
 
 ILLEGAL = -1

@@ -28,6 +28,7 @@ from eddy.service.http import HttpServer
 from eddy.service.metrics import ServiceCollector
 from eddy.service.repository import RepositoryError
 from eddy.service.server import PortInUse, Server
+from eddy.service.store import StoreError
 from eddy.service.totals import build, totals
 
 _LOG = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def serve(config: Config) -> int:
         config.server.grpc_address.check("grpc_port")
         host.load()
         return _run(_serve(config, host, readiness, http, certificates, started))
-    except (AddressError, RepositoryError, PortInUse) as error:
+    except (AddressError, RepositoryError, PortInUse, StoreError) as error:
         print(f"eddy: {error}", file=sys.stderr)
         return 1
     finally:
@@ -124,7 +125,7 @@ async def _serve(
     await stopped.wait()
     readiness.is_serving = False
     await server.drain()
-    return 0
+    return 1 if host.num_unwritten else 0
 
 
 class _Readiness:

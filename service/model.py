@@ -24,7 +24,7 @@ from eddy.service.lifecycle import Event
 from eddy.service.queue import Limits
 from eddy.service.replies import ReplyStore
 from eddy.service.scheduler import Scheduler
-from eddy.service.sessions import MODEL_BITS, SessionTable
+from eddy.service.sessions import MODEL_BITS, Identity, SessionTable
 from eddy.service.start import Start
 from eddy.service.stats import ModelStats
 from eddy.service.tick import Job
@@ -128,9 +128,17 @@ class ServedModel:
         return min(self.contract.message.idle_timeout_seconds or usual, most)
 
     def open_sessions(
-        self, count: int, stream: int, max_in_flight: int, idle_timeout_seconds: float | np.ndarray
+        self,
+        count: int,
+        stream: int,
+        max_in_flight: int,
+        idle_timeout_seconds: float | np.ndarray,
+        identity: Identity | None = None,
     ) -> np.ndarray:
         """Opens `count` sessions owned by `stream`; returns their table rows, int64 [count].
+
+        Args:
+            identity: of sessions that were open elsewhere or before.
 
         Raises:
             CapacityError: no slots, or too many sessions; nothing was opened.
@@ -146,6 +154,7 @@ class ServedModel:
                 ring_starts=rings,
                 ring_size=max_in_flight,
                 idle_timeout_seconds=idle_timeout_seconds,
+                identity=identity,
             )
         except EddyError:
             self.slots.free(slots)
@@ -281,6 +290,10 @@ class ServedModel:
         """Frees the arena and the graphs, once no session is open and nothing runs."""
         self.engine.close()
         self.scheduler.close()
+
+    def fence_sessions(self, rows: np.ndarray) -> None:
+        """Ends sessions that another server goes on with, with notice to their owners; `rows` not busy."""
+        self._end_with_notice(rows, Event.FENCE)
 
     def _fail_rows(self, rows: np.ndarray) -> None:
         self._end_with_notice(rows, Event.FAIL)

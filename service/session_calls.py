@@ -39,7 +39,14 @@ class SessionCalls:
         model = self._host.catalog.ready(request.model, request.version)
         start = read_start(model.contract, request.prime, request.initial_states, 1)
         opened = self._host.open(
-            request.model, request.version, 1, request.max_in_flight, request.idle_timeout_seconds, NO_STREAM, start
+            request.model,
+            request.version,
+            1,
+            request.max_in_flight,
+            request.idle_timeout_seconds,
+            NO_STREAM,
+            start,
+            is_durable=True,
         )
         await opened.begun()
         info = self._host.table.info(int(opened.rows[0]))
@@ -51,7 +58,7 @@ class SessionCalls:
     async def get(self, request: sessions_pb2.GetSessionRequest) -> sessions_pb2.GetSessionResponse:
         """One by its id."""
         check_id(request.session_id, "session_id")
-        row = self._host.table.row_of_id(request.session_id)
+        row = await self._host.recall(request.session_id)
         return sessions_pb2.GetSessionResponse(session=self._session(self._host.table.info(row), with_id=True))
 
     async def list(self, request: sessions_pb2.ListSessionsRequest) -> sessions_pb2.ListSessionsResponse:
@@ -89,7 +96,7 @@ class SessionCalls:
         """Takes one back to its initial state, behind the chunks that wait for it."""
         session_id = request.session_id
         check_id(session_id, "session_id")
-        if self._host.table.has_own_start[self._host.table.row_of_id(session_id)]:
+        if self._host.table.has_own_start[await self._host.recall(session_id)]:
             raise cannot_reset()
         await self._control(self._host.reset, session_id)
         row = self._host.table.row_of_id(session_id)
@@ -121,7 +128,7 @@ class SessionCalls:
         check_id(session_id, "session_id")
         is_missed = True
         while is_missed:
-            row = self._host.table.row_of_id(session_id)
+            row = await self._host.recall(session_id)
             done: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
             apply(np.array([row]), partial(_resolve, done))
             is_missed = len(await done) > 0
@@ -141,6 +148,8 @@ class SessionCalls:
             attached=info.is_attached,
             package_digest=file.package,
             resume_token=resume_token,
+            durable_position=info.durable_position,
+            durable=self._host.are_stored(np.array([info.handle], np.uint64)),
         )
 
 

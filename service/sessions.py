@@ -41,11 +41,13 @@ _END_REASONS = {
     Event.FAIL: Reason.MODEL_FAILED,
     Event.RETIRE: Reason.MODEL_RETIRED,
     Event.QUARANTINE: Reason.QUARANTINED,
+    Event.FENCE: Reason.FENCED,
 }
 _END_TEXTS = {
     Reason.SESSION_CLOSED: "the session was closed",
     Reason.SESSION_EXPIRED: "the session was idle for longer than its timeout and has ended",
     Reason.MODEL_FAILED: "the session ended because its model failed",
+    Reason.FENCED: "the session was taken over on another server, and goes on there",
     Reason.MODEL_RETIRED: "the session's model was replaced or unloaded, and the time to finish is over: open another",
     Reason.QUARANTINED: "the session ended because values of it were not finite numbers",
 }
@@ -93,6 +95,7 @@ class SessionInfo:
     idle_seconds: float
     idle_timeout_seconds: float
     is_attached: bool
+    durable_position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,9 @@ class SessionTable:
         # What the state store has: steps before this position (-1: nothing), under this epoch (0: nothing).
         self.durable_position = np.full(rows, NOT_STORED, np.int64)
         self.stored_epoch = np.zeros(rows, np.uint32)
+        # It is kept in the state store; told of such that end: rows and why, before they do.
+        self.is_durable = np.zeros(rows, np.bool_)
+        self.on_ended: Callable[[np.ndarray, Event], None] | None = None
         # The epoch at which the row's present (or last) session was opened, and why the last one ended.
         self._first_epoch = np.zeros(rows, np.uint32)
         self._end_reason = np.zeros(rows, np.uint8)
@@ -178,13 +184,17 @@ class SessionTable:
             rows[rows >= self.num_rows] = 0
         return rows
 
+    def find(self, session_id: bytes) -> int:
+        """The row of an open session, 0 where there is none."""
+        return self._index.find(session_id, self._ids)
+
     def row_of_id(self, session_id: bytes) -> int:
         """The row of an open session.
 
         Raises:
             ClientError: UNKNOWN_SESSION.
         """
-        row = self._index.find(session_id, self._ids)
+        row = self.find(session_id)
         if not row:
             raise ClientError(
                 Reason.UNKNOWN_SESSION,
@@ -223,6 +233,7 @@ class SessionTable:
             idle_seconds=max(0.0, self._clock() - float(self.last_used[row])),
             idle_timeout_seconds=float(self._idle_timeout[row]),
             is_attached=bool(self._status[row] == Status.ATTACHED),
+            durable_position=int(self.durable_position[row]),
         )
 
     def model_of(self, row: int) -> int:
@@ -238,9 +249,21 @@ class SessionTable:
         raw = self._ids[rows].tobytes()
         return [raw[start : start + SESSION_ID_BYTES] for start in range(0, len(raw), SESSION_ID_BYTES)]
 
+    def raw_ids(self, rows: np.ndarray) -> np.ndarray:
+        """The ids of the open sessions in `rows`, uint8 [n, 16]."""
+        return np.asarray(self._ids[rows])
+
+    def raw_tokens(self, rows: np.ndarray) -> np.ndarray:
+        """The resume tokens of the open sessions in `rows`, uint8 [n, 16]."""
+        return np.asarray(self._tokens[rows])
+
     def idle_timeouts_of(self, rows: np.ndarray) -> np.ndarray:
         """After how many seconds without a step the open sessions in `rows` end, float32 [n]."""
         return np.asarray(self._idle_timeout[rows])
+
+    def seconds_left(self, rows: np.ndarray) -> np.ndarray:
+        """In how many seconds the open sessions in `rows` end unless they are used, float64 [n]."""
+        return np.asarray(self.last_used[rows] + self._idle_timeout[rows] - self._clock())
 
     def tokens_of(self, rows: np.ndarray) -> list[bytes]:
         """The resume tokens of the open sessions in `rows`."""
@@ -302,7 +325,7 @@ class SessionTable:
 
     @staticmethod
     def ended_by(event: Event) -> EddyError:
-        """The error that tells a client that its session has ended by CLOSE, EXPIRE, FAIL, RETIRE or QUARANTINE."""
+        """The error that tells a client that its session has ended by one of the events that end it."""
         return _ended(_END_REASONS[event])
 
     # Changing
@@ -357,6 +380,7 @@ class SessionTable:
         self._idle_timeout[rows] = idle_timeout_seconds
         self.durable_position[rows] = NOT_STORED
         self.stored_epoch[rows] = 0
+        self.is_durable[rows] = False
         if identity is None:
             secrets = np.frombuffer(self._random_bytes(2 * SESSION_ID_BYTES * count), np.uint8)
             self._ids[rows], self._tokens[rows] = secrets.reshape(2, count, SESSION_ID_BYTES)
@@ -391,6 +415,12 @@ class SessionTable:
         self.home_slot[rows] = slots
         self.last_used[rows] = self._clock()
 
+    def resume(self, rows: np.ndarray, positions: np.ndarray, stored_epochs: np.ndarray) -> None:
+        """Sessions in `rows`, just opened, that the store has at `positions` int64 [B] under `stored_epochs`."""
+        self.next_position[rows] = positions
+        self.durable_position[rows] = positions
+        self.stored_epoch[rows] = stored_epochs
+
     def fork(self, rows: np.ndarray, parents: np.ndarray) -> None:
         """Sessions in `rows` go on from where those in `parents` int64 [B] stand; a session may be its own parent.
 
@@ -415,12 +445,16 @@ class SessionTable:
         self._apply(rows, Event.RESET)
         self._new_epoch(rows)
         self.next_position[rows] = 0
+        self.durable_position[rows] = NOT_STORED
         self.read_slot[rows] = initial_slot
         self.last_used[rows] = self._clock()
 
     def end(self, rows: np.ndarray, event: Event) -> np.ndarray:
         """Ends the sessions in `rows` by one of the events that end them; returns the slots they leave, int64 [B]."""
+        if self.on_ended is not None:
+            self.on_ended(rows, event)
         self._apply(rows, event)
+        self.is_durable[rows] = False
         self._end_reason[rows] = _END_REASONS[event]
         self._new_epoch(rows)
         self.route[rows] = -1

@@ -47,7 +47,7 @@ class ModelStats:
         num_failed_requests, failure_seconds: the same of requests of that protocol that were answered with an error.
         num_restarted_sequences: live sequences of the Open Inference Protocol that a START began anew.
         num_opened_sessions: sessions that were opened; num_ended_sessions: sessions that ended, by CLOSE, EXPIRE,
-            FAIL, RETIRE or QUARANTINE.
+            FAIL, RETIRE, QUARANTINE or FENCE.
     """
 
     __slots__ = (
@@ -89,7 +89,7 @@ class ModelStats:
         self._alone: list[float] = [0, 0.0]
         self.rows_run: dict[int, list[float]] = {1: self._alone}
         self.num_ended_sessions = dict.fromkeys(
-            (Event.CLOSE, Event.EXPIRE, Event.FAIL, Event.RETIRE, Event.QUARANTINE), 0
+            (Event.CLOSE, Event.EXPIRE, Event.FAIL, Event.RETIRE, Event.QUARANTINE, Event.FENCE), 0
         )
 
     def observe_lone(self, arrival: float, started: float, answered: float, run_seconds: float) -> None:

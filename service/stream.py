@@ -157,10 +157,19 @@ class StreamConnection(Connection):
 
     def deliver(self, chunk: Chunk, result: ChunkResult) -> None:
         """Takes a chunk's result (`chunk.Source`)."""
-        self.answer_result(chunk.num_bytes, chunk.tag, chunk.contract, chunk.num_rows, chunk.num_steps, result)
+        host = self._host
+        durable = b"" if host.durability is None else host.durable_positions(chunk.handles).tobytes()
+        self.answer_result(chunk.num_bytes, chunk.tag, chunk.contract, chunk.num_rows, chunk.num_steps, result, durable)
 
     def answer_result(
-        self, num_bytes: int, tag: int, contract: Contract, num_rows: int, num_steps: int, result: ChunkResult
+        self,
+        num_bytes: int,
+        tag: int,
+        contract: Contract,
+        num_rows: int,
+        num_steps: int,
+        result: ChunkResult,
+        durable_positions: bytes = b"",
     ) -> None:
         """Answers one request of `num_bytes` (`coalescer.Sender`)."""
         if result.failure is not None:
@@ -168,7 +177,8 @@ class StreamConnection(Connection):
         elif result.errors:
             for error in result.errors.values():
                 self._host.count_refusal(error)
-        self.answer(num_bytes, self._responses.encode(contract, tag, num_rows, num_steps, result))
+        data = self._responses.encode(contract, tag, num_rows, num_steps, result, durable_positions)
+        self.answer(num_bytes, data)
 
     def _model_of(self, raw_handles: bytes) -> ServedModel | None:
         """The model of the first handle that is good and this stream's, None when none is."""
@@ -202,6 +212,7 @@ class StreamConnection(Connection):
             request.idle_timeout_seconds,
             self.number,
             start,
+            is_durable=True,
         )
         if opened.ready is None:
             self._send_opened(tag, opened)
@@ -229,6 +240,7 @@ class StreamConnection(Connection):
             idle_timeout_seconds=opened.idle_timeout_seconds,
             limits=codec.limits_message(opened.model.config, self._max_bytes),
             package_digest=opened.model.file.package,
+            durable=self._host.are_stored(opened.handles),
         )
         self._send(inference_pb2.StreamResponse(tag=tag, opened=message))
 
@@ -248,6 +260,8 @@ class StreamConnection(Connection):
                 max_in_flight=info.max_in_flight,
                 limits=codec.limits_message(model.config, self._max_bytes),
                 package_digest=model.file.package,
+                durable_position=info.durable_position,
+                durable=self._host.are_stored(np.array([info.handle], np.uint64)),
             )
             self._send(inference_pb2.StreamResponse(tag=tag, attached=message))
 

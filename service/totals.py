@@ -24,6 +24,7 @@ _CAUSES = {
     Event.FAIL: "failed",
     Event.RETIRE: "retired",
     Event.QUARANTINE: "quarantined",
+    Event.FENCE: "fenced",
 }
 
 

@@ -11,7 +11,7 @@ from eddy.service import codec
 from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
 from eddy.service.errors import Reason, invalid
 from eddy.service.host import Host
-from eddy.service.sessions import ANY_ROUTE
+from eddy.service.sessions import ANY_ROUTE, check_id
 from eddy.v1 import inference_pb2
 
 
@@ -23,6 +23,9 @@ async def step(
     Raises:
         EddyError: the step was refused or failed.
     """
+    check_id(request.session_id, "session_id")
+    if host.durability is not None:
+        await host.recall(request.session_id)
     info = host.table.info(host.table.row_in_epoch(request.session_id, request.epoch))
     model = host.catalog.served[info.model]
     if request.flush:
@@ -50,7 +53,9 @@ async def step(
         NO_DEADLINE if timeout_seconds is None else now + timeout_seconds,
     )
     host.submit(model, chunk)
-    return codec.unary_step_response(model.contract, request, await call.result())
+    result = await call.result()
+    durable_position = host.durable_positions(chunk.handles).item(0)
+    return codec.unary_step_response(model.contract, request, result, durable_position)
 
 
 class _Call:

@@ -22,6 +22,7 @@ _ALLOWED = {
     (Status.ATTACHED, Event.FAIL): Status.FREE,
     (Status.ATTACHED, Event.RETIRE): Status.FREE,
     (Status.ATTACHED, Event.QUARANTINE): Status.FREE,
+    (Status.ATTACHED, Event.FENCE): Status.FREE,
     (Status.DETACHED, Event.ATTACH): Status.ATTACHED,
     (Status.DETACHED, Event.STEP): Status.DETACHED,
     (Status.DETACHED, Event.RESET): Status.DETACHED,
@@ -30,6 +31,7 @@ _ALLOWED = {
     (Status.DETACHED, Event.FAIL): Status.FREE,
     (Status.DETACHED, Event.RETIRE): Status.FREE,
     (Status.DETACHED, Event.QUARANTINE): Status.FREE,
+    (Status.DETACHED, Event.FENCE): Status.FREE,
 }
 _PAIRS = list(itertools.product(Status, Event))
 

@@ -189,6 +189,7 @@ def test_sessions_that_fail_are_counted(tmp_path: Path) -> None:
                 "failed": 3,
                 "retired": 0,
                 "quarantined": 0,
+                "fenced": 0,
             }
             assert found.models[0].sessions == {"attached": 0, "detached": 0}
             assert found.refusals["internal"] >= 1

@@ -38,6 +38,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
             "FILE",
             "PEM file: clients must present a certificate signed by it",
         ),
+        (
+            "--state-store",
+            "state.store",
+            "URL",
+            "where sessions are kept: memory, sqlite:PATH or redis://HOST:PORT/DB (default: memory)",
+        ),
         ("--log-level", "server.log_level", "LEVEL", "DEBUG, INFO, WARNING or ERROR (default: INFO)"),
     ):
         parser.add_argument(flag, action=_SetKey, const=key, metavar=metavar, help=text)

@@ -1,0 +1,98 @@
+"""Durability: the state store of one server, and all that keeps sessions in it.
+
+Owns the putting together of the store's thread, its health, the checkpointer and recall, and their life. Must not know
+the wire, or who asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from eddy.service.catalog import Catalog
+from eddy.service.checkpointer import Checkpointer
+from eddy.service.config import StateConfig
+from eddy.service.health import StoreHealth
+from eddy.service.model import ServedModel
+from eddy.service.recall import Recaller
+from eddy.service.sessions import SessionTable
+from eddy.service.store import StateStore, StoreError
+from eddy.service.store_thread import StoreThread
+from eddy.service.stores import open_store
+
+_LOG = logging.getLogger(__name__)
+
+
+class Durability:
+    """Sessions of a server beyond its process.
+
+    Args:
+        config: `state.*`, whose store is a durable one; table, catalog: sessions and models.
+        notify: told of a model with a job; end: ends sessions that somebody else goes on with, by model and rows.
+        clock: monotonic seconds; random_bytes: for the number of this process.
+    """
+
+    def __init__(
+        self,
+        config: StateConfig,
+        table: SessionTable,
+        catalog: Catalog,
+        notify: Callable[[ServedModel], None],
+        end: Callable[[ServedModel, np.ndarray], None],
+        clock: Callable[[], float],
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._table = table
+        self.health = StoreHealth(config, clock)
+        self._store = StoreThread(partial(_open, config.store))
+        writer = int.from_bytes(random_bytes(8), "little") or 1
+        self.checkpointer = Checkpointer(
+            table, catalog.served, notify, self._store, self.health, config, writer, clock, end
+        )
+        self.recaller = Recaller(table, catalog, notify, self._store, self.checkpointer, self.health)
+        self._task: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """Opens the store, before there is an event loop.
+
+        Raises:
+            StoreError: it cannot be opened, and the server is not to start without it.
+        """
+        try:
+            self._store.open()
+        except StoreError as error:
+            if self._config.on_failure == "refuse" or self._config.store.startswith("sqlite:"):
+                raise
+            self.health.failed(error.message)
+
+    def start(self) -> None:
+        """Begins to write, on the running event loop."""
+        self._task = asyncio.create_task(self.checkpointer.run())
+
+    def are_stored(self, handles: np.ndarray) -> bool:
+        """All sessions of `handles` uint64 [B] are in the store, under their present epochs."""
+        return bool((self._table.stored_epoch[self._table.rows_of(handles)] == handles >> np.uint64(32)).all())
+
+    async def close(self, deadline: float) -> int:
+        """Writes all that has changed, until `deadline`, and lets the store go; how many sessions were not written."""
+        num_left = 0
+        if self._task is not None:
+            self.checkpointer.stop()
+            await self._task
+            num_left = await self.checkpointer.flush(deadline)
+        await asyncio.to_thread(self._store.close)
+        if num_left:
+            _LOG.error("%d sessions could not be written to the state store before the end", num_left)
+        return num_left
+
+
+def _open(url: str) -> StateStore:
+    store = open_store(url)
+    assert store is not None, "memory is no durable store"
+    return store

@@ -1,0 +1,199 @@
+"""Recall: sessions that the state store has and this process has not, brought back when somebody asks for them.
+
+Owns the reading of a record, the choice of the model that its session goes on with, and the taking of the session from
+whoever had it: its new epoch is in the store before anybody is answered. Must not know who asks, or how records look.
+
+Ordering rules: requests for one session share one recall, and none sees the session before it has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from eddy.service.catalog import Catalog
+from eddy.service.checkpointer import Checkpointer
+from eddy.service.errors import ClientError, Detail, EddyError, ModelError, Reason
+from eddy.service.health import StoreHealth
+from eddy.service.model import ServedModel
+from eddy.service.record import Record, decode
+from eddy.service.record_model import check_fits
+from eddy.service.sessions import NO_STREAM, Identity, SessionTable
+from eddy.service.start import Start
+from eddy.service.store import StateStore
+from eddy.service.store_thread import StoreThread
+
+_LOG = logging.getLogger(__name__)
+
+# Each is lost to another server that took the session at the same moment.
+_MAX_TRIES = 5
+
+
+class Recaller:
+    """Brings sessions back from the store.
+
+    Args:
+        table, catalog: sessions and models; notify: told of a model with a job.
+        store: the store's thread; checkpointer: writes the new epochs; health: counts.
+        adopt: the model that takes over sessions of a record whose own model is not there, None where none does.
+    """
+
+    def __init__(
+        self,
+        table: SessionTable,
+        catalog: Catalog,
+        notify: Callable[[ServedModel], None],
+        store: StoreThread,
+        checkpointer: Checkpointer,
+        health: StoreHealth,
+        adopt: Callable[[Record], ServedModel | None] = lambda _: None,
+    ) -> None:
+        self._table = table
+        self._catalog = catalog
+        self._notify = notify
+        self._store = store
+        self._checkpointer = checkpointer
+        self._health = health
+        self._adopt = adopt
+        # Changed on the event loop only.
+        self._pending: dict[bytes, asyncio.Task[None]] = {}
+
+    def is_present(self, session_id: bytes) -> bool:
+        """The session is open here, and not on its way."""
+        return session_id not in self._pending and bool(self._table.find(session_id))
+
+    async def find(self, session_id: bytes) -> int:
+        """The row of a session that is open here, or was brought back.
+
+        Raises:
+            EddyError: UNKNOWN_SESSION, also when it has expired; STORE_UNAVAILABLE; SNAPSHOT_MISMATCH, its model is not
+                served any more; SNAPSHOT_CORRUPT and SNAPSHOT_VERSION; no room; FENCED, others take it all the time.
+        """
+        pending = self._pending.get(session_id)
+        if pending is None and not self._table.find(session_id):
+            pending = self._pending[session_id] = asyncio.ensure_future(self._recall(session_id))
+            pending.add_done_callback(lambda _: self._pending.pop(session_id))
+        if pending is not None:
+            await asyncio.shield(pending)
+        return self._table.row_of_id(session_id)
+
+    async def _recall(self, session_id: bytes) -> None:
+        for _ in range(_MAX_TRIES):
+            record = await self._store.call(lambda store: _read(store, session_id))
+            if record is None:
+                return  # Whoever asks finds that it is not there.
+            model = self.model_for(record)
+            epochs = np.array([record.epoch], np.uint32)
+            raw_id, token = (np.frombuffer(each, np.uint8)[None] for each in (session_id, record.resume_token))
+            row = await open_record(
+                self._table,
+                self._notify,
+                model,
+                record,
+                record.max_in_flight,
+                record.idle_timeout_seconds,
+                has_same_ports=self._checkpointer.model_of(model).ports == record.model.ports,
+                identity=Identity(raw_id, token, epochs),
+            )
+            rows = np.array([row])
+            handle = self._table.handle.item(row)
+            self._table.resume(rows, np.array([record.next_position]), epochs)
+            try:
+                await self._checkpointer.persist(rows)
+                if self._table.stored_epoch.item(row) == handle >> 32:
+                    self._health.stats.num_recalled += 1
+                    return
+                raise self._health.refusal()
+            except EddyError as error:
+                if self._table.handle.item(row) == handle:  # The store's record is none of ours.
+                    self._table.is_durable[rows] = False
+                    model.close_sessions(rows)
+                if error.reason is not Reason.FENCED:
+                    raise
+        raise ClientError(
+            Reason.FENCED,
+            f"session_id: the session was taken over elsewhere {_MAX_TRIES} times while it was being brought back",
+            Detail("session_id", "a session that others take", "one writer"),
+        )
+
+    def model_for(self, record: Record) -> ServedModel:
+        """The model that the session in `record` goes on with: the one it is of, though it may be retired; or another.
+
+        Raises:
+            EddyError: SNAPSHOT_MISMATCH, or MODEL_NOT_READY where no version of the model is loaded.
+        """
+        asked = record.model
+        same_name = [model for model in self._catalog.served if model.file.name == asked.name]
+        same = [model for model in same_name if model.file.digest == asked.digest]
+        for model in sorted(same, key=lambda each: (each.retired_at is not None, each.file.version != asked.version)):
+            check_fits(asked, self._checkpointer.model_of(model), field="session_id")
+            return model
+        adopting = self._adopt(record)
+        if adopting is not None:
+            check_fits(asked, self._checkpointer.model_of(adopting), is_adopted=True, field="session_id")
+            return adopting
+        if same_name:
+            check_fits(asked, self._checkpointer.model_of(same_name[-1]), field="session_id")
+        raise ModelError(
+            Reason.MODEL_NOT_READY,
+            f"session_id: the session is of the model {asked.name!r} version {asked.version}, which is not served here",
+            Detail("session_id", f"a session of {asked.name!r} version {asked.version}", "one of a model served here"),
+        )
+
+
+def _read(store: StateStore, session_id: bytes) -> Record | None:
+    (data,) = store.read([session_id])
+    return None if data is None else decode(data, "session_id")
+
+
+async def open_record(
+    table: SessionTable,
+    notify: Callable[[ServedModel], None],
+    model: ServedModel,
+    record: Record,
+    max_in_flight: int,
+    idle_timeout_seconds: float,
+    *,
+    has_same_ports: bool,
+    identity: Identity | None = None,
+) -> int:
+    """Opens a session of `model`, which `record` fits, that stands where that one stood; returns its row.
+
+    Args:
+        has_same_ports: kept replies of the record are the model's, too.
+        identity: of a session that goes on; without, it is another one. Nobody owns it.
+
+    Raises:
+        EddyError: no room, or the states could not be written; nothing is open then.
+    """
+    rows = model.open_sessions(1, NO_STREAM, max_in_flight, idle_timeout_seconds, identity)
+    row = int(rows[0])
+    table.is_durable[rows] = True
+    table.next_position[rows] = record.next_position
+    if has_same_ports:
+        size = table.ring_size.item(row)
+        table.ring_next[row] = model.replies.import_ring(table.ring_start.item(row), size, record.replies)
+    if record.is_initial:
+        table.has_own_start[rows] = record.has_own_start
+        return row
+    names = [state.name for state in model.contract.states]
+    start = Start(states={name: values[None] for name, values in zip(names, record.states, strict=True)})
+    begun: asyncio.Future[list[bytes] | EddyError] = asyncio.get_running_loop().create_future()
+    handle = table.handle.item(row)
+    try:
+        model.begin_sessions(rows, start, begun.set_result)
+        notify(model)
+        outcome = await begun
+        if isinstance(outcome, EddyError):
+            raise outcome
+    except EddyError:
+        if table.handle.item(row) == handle:
+            table.is_durable[rows] = False
+            model.close_sessions(rows)
+        raise
+    table.begin_at(rows, table.slot[rows])
+    table.has_own_start[rows] = record.has_own_start
+    return row
