@@ -1,8 +1,8 @@
 """The record: one session of one model as bytes, for the state store and for snapshots on the wire.
 
-Owns the format (docs/state.md has it byte by byte), the writing of many records at once and the reading of one. Must
-not know stores, the session table or the wire. A checksum tells damage, not intent: nothing is allocated for which a
-record brings no bytes, and whoever takes one compares its model (`record_model.check_fits`).
+Owns the writing of many records at once and the reading of one. Must not know stores, the session table or the wire. A
+checksum tells damage, not intent: nothing is allocated for which a record brings no bytes, and whoever takes one
+compares its model (`record_model.check_fits`).
 
 Dimension key: B sessions, E kept replies of all of them.
 """
@@ -10,133 +10,28 @@ Dimension key: B sessions, E kept replies of all of them.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
 from math import isfinite
 
 import numpy as np
 
 from eddy.service.errors import ClientError, Detail, Reason, invalid
-from eddy.service.kept import KeptColumns, StoredReply
+from eddy.service.kept import StoredReply
+from eddy.service.record_format import (
+    CHECKSUM_BYTES,
+    HAS_OWN_START,
+    HEAD,
+    IS_INITIAL,
+    MAGIC,
+    MAX_BYTES,
+    REPLY,
+    VERSION,
+    Batch,
+    Checkpoint,
+    Record,
+)
 from eddy.service.record_model import Damaged, Model, read_model
 
-MAGIC = b"EDDYSESS"
-VERSION = 1
-SESSION_ID_BYTES = 16
-# The magic, `version`, `size`, `epoch` and `writer` are here in every version of the format, the checksum at the end.
-HEAD = np.dtype(
-    [
-        ("magic", "V8"),
-        ("version", "<u2"),
-        ("flags", "<u2"),
-        ("size", "<u4"),
-        ("epoch", "<u4"),
-        ("max_in_flight", "<u4"),
-        ("writer", "<u8"),
-        ("session_id", "V16"),
-        ("resume_token", "V16"),
-        ("next_position", "<i8"),
-        ("idle_timeout_seconds", "<f8"),
-        ("expires_at", "<f8"),
-        ("written_at", "<f8"),
-        ("model_bytes", "<u4"),
-        ("state_bytes", "<u4"),
-        ("num_replies", "<u4"),
-        ("reserved", "<u4"),
-    ]
-)
-_REPLY = np.dtype([("position", "<i8"), ("num_steps", "<u4"), ("num_bytes", "<u4")])
-_CHECKSUM_BYTES = 4
-_MAX_BYTES = (1 << 32) - 1
-_HAS_OWN_START = 1
-_IS_INITIAL = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """B sessions of one model at one moment.
-
-    Attributes:
-        session_ids, resume_tokens: uint8 [B, 16]; zeros in a snapshot.
-        writer: random, not 0, of the server process; 0 in a snapshot. A store takes a record that it has already from
-            the same writer under the same epoch, so that a write whose answer was lost can be repeated.
-        epochs: uint32 [B], under which they are written; expected_epochs: uint32 [B], those that the store must have,
-            0: it must have none.
-        next_positions: int64 [B]; max_in_flight: uint32 [B].
-        idle_timeout_seconds, expires_at: float64 [B], the latter in unix seconds; written_at: unix seconds.
-        has_own_start: bool [B], they began with states of their own.
-        is_initial: bool [B], they have the model's initial states: none are stored.
-        states: one array a state, [B, ...], in the contract's order; what is initial may hold anything.
-        replies: kept ones.
-    """
-
-    model: Model
-    session_ids: np.ndarray
-    resume_tokens: np.ndarray
-    writer: int
-    epochs: np.ndarray
-    expected_epochs: np.ndarray
-    next_positions: np.ndarray
-    max_in_flight: np.ndarray
-    idle_timeout_seconds: np.ndarray
-    expires_at: np.ndarray
-    written_at: float
-    has_own_start: np.ndarray
-    is_initial: np.ndarray
-    states: tuple[np.ndarray, ...]
-    replies: KeptColumns
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """B records, one behind the other.
-
-    Attributes:
-        session_ids: uint8 [B, 16], all different; epochs, expected_epochs: uint32 [B]; writer: see `Checkpoint`.
-        expires_at: float64 [B], unix seconds.
-        data: uint8 [all bytes]; offsets, sizes: int64 [B], record b is `data[offsets[b]:][:sizes[b]]`.
-    """
-
-    session_ids: np.ndarray
-    epochs: np.ndarray
-    expected_epochs: np.ndarray
-    writer: int
-    expires_at: np.ndarray
-    data: np.ndarray
-    offsets: np.ndarray
-    sizes: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def record(self, index: int) -> bytes:
-        """The bytes of one record."""
-        start = self.offsets.item(index)
-        return self.data[start : start + self.sizes.item(index)].tobytes()
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One session, read. See `Checkpoint` for what the fields mean.
-
-    Attributes:
-        states: one array a state, shaped as the record's layout says; empty where `is_initial`.
-        replies: kept ones, by position.
-    """
-
-    model: Model
-    session_id: bytes
-    resume_token: bytes
-    writer: int
-    epoch: int
-    next_position: int
-    max_in_flight: int
-    idle_timeout_seconds: float
-    expires_at: float
-    written_at: float
-    has_own_start: bool
-    is_initial: bool
-    states: tuple[np.ndarray, ...]
-    replies: tuple[StoredReply, ...]
+__all__ = ["HEAD", "VERSION", "Batch", "Checkpoint", "Record", "decode", "encode"]
 
 
 def encode(checkpoint: Checkpoint) -> Batch:
@@ -154,15 +49,15 @@ def encode(checkpoint: Checkpoint) -> Batch:
     reply_ends = np.cumsum(replies.counts)
     byte_ends = np.concatenate([[0], np.cumsum(replies.num_bytes)])
     data_starts, data_ends = byte_ends[reply_ends - replies.counts], byte_ends[reply_ends]
-    table_bytes, data_bytes = replies.counts * _REPLY.itemsize, data_ends - data_starts
-    sizes = HEAD.itemsize + len(model) + state_bytes + table_bytes + data_bytes + _CHECKSUM_BYTES
-    if num_sessions and sizes.max() > _MAX_BYTES:
-        raise invalid(Reason.SNAPSHOT_CORRUPT, "snapshot", f"{sizes.max()} bytes", f"at most {_MAX_BYTES}")
+    table_bytes, data_bytes = replies.counts * REPLY.itemsize, data_ends - data_starts
+    sizes = HEAD.itemsize + len(model) + state_bytes + table_bytes + data_bytes + CHECKSUM_BYTES
+    if num_sessions and sizes.max() > MAX_BYTES:
+        raise invalid(Reason.SNAPSHOT_CORRUPT, "snapshot", f"{sizes.max()} bytes", f"at most {MAX_BYTES}")
     offsets = np.cumsum(sizes) - sizes
     # 2. The parts, each for all sessions.
     heads = _heads(checkpoint, sizes, len(model), state_bytes)
     states = [state.reshape(num_sessions, -1).view(np.uint8) for state in map(np.ascontiguousarray, checkpoint.states)]
-    table = np.empty(len(replies.positions), _REPLY)
+    table = np.empty(len(replies.positions), REPLY)
     table["position"], table["num_steps"], table["num_bytes"] = replies.positions, replies.num_steps, replies.num_bytes
     tables, kept = table.view(np.uint8), replies.gather()
     # 3. Records whose parts are equally long are the rows of one array.
@@ -173,7 +68,7 @@ def encode(checkpoint: Checkpoint) -> Batch:
         parts = [heads[rows], np.broadcast_to(model, (len(rows), len(model)))]
         if state_bytes[first]:
             parts += [state[rows] for state in states]
-        parts.append(_spans(tables, (reply_ends[rows] - replies.counts[rows]) * _REPLY.itemsize, table_bytes[first]))
+        parts.append(_spans(tables, (reply_ends[rows] - replies.counts[rows]) * REPLY.itemsize, table_bytes[first]))
         parts.append(_spans(kept, data_starts[rows], data_bytes[first]))
         _place(data, offsets, sizes, rows, parts)
     _seal(data, offsets, sizes)
@@ -193,7 +88,7 @@ def _heads(checkpoint: Checkpoint, sizes: np.ndarray, model_bytes: int, state_by
     """The fixed part of each record, uint8 [B, head]."""
     heads = np.zeros(len(sizes), HEAD)
     heads["magic"], heads["version"] = np.void(MAGIC), VERSION
-    heads["flags"] = checkpoint.has_own_start * _HAS_OWN_START + checkpoint.is_initial * _IS_INITIAL
+    heads["flags"] = checkpoint.has_own_start * HAS_OWN_START + checkpoint.is_initial * IS_INITIAL
     heads["size"], heads["model_bytes"], heads["state_bytes"] = sizes, model_bytes, state_bytes
     heads["session_id"] = np.ascontiguousarray(checkpoint.session_ids).view("V16")[:, 0]
     heads["resume_token"] = np.ascontiguousarray(checkpoint.resume_tokens).view("V16")[:, 0]
@@ -243,10 +138,10 @@ def _place(data: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, rows: np.nd
 def _seal(data: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> None:
     """Writes every record's checksum into its last bytes."""
     view, checksum = data.data, zlib.crc32
-    ends = offsets + sizes - _CHECKSUM_BYTES
+    ends = offsets + sizes - CHECKSUM_BYTES
     sums = [checksum(view[start:end]) for start, end in zip(offsets.tolist(), ends.tolist(), strict=True)]
-    places = ends[:, None] + np.arange(_CHECKSUM_BYTES)
-    data[places] = np.array(sums, "<u4")[:, None].view(np.uint8).reshape(-1, _CHECKSUM_BYTES)
+    places = ends[:, None] + np.arange(CHECKSUM_BYTES)
+    data[places] = np.array(sums, "<u4")[:, None].view(np.uint8).reshape(-1, CHECKSUM_BYTES)
 
 
 def decode(data: bytes, field: str = "snapshot") -> Record:
@@ -270,12 +165,12 @@ def _decode(data: bytes, field: str) -> Record:
     # 1. What every version has.
     if data[: len(MAGIC)] != MAGIC:
         raise Damaged(f"it does not begin with {MAGIC.decode()}")
-    if len(data) < HEAD.itemsize + _CHECKSUM_BYTES:
-        raise Damaged(f"it has {len(data)} bytes, at least {HEAD.itemsize + _CHECKSUM_BYTES} are needed")
+    if len(data) < HEAD.itemsize + CHECKSUM_BYTES:
+        raise Damaged(f"it has {len(data)} bytes, at least {HEAD.itemsize + CHECKSUM_BYTES} are needed")
     head = np.frombuffer(data, HEAD, 1)[0]
     if int(head["size"]) != len(data):
         raise Damaged(f"it has {len(data)} bytes, its head says {head['size']}")
-    body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
     if zlib.crc32(body) != int.from_bytes(checksum, "little"):
         raise Damaged("its checksum is another")
     if int(head["version"]) != VERSION:
@@ -283,21 +178,21 @@ def _decode(data: bytes, field: str) -> Record:
     # 2. Parts whose lengths agree.
     model_end = HEAD.itemsize + int(head["model_bytes"])
     table_start = model_end + int(head["state_bytes"])
-    data_start = table_start + int(head["num_replies"]) * _REPLY.itemsize
+    data_start = table_start + int(head["num_replies"]) * REPLY.itemsize
     if data_start > len(body):
         raise Damaged("its parts are longer than the whole")
-    table = np.frombuffer(body, _REPLY, int(head["num_replies"]), table_start)
+    table = np.frombuffer(body, REPLY, int(head["num_replies"]), table_start)
     if int(table["num_bytes"].sum(dtype=np.uint64)) != len(body) - data_start:
         raise Damaged("its replies are not as long as it says")
     # 3. Values that a session can have.
     flags = int(head["flags"])
     times = [float(head[name]) for name in ("idle_timeout_seconds", "expires_at", "written_at")]
-    if flags & ~(_HAS_OWN_START | _IS_INITIAL) or head["reserved"]:
+    if flags & ~(HAS_OWN_START | IS_INITIAL) or head["reserved"]:
         raise Damaged("it has flags that its version does not know")
     if not all(map(isfinite, times)) or times[0] < 0 or head["next_position"] < 0 or head["max_in_flight"] < 1:
         raise Damaged("it has values that no session has")
     model = read_model(body[HEAD.itemsize : model_end])
-    is_initial = bool(flags & _IS_INITIAL)
+    is_initial = bool(flags & IS_INITIAL)
     return Record(
         model=model,
         session_id=head["session_id"].tobytes(),
@@ -309,7 +204,7 @@ def _decode(data: bytes, field: str) -> Record:
         idle_timeout_seconds=times[0],
         expires_at=times[1],
         written_at=times[2],
-        has_own_start=bool(flags & _HAS_OWN_START),
+        has_own_start=bool(flags & HAS_OWN_START),
         is_initial=is_initial,
         states=_read_states(model, body[model_end:table_start], is_initial=is_initial),
         replies=_read_replies(table, body[data_start:], int(head["next_position"])),
@@ -327,6 +222,8 @@ def _read_states(model: Model, raw: bytes, *, is_initial: bool) -> tuple[np.ndar
             states.append(np.frombuffer(piece, layout.dtype).reshape(layout.shape).copy())
         except ValueError as error:  # More than 64 axes.
             raise Damaged(f"the state {layout.name!r} has a shape that no array has") from error
+        if layout.dtype == np.bool_ and any(byte > 1 for byte in piece):
+            raise Damaged(f"the state {layout.name!r} has values that are neither true nor false")
         at += layout.num_bytes
     return tuple(states)
 

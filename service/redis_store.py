@@ -23,7 +23,7 @@ from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from eddy.service.record import HEAD, Batch
+from eddy.service.record_format import HEAD, Batch
 from eddy.service.store import StoreError
 
 _LOGGER = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ _OLDEST = (6, 2)
 # Of one script's call: other clients wait while it runs, about a millisecond.
 _PIECE_ROWS = 500
 _PIECE_BYTES = 1 << 20
+# Characters of the client's own words in an error.
+_MAX_TOLD = 200
 
 _EPOCH = HEAD.fields["epoch"][1]  # type: ignore[index]  # numpy's stub: it may have none
 _WRITER = HEAD.fields["writer"][1]  # type: ignore[index]
@@ -221,8 +223,9 @@ class RedisStore:
 
 def _why(error: Exception) -> str:
     """What went wrong, for whoever runs the server."""
-    told = str(error)
-    if "OOM command not allowed" in told:
+    # The client puts a pipeline's command before its error, with all that was to be written.
+    told = str(error).rpartition(" caused error: ")[2][:_MAX_TOLD]
+    if "used memory > 'maxmemory'" in told:
         return "it is full: it uses as much memory as its maxmemory allows"
     if isinstance(error, exceptions.ReadOnlyError):
         return "it is a replica, which cannot be written"

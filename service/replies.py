@@ -19,6 +19,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
+from eddy.service.errors import Reason, invalid
 from eddy.service.kept import FORGOTTEN, KeptColumns, StoredReply
 from eddy.service.ports import Port
 
@@ -259,13 +260,14 @@ class ReplyStore:
             Which of the ring's entries is the next to be replaced: the session's `ring_next`.
 
         Raises:
-            ValueError: one has not the bytes of what this model takes and gives; nothing was put.
+            ClientError: SNAPSHOT_CORRUPT: one has not the bytes of what this model takes and gives; nothing was put.
         """
         replies = replies[-size:]
         for reply in replies:
             num_bytes = reply.num_steps * self._step_bytes + self._fixed_bytes
             if reply.data and len(reply.data) != num_bytes:
-                raise ValueError(f"the reply to position {reply.position} has {len(reply.data)} bytes, not {num_bytes}")
+                where = f"snapshot: the kept reply to position {reply.position}"
+                raise invalid(Reason.SNAPSHOT_CORRUPT, where, f"{len(reply.data)} bytes", f"{num_bytes} bytes")
         for entry, reply in enumerate(replies, start):
             if reply.data:
                 self.keep_one(entry, reply.position, self._parts_of(reply), reply.num_steps)

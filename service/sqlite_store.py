@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eddy.service.record import SESSION_ID_BYTES, Batch
+from eddy.service.record_format import SESSION_ID_BYTES, Batch
 from eddy.service.store import Outcome, StoreError
 
 SCHEMA_VERSION = 1
@@ -68,7 +68,8 @@ SET epoch = excluded.epoch, writer = excluded.writer, expires = excluded.expires
 _READ = f"{_ROWS} SELECT i, s.record FROM row JOIN sessions s ON s.id = {_ID} WHERE s.expires > :now"  # noqa: S608
 _DELETE = f"""{_ROWS}
 DELETE FROM sessions WHERE rowid IN (
-  SELECT s.rowid FROM row JOIN sessions s ON s.id = {_ID} WHERE s.epoch = {_number("epochs")}
+  SELECT s.rowid FROM row JOIN sessions s ON s.id = {_ID}
+  WHERE s.epoch = {_number("epochs")} AND s.expires > :now
 )
 """  # noqa: S608
 
@@ -175,9 +176,15 @@ class SqliteStore:
         """See `StateStore`."""
         if not session_ids:
             return 0
-        bound = {"count": len(session_ids), "ids": b"".join(session_ids), "epochs": _digits(epochs)}
+        bound = {
+            "count": len(session_ids),
+            "ids": b"".join(session_ids),
+            "epochs": _digits(epochs),
+            "now": self._clock(),
+        }
         with self._failing(), self._transaction():
-            return self._database.execute(_DELETE, bound).rowcount
+            self._database.execute(_DELETE, bound)
+            return self._num_changes()
 
     def purge(self, now: float) -> int:
         """See `StateStore`; looks at so many sessions a call, in turn, and so finds all after a few calls."""
@@ -185,10 +192,14 @@ class SqliteStore:
             (last,) = self._database.execute("SELECT coalesce(max(rowid), 0) FROM sessions").fetchone()
             first = self._next_purged if self._next_purged <= last else 0
             self._next_purged = first + _PURGE_ROWS
-            found = self._database.execute(
+            self._database.execute(
                 "DELETE FROM sessions WHERE rowid >= ? AND rowid < ? AND expires <= ?", (first, self._next_purged, now)
             )
-            return found.rowcount
+            return self._num_changes()
+
+    def _num_changes(self) -> int:
+        """Rows that the last statement changed; Python's own count knows no statement that begins with WITH."""
+        return int(self._database.execute("SELECT changes()").fetchone()[0])
 
     def count(self) -> int:
         """See `StateStore`; with those that have expired and are not purged yet."""
@@ -237,6 +248,7 @@ _REASONS = {
     "SQLITE_CORRUPT": "it is damaged: restore it from a copy, or name another file",
     "SQLITE_READONLY": "it, or its folder, cannot be written",
     "SQLITE_CANTOPEN": "it cannot be opened or created: its folder is missing, or cannot be written",
+    "SQLITE_IOERR": "its disk does not do what it is asked",
     "SQLITE_TOOBIG": "a session is larger than SQLite takes",
 }
 

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from eddy.service.errors import CapacityError, Detail, Reason
-from eddy.service.record import Batch
+from eddy.service.record_format import Batch
 
 
 class StoreError(CapacityError):

@@ -34,6 +34,6 @@ def open_store(url: str, clock: Callable[[], float] = time.time) -> StateStore |
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "redis":
             raise
-        message = f"state store {url.partition(':')[0]}: it needs the extra `redis`: pip install 'eddy[redis]'"
+        message = f"state store {url.partition(':')[0]}: it needs the extra `redis`: pip install 'eddy-serve[redis]'"
         raise StoreError(message) from error
     return RedisStore(url, clock)

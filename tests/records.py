@@ -1,0 +1,128 @@
+"""Checkpoints and batches to write, of a model that is not there, and a real Redis to write them to.
+
+Dimension key: B sessions.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from eddy.service.kept import KeptColumns
+from eddy.service.ports import Port, State
+from eddy.service.record import Batch, Checkpoint, encode
+from eddy.service.record_model import Model, layout_of, ports_of
+from eddy.service.replies import ReplyStore
+
+INPUTS = (Port("x", np.dtype("<f4"), 1, (3,), 12),)
+OUTPUTS = (Port("y", np.dtype("<i8"), 5, (2,), 16), Port("last", np.dtype("u1"), 6, (5,), 5, is_per_row=True))
+STATES = (
+    State("h", "h_next", np.dtype("<f4"), 1, (2, 4), np.zeros((2, 4), np.float32), 32),
+    State("count", "count_next", np.dtype("<i8"), 5, (), np.zeros((), np.int64), 8),
+)
+MODEL = Model("lstm", "3", "ab" * 32, "1.32.0", "x86_64 avx2", layout_of(STATES), ports_of((*INPUTS, *OUTPUTS)))
+# Far enough, for stores that have a real clock.
+NEVER = 4e9
+WRITER = 77
+
+
+def checkpoint(num_sessions: int, seed: int = 0, replies: KeptColumns | None = None) -> Checkpoint:
+    """B sessions with values drawn from `seed`; every third is initial."""
+    draw = np.random.default_rng(seed)
+    return Checkpoint(
+        model=MODEL,
+        session_ids=draw.integers(0, 256, (num_sessions, 16)).astype(np.uint8),
+        resume_tokens=draw.integers(0, 256, (num_sessions, 16)).astype(np.uint8),
+        writer=WRITER,
+        epochs=draw.integers(1, 1 << 32, num_sessions).astype(np.uint32),
+        expected_epochs=np.zeros(num_sessions, np.uint32),
+        next_positions=draw.integers(1 << 20, 1 << 62, num_sessions),
+        max_in_flight=draw.integers(1, 1 << 20, num_sessions).astype(np.uint32),
+        idle_timeout_seconds=draw.random(num_sessions) * 1e5,
+        expires_at=NEVER + draw.random(num_sessions),
+        written_at=1.5e9,
+        has_own_start=draw.random(num_sessions) < 0.5,
+        is_initial=np.arange(num_sessions) % 3 == 2,
+        states=(
+            draw.standard_normal((num_sessions, 2, 4)).astype(np.float32),
+            draw.integers(-(1 << 62), 1 << 62, num_sessions),
+        ),
+        replies=KeptColumns.none(num_sessions) if replies is None else replies,
+    )
+
+
+def batch(
+    session_ids: Sequence[bytes],
+    epochs: Sequence[int],
+    expected: Sequence[int],
+    *,
+    seed: int = 0,
+    writer: int = WRITER,
+    expires_at: float = NEVER,
+) -> Batch:
+    """Records of sessions with these ids, of various sizes, their contents drawn from `seed`."""
+    rings = ReplyStore(INPUTS, OUTPUTS, 1 << 20)
+    sizes = np.full(len(session_ids), 2)
+    starts = rings.open_rings(len(session_ids), 2)
+    for index, start in enumerate(starts.tolist()):
+        steps = 1 + (seed + index) % 4
+        if steps > 1:
+            parts = tuple(bytes([seed % 256]) * port.row_bytes(steps) for port in (*INPUTS, *OUTPUTS))
+            rings.keep_one(start, seed, parts, steps)
+    drawn = checkpoint(len(session_ids), seed, rings.export_rings(starts, sizes))
+    return encode(
+        replace(
+            drawn,
+            session_ids=np.frombuffer(b"".join(session_ids), np.uint8).reshape(-1, 16),
+            epochs=np.array(epochs, np.uint32),
+            expected_epochs=np.array(expected, np.uint32),
+            writer=writer,
+            expires_at=np.full(len(session_ids), expires_at),
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RedisServer:
+    """A Redis of the test's own: where it answers, and its process."""
+
+    port: int
+    process: subprocess.Popen[str]
+
+    def url(self, prefix: str = "eddy") -> str:
+        """The store in it whose keys begin with `prefix`."""
+        return f"redis://127.0.0.1:{self.port}/0?prefix={prefix}"
+
+
+def find_redis() -> str | None:
+    """The program, of Redis or Valkey, None where neither is installed."""
+    return shutil.which("redis-server") or shutil.which("valkey-server")
+
+
+@contextmanager
+def redis_server(folder: Path, *options: str, port: int = 0) -> Iterator[RedisServer]:
+    """A Redis on `port`, 0: a free one, that keeps its files in `folder` and ends with the block."""
+    program = find_redis()
+    assert program, "neither redis-server nor valkey-server is installed: skip the test"
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            chosen = port or probe.getsockname()[1]
+        command = [program, "--bind", "127.0.0.1", "--port", str(chosen), "--dir", str(folder), "--save", ""]
+        process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)  # noqa: S603
+        assert process.stdout is not None
+        with process, process.stdout as told:
+            # It says so when it listens, and ends by itself where somebody took the port meanwhile.
+            if any("eady to accept connections" in line for line in told):
+                try:
+                    yield RedisServer(chosen, process)
+                finally:
+                    process.kill()
+                return
