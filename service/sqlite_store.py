@@ -24,7 +24,9 @@ _APPLICATION_ID = 0x45444459  # "EDDY"
 # A few records a page; SQLite's usual 4,096 bytes hold two of LSTM 128 and leave a quarter empty.
 _PAGE_BYTES = 16384
 # The log is copied into the file when it is so long: by a busy server every few seconds, not with every batch.
-_LOG_PAGES = 4096
+_LOG_PAGES = 8192
+# Pages that a batch changes stay in memory until it is written.
+_CACHE_KIB = 65536
 # Of one statement's blobs: what SQLite takes is bounded, and so is the memory that copies of them need.
 _PIECE_BYTES = 32 << 20
 # Rows that one call of `purge` looks at, so that no checkpoint waits long for it.
@@ -118,8 +120,9 @@ class SqliteStore:
             raise self._error(f"its folder allows no write-ahead log (journal mode {mode})")
         # A commit is on the disk when it returns, so that what is told to be durable survives a loss of power.
         database.execute("PRAGMA synchronous = FULL")
+        database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         database.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
-        database.execute(f"PRAGMA journal_size_limit = {4 * _LOG_PAGES * _PAGE_BYTES}")
+        database.execute(f"PRAGMA journal_size_limit = {2 * _LOG_PAGES * _PAGE_BYTES}")
         database.execute("BEGIN EXCLUSIVE")
         if not has_tables:
             for statement in filter(str.strip, _CREATE.split(";")):

@@ -1,8 +1,10 @@
 """Records of sessions: what goes in comes out, and nothing else is taken."""
 
+import re
 import struct
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from eddy.service.errors import ClientError, Reason
 from eddy.service.instruction_set import describe, instruction_set
 from eddy.service.kept import StoredReply
 from eddy.service.ports import State
-from eddy.service.record import VERSION, Record, decode, encode
+from eddy.service.record import HEAD, VERSION, Record, decode, encode
 from eddy.service.record_model import check_fits, layout_of, ports_of
 from eddy.service.replies import ReplyStore
 
@@ -107,6 +109,16 @@ def test_the_format_is_what_the_documents_say() -> None:
         *(6, 60.0, 4e9, 1.5e9, len(model), len(states), 1, 0),
     )
     assert encode(written).record(0) == _sealed(head + model + states + reply)
+
+
+def test_the_page_has_the_fields_of_the_head() -> None:
+    """Offset, size and name of each, in order."""
+    page = (Path(__file__).parents[2] / "docs" / "state.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| `(\w+)` \|", page, re.MULTILINE)
+    fields = HEAD.fields
+    assert fields is not None
+    told = [(fields[name][1], fields[name][0].itemsize, name) for name in HEAD.names or ()]
+    assert [(int(offset), int(size), name) for offset, size, name in rows] == told
 
 
 def _one() -> bytes:
