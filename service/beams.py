@@ -205,6 +205,7 @@ class BeamSearch:
         missing = len(parents) - len(self._rows)
         if missing > 0:
             added = self._model.open_sessions(missing, NO_STREAM, 1, self._host.config.session.idle_timeout_seconds)
+            self._host.table.is_bound[added] = True
             self._rows = np.concatenate([self._rows, added])
             self._handles = self._host.table.handle[self._rows]
         self._host.table.fork(self._rows[: len(parents)], self._rows[parents])
@@ -260,7 +261,9 @@ class BeamSearch:
         """Ends the sessions of all beams but the first, which is the caller's."""
         rows, handles = self._rows[1:], self._handles[1:]
         self._rows, self._handles = self._rows[:1], self._handles[:1]
-        present = rows[self._host.table.handle[rows] == handles]
+        table = self._host.table
+        table.is_bound[self._rows[table.handle[self._rows] == self._handles]] = False
+        present = rows[table.handle[rows] == handles]
         if len(present):
             self._host.close(present, lambda _: None)
 

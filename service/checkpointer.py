@@ -74,7 +74,8 @@ class Checkpointer:
         table: sessions; served: their models; notify: told of a model with a job.
         store: the store's thread; health: told what comes of it; config: `state.*`.
         writer: random, of this process; clock: monotonic seconds; wall_clock: unix seconds.
-        end: ends the sessions of a model in rows int64 [n], which somebody else goes on with.
+        end: ends the sessions in rows int64 [n], which somebody else goes on with; quarantine: those whose states are
+            not finite.
     """
 
     def __init__(
@@ -87,7 +88,8 @@ class Checkpointer:
         config: StateConfig,
         writer: int,
         clock: Callable[[], float],
-        end: Callable[[ServedModel, np.ndarray], None],
+        end: Callable[[np.ndarray], None],
+        quarantine: Callable[[np.ndarray], None],
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._table = table
@@ -100,6 +102,7 @@ class Checkpointer:
         self._clock = clock
         self._wall_clock = wall_clock
         self._end = end
+        self._quarantine = quarantine
         self._models: WeakKeyDictionary[ServedModel, Model] = WeakKeyDictionary()
         # Changed on the event loop only.
         self._asked: list[_Asked] = []
@@ -266,6 +269,10 @@ class Checkpointer:
                 found.set_exception(states)
                 return
             is_same = self._table.handle[rows] == handles
+            bad = is_same & ~model.finite_rows(states, len(rows))
+            if bad.any():  # What the store has of them is the last that was good.
+                self._quarantine(rows[bad])
+                is_same &= ~bad
             if is_same.all():
                 found.set_result(self._gathered(model, rows, handles, states))
             elif is_same.any():
@@ -341,7 +348,7 @@ class Checkpointer:
         if is_fenced.any():
             self._health.stats.num_fenced += int(np.count_nonzero(is_fenced))
             table.is_durable[rows[is_fenced]] = False
-            self._end(gathered.model, rows[is_fenced])
+            self._end(rows[is_fenced])
         return np.asarray(rows[is_missing])
 
     def _told(self, asked: Iterable[_Asked], missing: np.ndarray) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 
+from eddy.service.adoption import choose
 from eddy.service.catalog import Catalog
 from eddy.service.checkpointer import Checkpointer
 from eddy.service.config import StateConfig
@@ -32,7 +33,8 @@ class Durability:
 
     Args:
         config: `state.*`, whose store is a durable one; table, catalog: sessions and models.
-        notify: told of a model with a job; end: ends sessions that somebody else goes on with, by model and rows.
+        notify: told of a model with a job; end: ends sessions that somebody else goes on with, by rows; quarantine:
+            those whose states are not finite.
         clock: monotonic seconds; random_bytes: for the number of this process.
     """
 
@@ -42,7 +44,8 @@ class Durability:
         table: SessionTable,
         catalog: Catalog,
         notify: Callable[[ServedModel], None],
-        end: Callable[[ServedModel, np.ndarray], None],
+        end: Callable[[np.ndarray], None],
+        quarantine: Callable[[np.ndarray], None],
         clock: Callable[[], float],
         random_bytes: Callable[[int], bytes],
     ) -> None:
@@ -53,9 +56,17 @@ class Durability:
         self._store = StoreThread(partial(_open, config.store))
         writer = int.from_bytes(random_bytes(8), "little") or 1
         self.checkpointer = Checkpointer(
-            table, catalog.served, notify, self._store, self.health, config, writer, clock, end
+            table, catalog.served, notify, self._store, self.health, config, writer, clock, end, quarantine
         )
-        self.recaller = Recaller(table, catalog, notify, self._store, self.checkpointer, self.health)
+        self.recaller = Recaller(
+            table,
+            catalog,
+            notify,
+            self._store,
+            self.checkpointer,
+            self.health,
+            lambda record: choose(record.model, catalog.served),
+        )
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:

@@ -77,6 +77,7 @@ class GenerateCall:
                 file.name, file.version, 1, 1, idle, NO_STREAM, start, is_durable=request.keep_session
             )
             row = int(self._opened.rows[0])
+            host.table.is_bound[row] = self._num_beams > 1  # Beams are sessions of one model.
         self._row = row
         self._plan = plan
         self._asked_position = request.existing.position if request.existing.HasField("position") else None

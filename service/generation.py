@@ -24,7 +24,7 @@ from eddy.service.errors import ClientError, Detail, EddyError, ModelError, Reas
 from eddy.service.host import Host
 from eddy.service.model import ServedModel
 from eddy.service.sampling import Sampling, draw, log_probabilities
-from eddy.service.sessions import ANY_ROUTE
+from eddy.service.sessions import ANY_ROUTE, ROW_MASK
 from eddy.v1 import contract_pb2
 
 _LOG = logging.getLogger(__name__)
@@ -160,6 +160,7 @@ class Generation:
         Raises:
             EddyError: nothing was queued: an empty prompt without kept scores, draining, a full queue.
         """
+        self._follow()
         if self._plan.prompt:
             self._feed_prompt()
             return
@@ -259,6 +260,7 @@ class Generation:
         self._num_prompt_fed += len(part)
 
     def _submit(self, ids: np.ndarray) -> None:
+        self._follow()
         chunk = Chunk(
             self._handle.to_bytes(8, "little"),
             self.position.to_bytes(8, "little"),
@@ -271,6 +273,12 @@ class Generation:
             self._host.clock(),
         )
         self._host.submit(self._model, chunk)
+
+    def _follow(self) -> None:
+        """The session may go on with another version of its model by now, which has the same ports."""
+        table, row = self._host.table, self._handle & ROW_MASK
+        if table.handle.item(row) == self._handle:
+            self._model = self._host.catalog.served[table.model_of(row)]
 
     def _last_step(self, outputs: Sequence[bytes], number: int) -> bytes:
         """One output's last step, raw."""

@@ -23,6 +23,7 @@ from eddy.service.dispatcher import Dispatcher
 from eddy.service.durability import Durability
 from eddy.service.entry import Entry
 from eddy.service.errors import CapacityError, ClientError, EddyError, Reason, ServerBug, invalid
+from eddy.service.handover import Handover
 from eddy.service.model import ServedModel
 from eddy.service.sessions import NO_STREAM, NOT_STORED, SessionTable, route
 from eddy.service.start import Start
@@ -84,6 +85,13 @@ class Host:
         self.table = SessionTable(config.session.max_sessions, clock, random_bytes)
         self.catalog = Catalog(config, self.table, self._tell_ended)
         self.watcher = Watcher(self.catalog, clock, config.repository.poll_seconds, self._tell_changed)
+        self._handover = Handover(
+            self.table,
+            lambda: self.catalog.served,
+            lambda: [entry.model for entry in self.catalog if entry.model],
+            self._notify,
+            self._announce,
+        )
         # Changed only on the event loop, after `start`.
         self._dispatcher: Dispatcher | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -99,7 +107,9 @@ class Host:
         self.num_unwritten = 0
         state = config.state
         self.durability = (
-            Durability(state, self.table, self.catalog, self._notify, self._end_fenced, clock, random_bytes)
+            Durability(
+                state, self.table, self.catalog, self._notify, self._end_fenced, self._quarantine, clock, random_bytes
+            )
             if state.is_durable
             else None
         )
@@ -165,15 +175,26 @@ class Host:
         self._release_listeners.append(forget)
 
     def _tell_changed(self) -> None:
+        self.adopt_sessions()
+        self._announce()
+
+    def adopt_sessions(self) -> int:
+        """Has models that adopt others' sessions take them; returns from how many models."""
+        return self._handover.consider()
+
+    def _announce(self) -> None:
         self.release_models()
         for tell in self._change_listeners:
             tell()
 
     def release_models(self) -> int:
         """Frees retired models that nothing refers to any more; returns how many."""
-        released = self.catalog.release(self.dispatcher.is_unused)
+        released = self.catalog.release(
+            lambda model: self.dispatcher.is_unused(model) and self._handover.is_unused(model)
+        )
         for model in released:
             self.dispatcher.forget(model)
+            self._handover.forget(model)
             for forget in self._release_listeners:
                 forget(model)
         return len(released)
@@ -184,6 +205,7 @@ class Host:
         self._sweeper = asyncio.create_task(self._sweep())
         if self.durability is not None:
             self.durability.start()
+        self.adopt_sessions()
         self.watcher.start()
 
     async def drain(self) -> bool:
@@ -307,7 +329,7 @@ class Host:
             self._begin(model, rows, start, ready)
         if durability is not None:
             self.table.is_durable[rows] = True
-            ready = asyncio.ensure_future(self._make_durable(model, rows, handles, ready))
+            ready = asyncio.ensure_future(self._make_durable(rows, handles, ready))
         return Opened(model, rows, handles, ids, tokens, in_flight, idle, ready)
 
     def _begin(self, model: ServedModel, rows: np.ndarray, start: Start, ready: asyncio.Future[None]) -> None:
@@ -330,9 +352,7 @@ class Host:
             raise
         self.dispatcher.notify(model)
 
-    async def _make_durable(
-        self, model: ServedModel, rows: np.ndarray, handles: np.ndarray, begun: asyncio.Future[None] | None
-    ) -> None:
+    async def _make_durable(self, rows: np.ndarray, handles: np.ndarray, begun: asyncio.Future[None] | None) -> None:
         """Returns once sessions that were opened are in the state store; where they must be and cannot, they end."""
         if begun is not None:
             await begun
@@ -341,7 +361,7 @@ class Host:
         except EddyError:
             mine = rows[self.table.handle[rows] == handles]
             self.table.is_durable[mine] = False
-            model.close_sessions(mine)
+            self.close(mine, lambda _: None)
             raise
 
     def persist(self, rows: np.ndarray) -> asyncio.Future[None]:
@@ -376,23 +396,23 @@ class Host:
         self.refuse_if_draining()
         return await self.durability.recaller.find(session_id)
 
-    def _end_fenced(self, model: ServedModel, rows: np.ndarray) -> None:
+    def _end_fenced(self, rows: np.ndarray) -> None:
         """Ends sessions that another server goes on with, behind the chunks that they have sent."""
-        handles = self.table.handle[rows]
 
-        def end() -> None:
-            mine = rows[self.table.handle[rows] == handles]
-            if len(mine):
-                model.fence_sessions(mine)
-                _LOG.warning(
-                    "model %s version %s: %d sessions were taken over on another server",
-                    model.file.name,
-                    model.file.version,
-                    len(mine),
-                )
+        def end(model: ServedModel, mine: np.ndarray) -> None:
+            model.fence_sessions(mine)
+            _LOG.warning(
+                "model %s version %s: %d sessions were taken over on another server",
+                model.file.name,
+                model.file.version,
+                len(mine),
+            )
 
-        model.scheduler.queue.submit_control(rows, end)
-        self.dispatcher.notify(model)
+        self.by_model(rows, end, lambda _: None)
+
+    def _quarantine(self, rows: np.ndarray) -> None:
+        """Ends sessions whose states are not finite, behind the chunks that they have sent."""
+        self.by_model(rows, lambda model, mine: model.quarantine_sessions(mine), lambda _: None)
 
     def _notify(self, model: ServedModel) -> None:
         self.dispatcher.notify(model)
@@ -503,11 +523,14 @@ class Host:
         if not present:
             done(missed[0])
 
-        def run(model: ServedModel, mine: np.ndarray, handles: np.ndarray) -> None:
+        def run(mine: np.ndarray, handles: np.ndarray) -> None:
             # A session may have ended, or have been taken over, while this waited behind its chunks.
             is_good = self.table.handle[mine] == handles
-            if is_good.any():
-                apply(model, mine[is_good])
+            good = mine[is_good]
+            # Or may go on with another model.
+            present = self.table.models_of(good)
+            for index in np.unique(present).tolist():
+                apply(self.catalog.served[index], good[present == index])
             missed.append(mine[~is_good])
             left[0] -= 1
             if not left[0]:
@@ -516,7 +539,7 @@ class Host:
         for index in present:
             model = self.catalog.served[index]
             mine, handles = rows[models == index], expected[models == index]
-            model.scheduler.queue.submit_control(mine, partial(run, model, mine, handles))
+            model.scheduler.queue.submit_control(mine, partial(run, mine, handles))
             self.dispatcher.notify(model)
 
     def _control(self, rows: np.ndarray, run: Callable[[], None]) -> None:
@@ -579,9 +602,10 @@ class Host:
         while True:
             await asyncio.sleep(self.config.session.sweep_seconds)
             self.expire()
+            self.adopt_sessions()
             self.end_retired()
             if self.release_models():
-                self._tell_changed()
+                self._announce()
 
     def end_retired(self) -> int:
         """Ends sessions whose model was retired `retire_seconds` ago; returns how many."""

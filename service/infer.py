@@ -127,6 +127,7 @@ class InferCall:
         # No client leaves these alone: they idle only while they wait for their turn.
         idle = host.config.session.idle_timeout_seconds
         opened = host.open(model.file.name, model.file.version, len(self._lengths), 1, idle, NO_STREAM, self._start)
+        host.table.is_bound[opened.rows] = True  # All of a call's outputs are one model's.
         runs = [_Run(host, model, self, opened.handles[group], group, deadline) for group in groups]
         try:
             await opened.begun()

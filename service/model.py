@@ -93,6 +93,8 @@ class ServedModel:
         )
         self.cost = self.engine.measure_cost()
         self.stats = stats or ModelStats()
+        # Reading jobs that have not ended.
+        self.num_reads = 0
         # Changed by the catalog: when the model was retired, monotonic seconds; None while it opens sessions.
         self.retired_at: float | None = None
         limits = Limits(config.max_rows, self.cost.budget(config.max_tick_seconds), config.max_queued_chunks)
@@ -214,6 +216,7 @@ class ServedModel:
             return []
 
         def finished(outcome: list[bytes] | EddyError) -> None:
+            self.num_reads -= 1
             if isinstance(outcome, EddyError):
                 done(outcome)
                 return
@@ -224,14 +227,15 @@ class ServedModel:
             done(found)
 
         self.scheduler.queue.submit_job(Job(read, finished, len(rows), 1))
+        self.num_reads += 1
 
-    def finite_rows(self, states: Sequence[np.ndarray]) -> np.ndarray:
-        """Rows of states that are finite, bool [B]; one [B, ...] a state in the contract's order.
+    def finite_rows(self, states: Sequence[np.ndarray], num_rows: int) -> np.ndarray:
+        """Rows of states that are finite, bool [B]; one [B, ...] a state in the contract's order, B = `num_rows`.
 
         States that were not finite for examples of inputs are not checked.
         """
         checked = [values for values, is_checked in zip(states, self._is_checked, strict=True) if is_checked]
-        return finite_rows(checked) if checked else np.ones(len(states[0]) if states else 0, np.bool_)
+        return finite_rows(checked) if checked else np.ones(num_rows, np.bool_)
 
     @property
     def warnings(self) -> tuple[str, ...]:

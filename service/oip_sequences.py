@@ -233,6 +233,7 @@ class Sequences:
             return
         file = sequence.model.file
         opened = self._host.open(file.name, file.version, 1, 1, 0.0, self.number)
+        self._table.is_bound[opened.rows] = True  # A sequence is one of a model's version, by its protocol.
         row = int(opened.rows[0])
         if opened.model is not sequence.model:
             opened.model.close_sessions(opened.rows)

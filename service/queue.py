@@ -220,9 +220,39 @@ class ChunkQueue:
         """Chunks that were picked and not carried out wait again, before all others."""
         self._queue.extendleft(reversed([*chunks]))
 
-    def put_behind(self, chunks: Iterable[Chunk]) -> None:
+    def put_behind(self, chunks: Iterable[Chunk | Control]) -> None:
         """Chunks that have had their turn wait again, behind all others."""
         self._queue.extend(chunks)
+
+    def withdraw(self, rows: np.ndarray) -> list[Chunk | Control] | None:
+        """Takes what waits for the sessions in `rows` int64 [B] out of the queue, in order.
+
+        None where something waits for some of them and for others: then all is left as it was.
+        """
+        is_mine = np.zeros(self._table.num_rows, np.bool_)
+        is_mine[rows] = True
+        taken: list[Chunk | Control] = []
+        left: deque[Chunk | Control] = deque()
+        for item in self._queue:
+            concerned = self._concerned(item)
+            found = is_mine[concerned]
+            if not found.any():
+                left.append(item)
+            elif found.all():
+                taken.append(item)
+            else:
+                return None
+        self._queue = left
+        return taken
+
+    def _concerned(self, item: Chunk | Control) -> np.ndarray:
+        """The table rows that an item waits for, int64 [n]; what a chunk is refused for is of no account."""
+        if isinstance(item, Control):
+            return item.rows
+        rows = self.rows_of(item)
+        if item.index is not None:
+            return np.asarray(rows[item.index])
+        return np.asarray(rows[self._table.handle[rows] == np.frombuffer(item.handles, "<u8")])
 
     def drain(self) -> tuple[list[Job], list[Chunk | Control]]:
         """All that waits, which waits no more."""

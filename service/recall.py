@@ -17,6 +17,7 @@ import numpy as np
 from eddy.service.catalog import Catalog
 from eddy.service.checkpointer import Checkpointer
 from eddy.service.errors import ClientError, Detail, EddyError, ModelError, Reason
+from eddy.service.finite import not_finite
 from eddy.service.health import StoreHealth
 from eddy.service.model import ServedModel
 from eddy.service.record import Record, decode
@@ -110,7 +111,7 @@ class Recaller:
             except EddyError as error:
                 if self._table.handle.item(row) == handle:  # The store's record is none of ours.
                     self._table.is_durable[rows] = False
-                    model.close_sessions(rows)
+                    self._catalog.served[self._table.model_of(row)].close_sessions(rows)
                 if error.reason is not Reason.FENCED:
                     raise
         raise ClientError(
@@ -167,8 +168,10 @@ async def open_record(
         identity: of a session that goes on; without, it is another one. Nobody owns it.
 
     Raises:
-        EddyError: no room, or the states could not be written; nothing is open then.
+        EddyError: no room, states that are not finite, or they could not be written; nothing is open then.
     """
+    if not record.is_initial and not model.finite_rows([values[None] for values in record.states], 1).all():
+        raise not_finite("the states that were stored")
     rows = model.open_sessions(1, NO_STREAM, max_in_flight, idle_timeout_seconds, identity)
     row = int(rows[0])
     table.is_durable[rows] = True
@@ -183,6 +186,7 @@ async def open_record(
     start = Start(states={name: values[None] for name, values in zip(names, record.states, strict=True)})
     begun: asyncio.Future[list[bytes] | EddyError] = asyncio.get_running_loop().create_future()
     handle = table.handle.item(row)
+    table.is_bound[rows] = True  # Until it is known where its states are.
     try:
         model.begin_sessions(rows, start, begun.set_result)
         notify(model)
@@ -195,5 +199,6 @@ async def open_record(
             model.close_sessions(rows)
         raise
     table.begin_at(rows, table.slot[rows])
+    table.is_bound[rows] = False
     table.has_own_start[rows] = record.has_own_start
     return row

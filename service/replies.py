@@ -133,6 +133,23 @@ class ReplyStore:
             if block != _NO_BLOCK:
                 self._live[block] += int(tally[block])
 
+    def take_over(self, other: ReplyStore, starts: np.ndarray, mine: np.ndarray, size: int) -> None:
+        """The rings at `mine`, which hold nothing yet, hold what those of another store at `starts` do.
+
+        Its ports are the same. int32 [B], of `size` each; blocks are shared until the other store lets them go.
+        """
+        offsets = np.arange(size)
+        source, target = (begins[:, None] + offsets for begins in (starts, mine))
+        self._position[target], self._row[target] = other._position[source], other._row[source]
+        theirs, place, counts = np.unique(other._block[source], return_inverse=True, return_counts=True)
+        blocks = [
+            self._add_block(other._blocks[block], other._steps[block], count) if block != _NO_BLOCK else _NO_BLOCK
+            for block, count in zip(theirs.tolist(), counts.tolist(), strict=True)
+        ]
+        self._block[target] = np.array(blocks, np.int32)[place.reshape(source.shape)]
+        if self.held_bytes > self.max_bytes:
+            self._shrink()
+
     def _next_run(self, size: int) -> None:
         """A run to cut rings of `size` from: one that is left, one merged from free rings, or new entries.
 

@@ -137,6 +137,8 @@ class SessionTable:
         self.last_used = np.zeros(rows, np.float64)
         # It began with states of its own, which its slot no longer holds.
         self.has_own_start = np.zeros(rows, np.bool_)
+        # Whoever steps it holds its model: it is not handed over to another.
+        self.is_bound = np.zeros(rows, np.bool_)
         # A chunk of the session is running, or begun and not finished.
         self.is_busy = np.zeros(rows, np.bool_)
         self.ring_start = np.zeros(rows, np.int32)
@@ -373,6 +375,7 @@ class SessionTable:
         self.home_slot[rows] = initial_slot
         self.has_own_start[rows] = False
         self.last_used[rows] = self._clock()
+        self.is_bound[rows] = False
         self.is_busy[rows] = False
         self.ring_start[rows] = ring_starts
         self.ring_size[rows] = ring_size
@@ -439,6 +442,22 @@ class SessionTable:
             column[rows] = column[parents]
         for column in (self.read_slot, self.home_slot):
             column[rows] = np.where(column[parents] == initial_slot, initial_slot, self.slot[rows])
+
+    def hand_over(
+        self, rows: np.ndarray, model: int, slots: np.ndarray, ring_starts: np.ndarray, initial_slot: int
+    ) -> np.ndarray:
+        """Sessions go on with another model, in its `slots` int [B] and rings; returns the slots they leave, int64 [B].
+
+        Those that have written no state go on with the initial one.
+        """
+        left = np.asarray(self.slot[rows], np.int64)
+        is_initial = self.read_slot[rows] == initial_slot
+        self.route[rows] = self.route[rows] & ~MODEL_MASK | model
+        self.slot[rows] = slots
+        self.read_slot[rows] = np.where(is_initial, initial_slot, slots)
+        self.home_slot[rows] = self.read_slot[rows]
+        self.ring_start[rows] = ring_starts
+        return left
 
     def reset(self, rows: np.ndarray, initial_slot: int) -> None:
         """Back to position 0 and the initial state, in a new epoch; not for sessions that `begin` elsewhere."""

@@ -47,7 +47,7 @@ class ModelStats:
         num_failed_requests, failure_seconds: the same of requests of that protocol that were answered with an error.
         num_restarted_sequences: live sequences of the Open Inference Protocol that a START began anew.
         num_opened_sessions: sessions that were opened; num_ended_sessions: sessions that ended, by CLOSE, EXPIRE,
-            FAIL, RETIRE, QUARANTINE or FENCE.
+            FAIL, RETIRE, QUARANTINE or FENCE; num_adopted_sessions: that came from another version, or other files.
     """
 
     __slots__ = (
@@ -56,6 +56,7 @@ class ModelStats:
         "failure_seconds",
         "last_answered",
         "latency",
+        "num_adopted_sessions",
         "num_ended_sessions",
         "num_failed_requests",
         "num_generated_tokens",
@@ -88,6 +89,7 @@ class ModelStats:
         self.last_answered = 0.0
         self._alone: list[float] = [0, 0.0]
         self.rows_run: dict[int, list[float]] = {1: self._alone}
+        self.num_adopted_sessions = 0
         self.num_ended_sessions = dict.fromkeys(
             (Event.CLOSE, Event.EXPIRE, Event.FAIL, Event.RETIRE, Event.QUARANTINE, Event.FENCE), 0
         )

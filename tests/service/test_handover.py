@@ -1,0 +1,305 @@
+"""Sessions go on with a new version that adopts them, while they are stepped.
+
+Two models of one name spell the history of a session in different bases, so that every answer says which of them gave
+it, and which steps it has seen: a base of 10 until some step, of 7 from there, with one state through all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import Family, family, history_in
+from loopback import (
+    PATIENCE_SECONDS,
+    Loopback,
+    StreamClient,
+    array,
+    attach_request,
+    chunk,
+    column,
+    configure,
+    serve,
+    until,
+)
+
+from eddy.service.adoption import disagreement, names_version
+from eddy.service.contract import Contract, read_contract
+from eddy.service.engine import Engine
+from eddy.v1 import contract_pb2, inference_pb2
+
+HISTORY = family("history")
+# No step may overflow int64: 7**20 and 10**17 fit.
+_NUM_STEPS = 12
+
+
+def _put(
+    repository: Path, base: int, version: str = "1", adopts: Sequence[str] = (), model: Family | None = None
+) -> None:
+    """A model in a version's folder, in place of what was there, in one move."""
+    built = model or history_in(base)
+    contract = built.contract()
+    contract.name = "history"
+    contract.adopts.extend(adopts)
+    folder = repository / "history" / version
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".new").write_bytes(built.model(contract).SerializeToString())
+    (folder / ".new").rename(folder / "model.onnx")
+
+
+async def _settle(running: Loopback) -> None:
+    """Two looks at the folder: what has changed is loaded."""
+    await running.host.watcher.poll()
+    await running.host.watcher.poll()
+
+
+def _config(folder: Path, **settings: Any) -> Any:
+    return configure(folder, **({"repository": {"poll_seconds": 0.0}} | settings))
+
+
+def _versions_of(answers: list[int], digits: Sequence[int]) -> list[int]:
+    """The base that gave each answer; the state goes through all of them."""
+    state, bases = 0, []
+    for answer, digit in zip(answers, digits, strict=True):
+        [base] = [base for base in (10, 7) if base * state + digit == answer] if state else [0]
+        bases.append(base)
+        state = answer
+    return bases
+
+
+async def _step(stream: StreamClient, handles: list[int], position: int, digit: int) -> list[int]:
+    result = await stream.step(HISTORY, handles, [position] * len(handles), [[digit]] * len(handles))
+    assert not result.errors, result.errors
+    values: list[int] = array(result.outputs[0])[:, 0].tolist()
+    return values
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_a_live_exchange_under_load(tmp_path: Path, version: str) -> None:
+    """Every session of several streams: old answers up to some step, new ones from there, nothing lost or twice.
+
+    New files of the same version, and a higher version.
+    """
+    _put(tmp_path, 10)
+
+    async def check() -> None:
+        async with serve(_config(tmp_path)) as running:
+            running.host.watcher.start()
+            is_moved = asyncio.Event()
+
+            async def load(number: int) -> None:
+                async with running.stream() as stream:
+                    handles = await stream.handles("history", 1 + 7 * number, max_in_flight=1 + number % 2)
+                    answers = []
+                    for position in range(_NUM_STEPS):
+                        if position == _NUM_STEPS - 2:
+                            await asyncio.wait_for(is_moved.wait(), PATIENCE_SECONDS)
+                        answers.append(await _step(stream, handles, position, 1 + position % 3))
+                        if position == 1:
+                            started[number].set()
+                    digits = [1 + position % 3 for position in range(_NUM_STEPS)]
+                    for row in zip(*answers, strict=True):
+                        bases = _versions_of(list(row), digits)[1:]
+                        assert bases[0] == 10
+                        assert bases[-1] == 7
+                        assert bases == sorted(bases, reverse=True)
+                    # The last chunk again: from its kept reply, though another model has it.
+                    again = await stream.step(
+                        HISTORY, handles, [_NUM_STEPS - 1] * len(handles), [[digits[-1]]] * len(handles)
+                    )
+                    assert array(again.outputs[0])[:, 0].tolist() == answers[-1]
+                    assert len(again.replayed_rows) == 4 * len(handles)
+                    assert not stream.notices
+
+            started = [asyncio.Event() for _ in range(5)]
+            loads = [asyncio.create_task(load(number)) for number in range(5)]
+            for each in started:
+                await asyncio.wait_for(each.wait(), PATIENCE_SECONDS)
+            _put(tmp_path, 7, version, ["1"])
+            await _settle(running)
+            new = running.host.catalog.ready("history", version)
+            await until(lambda: new.num_sessions == 5 + 7 * 10)
+            is_moved.set()
+            await asyncio.gather(*loads)
+            assert new.stats.num_adopted_sessions == 75
+
+    asyncio.run(check())
+
+
+def test_kept_replies_move(tmp_path: Path) -> None:
+    """A chunk that was answered before the exchange is answered from its kept reply after it."""
+    _put(tmp_path, 10)
+
+    async def check() -> None:
+        async with serve(_config(tmp_path)) as running, running.stream() as stream:
+            handles = await stream.handles("history", 3, max_in_flight=2)
+            lone = await stream.handles("history", 2)
+            for position, digit in enumerate((1, 2)):
+                await _step(stream, handles, position, digit)
+            await _step(stream, lone, 0, 5)
+            _put(tmp_path, 7, "1", ["*"])
+            await _settle(running)
+            new = running.host.catalog.ready("history", "")
+            await until(lambda: new.num_sessions == 5)
+            for position, digit, wanted in ((0, 1, 1), (1, 2, 12)):
+                again = await stream.step(HISTORY, handles, [position] * 3, [[digit]] * 3)
+                assert array(again.outputs[0])[:, 0].tolist() == [wanted] * 3
+                assert len(again.replayed_rows) == 12
+            assert await _step(stream, handles, 2, 3) == [7 * 12 + 3] * 3
+            assert await _step(stream, [lone[1]], 1, 1) == [36]
+            await until(lambda: len(running.host.catalog.served) == 1 or running.host.release_models())
+
+    asyncio.run(check())
+
+
+class Paused(Engine):
+    """An engine that reads states once it may, on the engine's thread."""
+
+    may_read: threading.Event
+
+    def read_states(self, slots: np.ndarray) -> list[np.ndarray]:
+        """As `Engine.read_states`, when `may_read` is set."""
+        assert self.may_read.wait(PATIENCE_SECONDS)
+        return super().read_states(slots)
+
+
+def test_what_waits_goes_along(tmp_path: Path) -> None:
+    """Steps, a close, a reset and a takeover that were sent while sessions moved are carried out, in their order."""
+    _put(tmp_path, 10)
+
+    async def check() -> None:
+        config = _config(tmp_path, server={"inline_tick_seconds": 0.0})
+        async with serve(config) as running, running.stream() as stream, running.stream() as other:
+            opened = await stream.open("history", 4)
+            handles = np.frombuffer(opened.handles, "<u8").tolist()
+            await _step(stream, handles, 0, 1)
+            old: Any = running.host.catalog.ready("history", "")
+            old.engine.__class__, old.engine.may_read = Paused, threading.Event()
+            _put(tmp_path, 7, "1", ["1"])
+            await _settle(running)
+            new = running.host.catalog.ready("history", "")
+            assert new is not old
+            await until(lambda: bool(running.host.table.is_busy.any()))
+            # 1. Two rows of one message, the same ones by a message each, and an end.
+            posts = [
+                await stream.post(step=chunk(HISTORY, handles[:2], [1, 1], [[2], [2]])),
+                await stream.post(step=chunk(HISTORY, handles[:1], [2], [[3]])),
+                await stream.post(close=inference_pb2.CloseSessions(handles=column(handles[:1]))),
+                await stream.post(reset=inference_pb2.ResetSessions(handles=column(handles[1:2]))),
+                await stream.post(step=chunk(HISTORY, handles[2:3], [1], [[2]])),
+            ]
+            taken = await other.post(attach=attach_request(opened, 3))
+            await until(lambda: len(old.scheduler.queue) >= 6)
+            assert not any(each.done() for each in (*posts, taken))
+            old.engine.may_read.set()
+            both, third, closed, reset, apart = [await asyncio.wait_for(each, PATIENCE_SECONDS) for each in posts]
+            assert array(both.step.outputs[0])[:, 0].tolist() == [9, 9]
+            assert array(third.step.outputs[0])[:, 0].tolist() == [66]
+            assert not closed.closed.errors
+            assert not reset.reset.errors
+            assert array(apart.step.outputs[0])[:, 0].tolist() == [9]
+            [fresh] = np.frombuffer(reset.reset.handles, "<u8").tolist()
+            assert await _step(stream, [fresh], 0, 4) == [4]
+            assert await _step(stream, [fresh], 1, 4) == [32]
+            attached = (await taken).attached
+            assert (attached.next_position, attached.package_digest) == (1, new.file.package)
+            assert await _step(other, [attached.handle], 1, 5) == [12]
+            await until(lambda: new.num_sessions == 3)
+            await until(lambda: not old.num_sessions)
+
+    asyncio.run(check())
+
+
+def test_without_leave_sessions_stay(tmp_path: Path) -> None:
+    """A contract that names nobody, or somebody else, adopts nobody."""
+    _put(tmp_path, 10)
+
+    async def check() -> None:
+        async with serve(_config(tmp_path)) as running, running.stream() as stream:
+            handles = await stream.handles("history", 2)
+            await _step(stream, handles, 0, 1)
+            for version, adopts in (("2", []), ("3", ["2"]), ("1", ["2", "3"])):
+                _put(tmp_path, 7, version, adopts)
+                await _settle(running)
+            assert await _step(stream, handles, 1, 2) == [12, 12]
+
+    asyncio.run(check())
+
+
+def test_no_room_no_move(tmp_path: Path) -> None:
+    """Where the heir has not slots for all, all stay and go on; they move once it has."""
+    _put(tmp_path, 10)
+    _put(tmp_path, 7, "2", ["1"])
+
+    async def check() -> None:
+        async with serve(_config(tmp_path, model={"max_slots": 4})) as running, running.stream() as stream:
+            staying = await stream.handles("history", 2, version="1")
+            there = await stream.handles("history", 3)
+            await _step(stream, staying, 0, 1)
+            old = running.host.catalog.ready("history", "1")
+            shutil.rmtree(tmp_path / "history" / "1")
+            await _settle(running)
+            assert await _step(stream, staying, 1, 2) == [12, 12]
+            assert old.num_sessions == 2
+            await stream.send(close=inference_pb2.CloseSessions(handles=column(there)))
+            running.host.adopt_sessions()
+            await until(lambda: not old.num_sessions)
+            assert await _step(stream, staying, 2, 3) == [7 * 12 + 3] * 2
+
+    asyncio.run(check())
+
+
+def test_a_session_that_is_asked_for_by_version_stays(tmp_path: Path) -> None:
+    """Sessions that are opened on a version which is served, after its heir came, are its own."""
+    _put(tmp_path, 10)
+    _put(tmp_path, 7, "2", ["1"])
+
+    async def check() -> None:
+        async with serve(_config(tmp_path)) as running, running.stream() as stream:
+            handles = await stream.handles("history", 1, version="1")
+            await _step(stream, handles, 0, 1)
+            running.host.adopt_sessions()
+            assert await _step(stream, handles, 1, 2) == [12]
+
+    asyncio.run(check())
+
+
+def _contract(change: Any = None) -> Contract:
+    message = HISTORY.contract()
+    if change is not None:
+        change(message)
+    return read_contract(HISTORY.model(message))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (None, ""),
+        (lambda message: message.ClearField("task"), ""),
+        (lambda message: setattr(message.states[0], "name", "other"), "states differ"),
+        (lambda message: setattr(message.states[0], "dtype", contract_pb2.DATA_TYPE_INT32), "states differ"),
+        (lambda message: message.states[0].shape.append(2), "states differ"),
+        (lambda message: setattr(message.inputs[0], "name", "other"), "inputs or outputs"),
+        (lambda message: message.outputs[0].shape.append(2), "inputs or outputs"),
+        (lambda message: setattr(message.outputs[0], "dtype", contract_pb2.DATA_TYPE_INT32), "inputs or outputs"),
+    ],
+)
+def test_what_must_agree(change: Any, why: str) -> None:
+    """States, inputs and outputs agree in names, dtypes and shapes, or sessions stay."""
+    found = disagreement(_contract(change), _contract())
+    assert why in found
+    assert bool(found) == bool(why)
+
+
+def test_what_a_contract_names() -> None:
+    """Versions by their name, or all."""
+    assert names_version(["1", "2"], "2")
+    assert not names_version(["1", "2"], "3")
+    assert names_version(["*"], "anything")
+    assert not names_version([], "1")
