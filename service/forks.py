@@ -11,6 +11,7 @@ Dimension key: B sessions.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,42 +49,75 @@ def fork(host: Host, parents: np.ndarray, stream: int, done: Callable[[Forked], 
         done: told once, when the new sessions can be stepped.
 
     Raises:
-        CapacityError: DRAINING.
+        CapacityError: DRAINING, STORE_UNAVAILABLE.
     """
     host.refuse_if_draining()
-    rows, errors = np.zeros(len(parents), np.int64), dict[int, EddyError]()
-    order = np.argsort(parents)
-    missed: list[np.ndarray] = []
-    # Models whose sessions are under way, and the pass over the models itself.
-    left = [1]
+    if host.table.is_durable[parents].any():
+        host.refuse_without_store()
+    forking = _Forking(host, parents, stream, done)
+    host.by_model(parents, forking.apply, forking.finish)
 
-    def finish() -> None:
-        left[0] -= 1
-        if not left[0]:
-            done(Forked(rows, np.concatenate(missed), errors))
 
-    def places(some: np.ndarray) -> np.ndarray:
-        return np.asarray(order[np.searchsorted(parents, some, sorter=order)])
+class _Forking:
+    """One request under way: what became of which of its parents by now."""
 
-    def apply(model: ServedModel, mine: np.ndarray) -> None:
-        def opened(outcome: np.ndarray | EddyError) -> None:
-            if isinstance(outcome, EddyError):
-                errors.update(dict.fromkeys(places(mine).tolist(), outcome))
-            else:
-                rows[places(mine)] = outcome
-            finish()
+    def __init__(self, host: Host, parents: np.ndarray, stream: int, done: Callable[[Forked], None]) -> None:
+        self._host = host
+        self._parents = parents
+        self._order = np.argsort(parents)
+        self._stream = stream
+        self._done = done
+        # Changed only by the methods below.
+        self._rows = np.zeros(len(parents), np.int64)
+        self._errors: dict[int, EddyError] = {}
+        self._missed = np.empty(0, np.int64)
+        # Models whose sessions are under way, and the pass over the models itself.
+        self._num_left = 1
 
-        left[0] += 1
-        if host.has_stream(stream):
-            _fork_of_model(host, model, mine, stream, opened)
+    def apply(self, model: ServedModel, parents: np.ndarray) -> None:
+        """It is the turn of the sessions of one model."""
+        self._num_left += 1
+        if self._host.has_stream(self._stream):
+            _fork_of_model(self._host, model, parents, self._stream, partial(self._copied, model, parents))
         else:
-            opened(ClientError(Reason.SESSION_CLOSED, "the stream ended", Detail(field="handles")))
+            error = ClientError(Reason.SESSION_CLOSED, "the stream that asked has ended", Detail(field="handles"))
+            self._settle(parents, error)
 
-    def applied(late: np.ndarray) -> None:
-        missed.append(places(late))
-        finish()
+    def finish(self, missed: np.ndarray) -> None:
+        """Every model has had its turn, but for the parents in `missed`."""
+        self._missed = self._places(missed)
+        self._count_down()
 
-    host.by_model(parents, apply, applied)
+    def _copied(self, model: ServedModel, parents: np.ndarray, outcome: np.ndarray | EddyError) -> None:
+        """Forks of sessions that the state store keeps are in it before anybody is told of them."""
+        table = self._host.table
+        if isinstance(outcome, EddyError) or not table.is_durable[parents].any():
+            self._settle(parents, outcome)
+            return
+        table.is_durable[outcome] = True
+        writing = asyncio.ensure_future(self._host.make_durable(outcome, table.handle[outcome]))
+        writing.add_done_callback(partial(self._written, parents, outcome))
+
+    def _written(self, parents: np.ndarray, rows: np.ndarray, writing: asyncio.Future[None]) -> None:
+        error = writing.exception()
+        assert error is None or isinstance(error, EddyError), "the host tells typed errors"
+        self._settle(parents, rows if error is None else error)
+
+    def _settle(self, parents: np.ndarray, outcome: np.ndarray | EddyError) -> None:
+        places = self._places(parents)
+        if isinstance(outcome, EddyError):
+            self._errors |= dict.fromkeys(places.tolist(), outcome)
+        else:
+            self._rows[places] = outcome
+        self._count_down()
+
+    def _count_down(self) -> None:
+        self._num_left -= 1
+        if not self._num_left:
+            self._done(Forked(self._rows, self._missed, self._errors))
+
+    def _places(self, parents: np.ndarray) -> np.ndarray:
+        return np.asarray(self._order[np.searchsorted(self._parents, parents, sorter=self._order)])
 
 
 def _fork_of_model(

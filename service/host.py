@@ -306,20 +306,15 @@ class Host:
         self.refuse_if_draining()
         model = self.catalog.ready(name, version)
         model.refuse_unless_streamable()
-        usual, limit = self.config.session.idle_timeout_seconds, self.config.session.max_idle_timeout_seconds
-        most = self.config.model.max_in_flight
         if count < 1:
             raise invalid(Reason.OUT_OF_RANGE, "count", count, "at least 1")
-        if max_in_flight > most:
-            raise invalid(Reason.OUT_OF_RANGE, "max_in_flight", max_in_flight, f"at most {most}")
-        if not 0 <= idle_timeout_seconds <= limit:
-            raise invalid(Reason.OUT_OF_RANGE, "idle_timeout_seconds", idle_timeout_seconds, f"0 to {limit:g}")
+        self.check_limits(max_in_flight, idle_timeout_seconds)
         if model.contract.is_primed and start is None:
             raise invalid(Reason.MISSING_FIELD, "prime", "none", "what the model's prime graph reads")
-        in_flight, idle = max_in_flight or 1, idle_timeout_seconds or model.idle_timeout_seconds(usual, limit)
+        in_flight, idle = max_in_flight or 1, idle_timeout_seconds or self.usual_idle_timeout(model)
         durability = self.durability if is_durable else None
-        if durability is not None and durability.health.refuses:
-            raise durability.health.refusal()
+        if is_durable:
+            self.refuse_without_store()
         rows = model.open_sessions(count, stream, in_flight, idle)
         handles = self.table.handle[rows]
         ids, tokens = self.table.ids_of(rows), self.table.tokens_of(rows)
@@ -329,8 +324,26 @@ class Host:
             self._begin(model, rows, start, ready)
         if durability is not None:
             self.table.is_durable[rows] = True
-            ready = asyncio.ensure_future(self._make_durable(rows, handles, ready))
+            ready = asyncio.ensure_future(self.make_durable(rows, handles, ready))
         return Opened(model, rows, handles, ids, tokens, in_flight, idle, ready)
+
+    def check_limits(self, max_in_flight: int, idle_timeout_seconds: float) -> None:
+        """Raises ClientError OUT_OF_RANGE for what no session may have here."""
+        most, longest = self.config.model.max_in_flight, self.config.session.max_idle_timeout_seconds
+        if max_in_flight > most:
+            raise invalid(Reason.OUT_OF_RANGE, "max_in_flight", max_in_flight, f"at most {most}")
+        if not 0 <= idle_timeout_seconds <= longest:
+            raise invalid(Reason.OUT_OF_RANGE, "idle_timeout_seconds", idle_timeout_seconds, f"0 to {longest:g}")
+
+    def usual_idle_timeout(self, model: ServedModel) -> float:
+        """Seconds, of sessions whose client asks for none."""
+        limits = self.config.session
+        return model.idle_timeout_seconds(limits.idle_timeout_seconds, limits.max_idle_timeout_seconds)
+
+    def refuse_without_store(self) -> None:
+        """Raises CapacityError STORE_UNAVAILABLE where sessions must be in a state store that does not work."""
+        if self.durability is not None and self.durability.health.refuses:
+            raise self.durability.health.refusal()
 
     def _begin(self, model: ServedModel, rows: np.ndarray, start: Start, ready: asyncio.Future[None]) -> None:
         """Has `start` written as the states of the sessions in `rows`; they are busy until then."""
@@ -352,8 +365,17 @@ class Host:
             raise
         self.dispatcher.notify(model)
 
-    async def _make_durable(self, rows: np.ndarray, handles: np.ndarray, begun: asyncio.Future[None] | None) -> None:
-        """Returns once sessions that were opened are in the state store; where they must be and cannot, they end."""
+    async def make_durable(
+        self, rows: np.ndarray, handles: np.ndarray, begun: asyncio.Future[None] | None = None
+    ) -> None:
+        """Returns once sessions that were opened are in the state store; where they must be and cannot, they end.
+
+        Args:
+            handles: theirs, uint64 [n]; begun: done once their states are written.
+
+        Raises:
+            EddyError: they have ended.
+        """
         if begun is not None:
             await begun
         try:

@@ -21,6 +21,7 @@ from eddy.service.errors import ClientError, Detail, EddyError, Reason
 from eddy.service.finite import Outputs, finite_rows
 from eddy.service.graph import ModelGraphs
 from eddy.service.lifecycle import Event
+from eddy.service.ports import State
 from eddy.service.queue import Limits
 from eddy.service.replies import ReplyStore
 from eddy.service.scheduler import Scheduler
@@ -108,7 +109,7 @@ class ServedModel:
             Outputs(contract.results, emits=contract.emits, unchecked=self.engine.unchecked),
             self.quarantine_sessions,
         )
-        self._is_checked = [state.name not in self.engine.unchecked for state in contract.states]
+        self._is_checked = [self.is_checked(state) for state in contract.states]
         # Of whole sequences, one block [B, U, ...] an output.
         self.whole_outputs = Outputs(contract.outputs, unchecked=self.engine.unchecked)
 
@@ -221,13 +222,17 @@ class ServedModel:
                 done(outcome)
                 return
             # Whatever lies in the slot of a session that has written none yet.
-            is_initial = self._table.read_slot[rows] == INITIAL_SLOT
+            is_initial, has_no_home = self.is_initial(rows), self._table.home_slot[rows] == INITIAL_SLOT
             for state, values in zip(self.contract.states, found, strict=True):
-                values[is_initial] = state.initial
+                values[is_initial if state.next_name else has_no_home] = state.initial
             done(found)
 
         self.scheduler.queue.submit_job(Job(read, finished, len(rows), 1))
         self.num_reads += 1
+
+    def is_checked(self, state: State) -> bool:
+        """Whether a session's `state` must be finite; False where it was not even for examples of inputs."""
+        return state.name not in self.engine.unchecked
 
     def finite_rows(self, states: Sequence[np.ndarray], num_rows: int) -> np.ndarray:
         """Rows of states that are finite, bool [B]; one [B, ...] a state in the contract's order, B = `num_rows`.
@@ -244,6 +249,10 @@ class ServedModel:
             return ()
         names = ", ".join(sorted(self.engine.unchecked))
         return (f"{names}: not finite for examples of inputs, so no session ends because they are not",)
+
+    def is_initial(self, rows: np.ndarray) -> np.ndarray:
+        """Which of the sessions in `rows` int64 [B] have the contract's initial states, bool [B]."""
+        return np.asarray(self._table.read_slot[rows] == INITIAL_SLOT)
 
     def last_reply(self, row: int) -> tuple[bytes, ...] | None:
         """The kept outputs of the last chunk of the session in `row`, raw bytes a port; None when forgotten."""

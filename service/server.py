@@ -228,6 +228,8 @@ class Server:
                 "ListSessions": call(sessions_pb2.ListSessionsRequest, sessions.list),
                 "CloseSession": call(sessions_pb2.CloseSessionRequest, sessions.close),
                 "ResetSession": call(sessions_pb2.ResetSessionRequest, sessions.reset),
+                "SnapshotSession": call(sessions_pb2.SnapshotSessionRequest, sessions.snapshot),
+                "RestoreSession": call(sessions_pb2.RestoreSessionRequest, sessions.restore),
                 "ForkSession": call(sessions_pb2.ForkSessionRequest, sessions.fork),
             },
             "eddy.v1.ModelService": {

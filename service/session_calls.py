@@ -1,4 +1,4 @@
-"""The calls of `SessionService`: open, get, list, close and reset without a stream.
+"""The calls of `SessionService`: open, get, list, close, reset, fork, snapshot and restore without a stream.
 
 Owns their pages and their waiting. Must not know gRPC.
 """
@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
-from eddy.service import codec
+from eddy.service import codec, snapshots
 from eddy.service.errors import Reason, invalid
 from eddy.service.forks import Forked, fork
 from eddy.service.host import Host
+from eddy.service.restarts import check_complete, restart
 from eddy.service.sessions import NO_STREAM, SessionInfo, cannot_reset, check_id
-from eddy.service.start import read_start
-from eddy.v1 import sessions_pb2
+from eddy.service.start import Start, read_start, read_states
+from eddy.v1 import inference_pb2, sessions_pb2
 
 _Outcome = TypeVar("_Outcome")
 
@@ -93,14 +94,48 @@ class SessionCalls:
         return sessions_pb2.CloseSessionResponse()
 
     async def reset(self, request: sessions_pb2.ResetSessionRequest) -> sessions_pb2.ResetSessionResponse:
-        """Takes one back to its initial state, behind the chunks that wait for it."""
+        """Takes one back to its initial state or sets it to others, behind the chunks that wait for it."""
         session_id = request.session_id
         check_id(session_id, "session_id")
+        if request.initial_states:
+            return await self._restart(session_id, request.initial_states)
         if self._host.table.has_own_start[await self._host.recall(session_id)]:
             raise cannot_reset()
         await self._control(self._host.reset, session_id)
         row = self._host.table.row_of_id(session_id)
         return sessions_pb2.ResetSessionResponse(session=self._session(self._host.table.info(row), with_id=True))
+
+    async def _restart(
+        self, session_id: bytes, states: Sequence[inference_pb2.Tensor]
+    ) -> sessions_pb2.ResetSessionResponse:
+        host, is_done = self._host, False
+        while not is_done:  # Until nobody took it over while this waited.
+            row = await host.recall(session_id)
+            model = host.catalog.served[host.table.model_of(row)]
+            start = Start(states=read_states(model.contract, states, 1, "initial_states"))
+            check_complete(model, start)
+            is_done = await restart(host, row, start)
+        info = host.table.info(host.table.row_of_id(session_id))
+        return sessions_pb2.ResetSessionResponse(session=self._session(info, with_id=True))
+
+    async def snapshot(self, request: sessions_pb2.SnapshotSessionRequest) -> sessions_pb2.SnapshotSessionResponse:
+        """All that one is, as bytes, after the chunks that wait for it."""
+        check_id(request.session_id, "session_id")
+        data, info = await snapshots.take(self._host, request.session_id)
+        return sessions_pb2.SnapshotSessionResponse(snapshot=data, session=self._session(info, with_id=True))
+
+    async def restore(self, request: sessions_pb2.RestoreSessionRequest) -> sessions_pb2.RestoreSessionResponse:
+        """Opens one that stands where a snapshot was taken."""
+        restored = await snapshots.restore(
+            self._host,
+            request.snapshot,
+            request.model,
+            request.version,
+            request.max_in_flight,
+            request.idle_timeout_seconds,
+        )
+        session, limits = self._new_session(restored.row)
+        return sessions_pb2.RestoreSessionResponse(session=session, limits=limits, notes=restored.notes)
 
     async def fork(self, request: sessions_pb2.ForkSessionRequest) -> sessions_pb2.ForkSessionResponse:
         """Opens one that stands where another stands, behind the chunks that wait for that."""
@@ -108,18 +143,22 @@ class SessionCalls:
         check_id(session_id, "session_id")
         row = 0
         while not row:  # Until nobody took it over while this waited.
+            parent = await self._host.recall(session_id)
             done: asyncio.Future[Forked] = asyncio.get_running_loop().create_future()
-            fork(self._host, np.array([self._host.table.row_of_id(session_id)]), NO_STREAM, partial(_resolve, done))
+            fork(self._host, np.array([parent]), NO_STREAM, partial(_resolve, done))
             forked = await done
             for error in forked.errors.values():
                 raise error
             row = int(forked.rows[0])
+        session, limits = self._new_session(row)
+        return sessions_pb2.ForkSessionResponse(session=session, limits=limits)
+
+    def _new_session(self, row: int) -> tuple[sessions_pb2.Session, inference_pb2.Limits]:
+        """What whoever began the session in `row` is told of it."""
         table = self._host.table
         info = table.info(row)
-        return sessions_pb2.ForkSessionResponse(
-            session=self._session(info, with_id=True, resume_token=table.tokens_of(np.array([row]))[0]),
-            limits=codec.limits_message(self._host.catalog.served[info.model].config, self._max_message_bytes),
-        )
+        limits = codec.limits_message(self._host.catalog.served[info.model].config, self._max_message_bytes)
+        return self._session(info, with_id=True, resume_token=table.tokens_of(np.array([row]))[0]), limits
 
     async def _control(
         self, apply: Callable[[np.ndarray, Callable[[np.ndarray], None]], None], session_id: bytes

@@ -77,7 +77,7 @@ def cannot_reset() -> ClientError:
     """The error for resetting a session that began with states of its own."""
     return ClientError(
         Reason.OWN_START,
-        "handles: the session began with states of its own, which are not kept; open another one",
+        "handles: the session began with states of its own, which are not kept; give it states, or open another one",
         Detail("handles", "a session opened with a prime input or initial states", "one that began with the model's"),
     )
 

@@ -69,14 +69,14 @@ def read_start(
             raise invalid(Reason.UNKNOWN_INPUT, f"{where}prime", "one", "none: the model has no prime graph")
         if not states:
             return None
-        return Start(states=_read_states(contract, states, count, f"{where}initial_states"))
+        return Start(states=read_states(contract, states, count, f"{where}initial_states"))
     if not has_prime:
         raise missing(contract.prime_inputs, f"{where}prime")
     arrays = _read_prime(contract, prime, count, f"{where}prime")
     # A graph that is not told of lengths would take padding for the source.
     least = 1 if contract.message.ports.prime_length else arrays[0].shape[1]
     lengths = _read_lengths(prime.lengths, count, least, arrays[0].shape[1], f"{where}prime.lengths")
-    return Start(arrays, lengths, _read_states(contract, states, count, f"{where}initial_states"))
+    return Start(arrays, lengths, read_states(contract, states, count, f"{where}initial_states"))
 
 
 def _read_prime(contract: Contract, prime: inference_pb2.Prime, count: int, where: str) -> list[np.ndarray]:
@@ -106,9 +106,14 @@ def _read_lengths(raw: bytes, count: int, least: int, steps: int, where: str) ->
     return lengths
 
 
-def _read_states(
+def read_states(
     contract: Contract, tensors: Sequence[inference_pb2.Tensor], count: int, where: str
 ) -> dict[str, np.ndarray]:
+    """States that a client gives, [B, ...] by name; not each must be there.
+
+    Raises:
+        ClientError: one is unknown, twice there, or has the wrong dtype, shape, length or values.
+    """
     given = by_name(tensors, contract.states, where)
     found: dict[str, np.ndarray] = {}
     for state in contract.states:

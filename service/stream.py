@@ -329,6 +329,7 @@ class StreamConnection(Connection):
             resume_tokens=b"".join([each if new else nothing for each, new in zip(tokens, is_new, strict=True)]),
             next_positions=np.where(is_new, table.next_position[rows], 0).astype("<u8").tobytes(),
             errors=codec.row_errors(errors),
+            durable=bool(is_new.any()) and self._host.are_stored(handles[is_new]),
         )
 
     def _explain_missed(self, handles: np.ndarray, missed: np.ndarray, errors: dict[int, EddyError]) -> None:

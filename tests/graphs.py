@@ -664,7 +664,7 @@ def _primed() -> Family:
         (PortSpec("y", np.int64),),
         (
             StateSpec("gain", "", np.int64, values=(0, 1000)),
-            StateSpec("total", "total_next", np.int64, values=(0, 1000)),
+            StateSpec("total", "total_next", np.int64, values=(0, 1 << 40)),
         ),
         body,
         prime=PrimeSpec((PortSpec("source", np.int64, (), (1, 9)),), "source_length", 5, _prime_graph),

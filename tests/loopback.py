@@ -105,6 +105,13 @@ class Loopback:
             return detail_of(error)
         raise AssertionError(f"{method} was carried out: {response}")
 
+    async def answer(self, method: str, request: Any, response_type: Any) -> Any:
+        """Calls `service/method`, and returns its response or the typed error that it fails with."""
+        try:
+            return await self.unary(method, request, response_type)
+        except grpc.aio.AioRpcError as error:
+            return detail_of(error)
+
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[StreamClient]:
         """A stream, ended by the client at the end."""

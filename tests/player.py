@@ -17,7 +17,7 @@ from schedule import plain_graph
 from simulation import assert_same
 
 from eddy.service.errors import Reason
-from eddy.v1 import inference_pb2
+from eddy.v1 import inference_pb2, sessions_pb2
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Session:
     answered: int = 0
     outputs: dict[int, list[np.ndarray]] = field(default_factory=dict)
     unanswered: dict[int, int] = field(default_factory=dict)
+    steps: dict[int, int] = field(default_factory=dict)
     has_ends: bool = False
 
     @property
@@ -47,7 +48,7 @@ class Session:
         """An answer to a chunk of so many steps; the same chunk is answered with the same bits however often."""
         for old, new in zip(self.outputs.get(position, outputs), outputs, strict=True):
             np.testing.assert_array_equal(old, new)
-        self.outputs[position] = outputs
+        self.outputs[position], self.steps[position] = outputs, steps
         self.unanswered.pop(position, None)
         self.answered = max(self.answered, position + steps)
 
@@ -75,8 +76,13 @@ class Player:
         self._num_forks = 0
         self.sessions: list[Session] = []
 
-    async def play(self, num_sessions: int, max_length: int, num_breaks: int, num_forks: int = 0) -> None:
-        """Opens sessions and steps them to their ends, and those that are forked off them on the way to theirs."""
+    async def play(
+        self, num_sessions: int, max_length: int, num_breaks: int, num_forks: int = 0, num_moves: int = 0
+    ) -> None:
+        """Opens sessions and steps them to their ends, and those that are forked off them on the way to theirs.
+
+        Now and then a session goes on as what is restored of its snapshot.
+        """
         self._num_forks = num_forks
         client = StreamClient(self._loopback.channel)
         starts = [self._spec.start(self._generator) for _ in range(num_sessions)]
@@ -98,7 +104,40 @@ class Player:
                 await client.close()
                 client = StreamClient(self._loopback.channel)
                 await self._reattach(client)
+            elif num_moves and self._can_move and self._generator.random() < 0.5:
+                num_moves -= 1
+                await self._move(client, self.sessions[int(self._generator.integers(len(self.sessions)))])
         await client.close()
+
+    @property
+    def _can_move(self) -> bool:
+        """No integers of any value are in the states: of such a snapshot may not be believed."""
+        return not any(np.dtype(state.dtype).kind in "iu" and state.values is None for state in self._spec.states)
+
+    async def _move(self, client: StreamClient, session: Session) -> None:
+        """The session's snapshot is restored as another one, which answers the last chunk again as the first did."""
+        taking = sessions_pb2.SnapshotSessionRequest(session_id=session.session_id)
+        unary = self._loopback.unary
+        taken = await unary("SessionService/SnapshotSession", taking, sessions_pb2.SnapshotSessionResponse)
+        assert taken.session.next_position == session.sent
+        assert session.session_id not in taken.snapshot and session.resume_token not in taken.snapshot
+        restoring = sessions_pb2.RestoreSessionRequest(snapshot=taken.snapshot)
+        response = await unary("SessionService/RestoreSession", restoring, sessions_pb2.RestoreSessionResponse)
+        assert not response.notes, "it was taken here"
+        restored = response.session
+        closing = sessions_pb2.CloseSessionRequest(session_id=session.session_id)
+        await unary("SessionService/CloseSession", closing, sessions_pb2.CloseSessionResponse)
+        session.session_id, session.resume_token = restored.session_id, restored.resume_token
+        attach = inference_pb2.AttachSession(session_id=session.session_id, resume_token=session.resume_token)
+        session.handle = (await client.send(attach=attach)).attached.handle
+        assert restored.next_position == session.sent and restored.max_in_flight == self._max_in_flight
+        kept = [position for position in session.outputs if session.steps[position] + position == session.sent]
+        for position in kept:
+            steps = session.steps[position]
+            future = await self._post(client, [session], [position], steps)
+            response = await asyncio.wait_for(future, 30)
+            assert response.step.replayed_rows, "the reply was not kept"
+            self._collect([session], [position], steps, response)
 
     def _feeds(self, length: int) -> list[np.ndarray]:
         """A session's steps; a model that knows ends is told of some, the last thing being one."""
@@ -182,6 +221,7 @@ class Player:
                     position,
                     position,
                     past,
+                    steps={at: parent.steps[at] for at in past},
                     has_ends=parent.has_ends,
                 )
             )

@@ -72,7 +72,7 @@ RANKS = {
             ("handover", "recall", "watcher"),
             ("durability",),
             ("host", "oip_codec"),
-            ("forks", "totals"),
+            ("forks", "restarts", "snapshots", "totals"),
             (
                 "coalescer",
                 "connection",

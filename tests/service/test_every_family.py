@@ -54,7 +54,7 @@ def test_streams_that_break(name: str) -> None:
     async def scenario() -> None:
         async with serve(configure(_repository(name))) as loopback:
             players = [Player(loopback, example(name), np.random.default_rng([7, number]), 2) for number in range(2)]
-            await asyncio.gather(*(player.play(3, 24, 1, 2) for player in players))
+            await asyncio.gather(*(player.play(3, 24, 1, 2, 2) for player in players))
             assert sum(player.check() for player in players) > 0
 
     asyncio.run(scenario())

@@ -38,6 +38,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     max_in_flight=st.integers(1, 4),
     num_breaks=st.integers(0, 2),
     num_forks=st.integers(0, 3),
+    num_moves=st.integers(0, 3),
 )
 def test_concurrent_clients_get_what_each_would_get_alone(
     repository: Path,
@@ -49,8 +50,9 @@ def test_concurrent_clients_get_what_each_would_get_alone(
     max_in_flight: int,
     num_breaks: int,
     num_forks: int,
+    num_moves: int,
 ) -> None:
-    """Three clients share a server, retry, reconnect and fork; every session gets the plain graph's outputs.
+    """Three clients share a server, retry, reconnect, fork and move; every session gets the plain graph's outputs.
 
     Bit for bit, and those that were forked off others, while chunks of those were under way, from their fork on.
     """
@@ -64,7 +66,7 @@ def test_concurrent_clients_get_what_each_would_get_alone(
                 Player(loopback, family(name), np.random.default_rng([seed, number]), max_in_flight)
                 for number in range(3)
             ]
-            await asyncio.gather(*(player.play(3, 20, num_breaks, num_forks) for player in players))
+            await asyncio.gather(*(player.play(3, 20, num_breaks, num_forks, num_moves) for player in players))
             assert sum(player.check() for player in players) > 0
             dispatcher = loopback.host.dispatcher
             assert (dispatcher.num_thread_ticks == 0) == is_inline
@@ -84,7 +86,7 @@ def test_the_shipped_models_together() -> None:
                 for number, spec in enumerate(specs)
                 for client in range(2)
             ]
-            await asyncio.gather(*(player.play(3, 20, 1, 2) for player in players))
+            await asyncio.gather(*(player.play(3, 20, 1, 2, 2) for player in players))
             assert sum(player.check() for player in players) > 0
 
     asyncio.run(scenario())

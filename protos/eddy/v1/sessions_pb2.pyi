@@ -164,12 +164,14 @@ class RestoreSessionRequest(_message.Message):
     def __init__(self, snapshot: _Optional[bytes] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., max_in_flight: _Optional[int] = ..., idle_timeout_seconds: _Optional[float] = ...) -> None: ...
 
 class RestoreSessionResponse(_message.Message):
-    __slots__ = ("session", "limits")
+    __slots__ = ("session", "limits", "notes")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     session: Session
     limits: _inference_pb2.Limits
-    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., limits: _Optional[_Union[_inference_pb2.Limits, _Mapping]] = ...) -> None: ...
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., limits: _Optional[_Union[_inference_pb2.Limits, _Mapping]] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ForkSessionRequest(_message.Message):
     __slots__ = ("session_id",)
