@@ -283,7 +283,7 @@ class Checkpointer:
 
         if (self._table.read_slot[rows] == INITIAL_SLOT).all():
             shapes = [(len(rows), *state.shape) for state in model.contract.states]
-            read([np.empty(shape, state.dtype) for shape, state in zip(shapes, model.contract.states, strict=True)])
+            read([np.zeros(shape, state.dtype) for shape, state in zip(shapes, model.contract.states, strict=True)])
             return found
         try:
             model.read_states(rows, read)
