@@ -33,6 +33,7 @@ def describe(
         inputs=[_tensor(tensor, limits) for tensor in form.inputs],
         outputs=[_tensor(tensor, {}) for tensor in form.outputs],
         idle_timeout_seconds=settings.idle_timeout_seconds or 0.0,
+        adopts=settings.adopts,
         numerics=pb.Numerics(
             bitwise=tolerance == 0.0, tolerance=tolerance, batches=BATCHES, chunk_steps=sorted({*sum(CUTS, ())})
         ),

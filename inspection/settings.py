@@ -25,6 +25,7 @@ class Settings:
         names: inputs and outputs as clients shall call them.
         axes: what the axes of an input are ("batch", "time" or a size), where trying does not tell.
         idle_timeout_seconds: of sessions whose client asks for none; None for the server's.
+        adopts: versions of this model whose sessions go on with this one; "*": all.
     """
 
     description: str = ""
@@ -34,3 +35,4 @@ class Settings:
     names: Mapping[str, str] = field(default_factory=dict)
     axes: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     idle_timeout_seconds: float | None = None
+    adopts: tuple[str, ...] = ()

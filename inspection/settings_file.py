@@ -79,6 +79,12 @@ def _seconds(key: str, value: Any) -> float:
     return float(value)
 
 
+def _versions(key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
+        raise _wrong(key, value, 'a list of versions as strings, or ["*"] for all')
+    return tuple(value)
+
+
 def _steps(key: str, value: Any) -> int:
     if type(value) is not int or not 0 < value <= _MAX_CONTEXT_STEPS:
         raise _wrong(key, value, f"a whole number, 1 to {_MAX_CONTEXT_STEPS}")
@@ -122,6 +128,7 @@ def _table(read: Callable[[str, Any], Any]) -> Callable[[str, Any], Mapping[str,
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "description": _text,
     "idle_timeout_seconds": _seconds,
+    "adopts": _versions,
     "states": _table(_name),
     "context_steps": _table(_steps),
     "constants": _table(_constant),

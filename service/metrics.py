@@ -40,6 +40,7 @@ class ModelTotals:
     num_forgotten: int
     num_generated_tokens: int
     num_restarted_sequences: int
+    num_adopted_sessions: int
     tick_rows: Histogram
     queue_delay: Histogram
     latency: Histogram
@@ -121,6 +122,7 @@ _MODEL_COUNTERS = {
         "eddy_restarted_sequences",
         "Live sequences of the Open Inference Protocol that a START began anew.",
     ),
+    "num_adopted_sessions": ("eddy_adopted_sessions", "Sessions that came from another version, or other files."),
 }
 _MODEL_HISTOGRAMS = {
     "tick_rows": ("eddy_tick_rows", "Batch size: rows of a tick."),

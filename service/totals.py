@@ -86,6 +86,7 @@ def _model_totals(host: Host, entry: Entry, sessions: np.ndarray) -> ModelTotals
         num_forgotten=history.num_forgotten + sum(model.replies.num_forgotten for model in models),
         num_generated_tokens=stats.num_generated_tokens,
         num_restarted_sequences=stats.num_restarted_sequences,
+        num_adopted_sessions=stats.num_adopted_sessions,
         tick_rows=stats.tick_rows,
         queue_delay=stats.queue_delay,
         latency=stats.latency,

@@ -7,6 +7,7 @@ torch is imported only inside the actions that need it.
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -140,19 +141,25 @@ def export(arguments: argparse.Namespace) -> None:
 
     recipe = load_checkpoint(arguments.checkpoint).recipe
     directory = arguments.output or MODELS / recipe.model_name(arguments.precision) / str(recipe.version)
-    _export_into(arguments.checkpoint, directory, arguments.precision, arguments.block, arguments.look_ahead)
+    adopts = [version.strip() for version in arguments.adopts.split(",") if version.strip()]
+    _export_into(arguments.checkpoint, directory, arguments.precision, arguments.block, arguments.look_ahead, adopts)
     if arguments.precision != FLOAT32:
         figures = read_contract(directory / STEP_FILE).training.figures
         show_figures(str(directory), [Figure(figure.name, figure.value, figure.unit) for figure in figures])
 
 
 def _export_into(
-    checkpoint: Path, directory: Path, precision: str, block: int | None = None, look_ahead: int | None = None
+    checkpoint: Path,
+    directory: Path,
+    precision: str,
+    block: int | None = None,
+    look_ahead: int | None = None,
+    adopts: Sequence[str] = (),
 ) -> None:
     from eddy.training.export import export_checkpoint
 
     report = export_checkpoint(
-        checkpoint, directory, block_steps=block, look_ahead_steps=look_ahead, precision=precision
+        checkpoint, directory, block_steps=block, look_ahead_steps=look_ahead, precision=precision, adopts=adopts
     )
     print(directory / STEP_FILE, report, sep=": ")
 

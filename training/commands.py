@@ -130,6 +130,9 @@ def _add_export(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
     export.add_argument(
         "--look-ahead", type=int, metavar="R", help="and steps read beyond them first (default: the recipe's)"
     )
+    export.add_argument(
+        "--adopts", metavar="V,V", default="", help="versions whose open sessions go on with this one; *: all"
+    )
 
 
 def _add_quantize(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -37,14 +37,15 @@ def export_checkpoint(
     block_steps: int | None = None,
     look_ahead_steps: int | None = None,
     precision: str = FLOAT32,
+    adopts: Sequence[str] = (),
 ) -> Report:
     """Write `model.onnx`, other graphs of the model, its card `README.md` and a sample of unseen input.
 
     block_steps, look_ahead_steps: another grid than the recipe's, for a bidirectional model; raises OptionError for
     others. precision: one of PRECISIONS; in int8 the model is measured again on the test part of its data, and beside
     the one in float32 for speed; raises OptionError or RecipeError for models that have none, DataError where the data
-    has changed. Raises CheckpointError, ExportError or VerificationError; `model.onnx` appears only when everything
-    holds.
+    has changed. adopts: versions of the model whose sessions go on with this one. Raises CheckpointError, ExportError
+    or VerificationError; `model.onnx` appears only when everything holds.
     """
     source = load_checkpoint(checkpoint)
     if source.progress is not None:
@@ -58,7 +59,9 @@ def export_checkpoint(
     with TemporaryDirectory(prefix=".unproven-", dir=directory) as folder:
         draft = Path(folder)
         model = draft / STEP_FILE
-        export_graphs(source.build(), draft, describe(source))
+        contract = describe(source)
+        contract.adopts.extend(adopts)
+        export_graphs(source.build(), draft, contract)
         report = verify(model, checkpoint)
         contract = read_contract(model)
         sample_path(model, contract).write_text(source.sample, encoding="utf-8")

@@ -15,6 +15,7 @@ from eddy.inspection.settings_file import KEYS, parse_settings, read_settings
 FULL = """
 description = "speech detector"
 idle_timeout_seconds = 60
+adopts = ["1", "2"]
 [states]
 state = "stateN"
 [context_steps]
@@ -47,6 +48,7 @@ def test_everything_that_can_be_said() -> None:
     settings = parse_settings(FULL)
     assert set(tomllib.loads(FULL)) == set(KEYS)
     assert (settings.description, settings.idle_timeout_seconds) == ("speech detector", 60.0)
+    assert settings.adopts == ("1", "2")
     assert settings.states == {"state": "stateN"}
     assert settings.context_steps == {"input": 64}
     assert settings.names == {"output": "speech"}

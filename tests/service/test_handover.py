@@ -32,7 +32,7 @@ from loopback import (
 from eddy.service.adoption import disagreement, names_version
 from eddy.service.contract import Contract, read_contract
 from eddy.service.engine import Engine
-from eddy.v1 import contract_pb2, inference_pb2
+from eddy.v1 import contract_pb2, errors_pb2, inference_pb2
 
 HISTORY = family("history")
 # No step may overflow int64: 7**20 and 10**17 fit.
@@ -303,3 +303,35 @@ def test_what_a_contract_names() -> None:
     assert not names_version(["1", "2"], "3")
     assert names_version(["*"], "anything")
     assert not names_version([], "1")
+
+
+@pytest.mark.parametrize("adopts", ["1", "2"])
+def test_after_a_restart(tmp_path: Path, adopts: str) -> None:
+    """A stored session whose version is gone goes on with the one that adopts it; without that it is refused."""
+    _put(tmp_path / "models", 10)
+    state = {"store": f"sqlite:{tmp_path}/store", "checkpoint_seconds": 0.05}
+
+    async def first() -> Any:
+        async with serve(_config(tmp_path / "models", state=state)) as running, running.stream() as stream:
+            opened = await stream.open("history")
+            handles = np.frombuffer(opened.handles, "<u8").tolist()
+            await _step(stream, handles, 0, 1)
+            await _step(stream, handles, 1, 2)
+            return opened
+
+    async def second(opened: Any) -> None:
+        async with serve(_config(tmp_path / "models", state=state)) as running, running.stream() as stream:
+            if adopts == "2":
+                error = await stream.refusal(attach=attach_request(opened))
+                assert error.reason == errors_pb2.ERROR_REASON_SNAPSHOT_MISMATCH
+                return
+            attached = (await stream.send(attach=attach_request(opened))).attached
+            assert (attached.version, attached.next_position) == ("3", 2)
+            again = await stream.step(HISTORY, [attached.handle], [1], [[2]])
+            assert (array(again.outputs[0])[0].tolist(), len(again.replayed_rows)) == ([12], 4)
+            assert await _step(stream, [attached.handle], 2, 3) == [7 * 12 + 3]
+
+    opened = asyncio.run(first())
+    shutil.rmtree(tmp_path / "models" / "history" / "1")
+    _put(tmp_path / "models", 7, "3", [adopts])
+    asyncio.run(second(opened))

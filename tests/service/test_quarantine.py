@@ -6,14 +6,16 @@ import asyncio
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from graphs import Family, PortSpec, family
-from loopback import Loopback, StreamClient, array, chunk, configure, serve, tensor, until, write_model
+from loopback import Loopback, StreamClient, array, attach_request, chunk, configure, serve, tensor, until, write_model
 from onnx import helper
 
 from eddy.service.arena import INITIAL_SLOT, NUM_RESERVED_SLOTS
+from eddy.service.engine import Engine
 from eddy.service.lifecycle import Event
 from eddy.v1 import errors_pb2, inference_pb2, sessions_pb2
 
@@ -194,5 +196,54 @@ def test_an_output_that_may_be_infinite(tmp_path: Path, caplog: pytest.LogCaptur
                 assert array(result.outputs[2]).tolist() == [[[-np.inf, -np.inf]]]
                 result = await stream.step(model, [handle], [1], *_feeds([[HUGE, HUGE]]))
                 assert [each.error.reason for each in result.errors] == [_QUARANTINED]
+
+    asyncio.run(check())
+
+
+class Spoiling(Engine):
+    """An engine whose states turn bad by themselves, as a recurrent layer hides it from its outputs."""
+
+    bad_slot = 0
+
+    def read_states(self, slots: np.ndarray) -> list[np.ndarray]:
+        """As `Engine.read_states`, with a NaN where `bad_slot` is read."""
+        states = super().read_states(slots)
+        if self.bad_slot:
+            states[0][slots == self.bad_slot] = np.nan
+        return states
+
+
+@pytest.mark.parametrize("spoils", [False, True])
+def test_the_last_good_checkpoint_is_kept(tmp_path: Path, spoils: bool) -> None:
+    """The store keeps what it has; who attaches again stands at the durable position, with its good state.
+
+    Found in an output, and in a state that a checkpoint reads.
+    """
+    write_model(tmp_path / "models", "two-inputs")
+    store = f"sqlite:{tmp_path}/store"
+
+    async def check() -> None:
+        config = configure(tmp_path / "models", state={"store": store, "checkpoint_seconds": 0.05})
+        async with serve(config) as running, running.stream() as stream:
+            opened = await stream.open("two-inputs", 2)
+            handles = np.frombuffer(opened.handles, "<u8").tolist()
+            await stream.step(SUM, handles, [0, 0], *_feeds([[HUGE], [1.0]]))
+            table = running.host.table
+            await until(lambda: bool((table.durable_position[table.open_rows()] == 1).all()))
+            if spoils:
+                engine: Any = running.host.catalog.ready("two-inputs", "").engine
+                engine.bad_slot = int(table.slot[handles[0] & 0xFFFFFFFF])
+                engine.__class__ = Spoiling
+            result = await stream.step(SUM, handles, [1, 1], *_feeds([[0.0 if spoils else HUGE], [1.0]]))
+            assert len(result.errors) == (not spoils)
+            notice = await stream.notice("ended")
+            assert np.frombuffer(notice.handles, "<u8").tolist() == handles[:1]
+            assert notice.error.reason == _QUARANTINED
+            if spoils:
+                engine.__class__ = Engine
+            attached = (await stream.send(attach=attach_request(opened, 0))).attached
+            assert (attached.next_position, attached.durable_position) == (1, 1)
+            result = await stream.step(SUM, [attached.handle, handles[1]], [1, 2], *_feeds([[-HUGE], [1.0]]))
+            assert _totals(result) == [[0.0], [3.25]]
 
     asyncio.run(check())

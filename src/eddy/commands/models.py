@@ -45,7 +45,7 @@ class Stored:
 
     Attributes:
         refusal: why a server would not serve it, empty when it would; then the fields above it are empty.
-        figures: the training run's, name -> value with unit.
+        figures: the training run's, name -> value with unit; adopts: versions whose sessions go on with it.
         state_bytes: of one session; file_bytes: of the step graph.
     """
 
@@ -57,6 +57,7 @@ class Stored:
     parameters: int = 0
     state_bytes: int = 0
     figures: tuple[tuple[str, str], ...] = ()
+    adopts: tuple[str, ...] = ()
     refusal: str = ""
 
 
@@ -122,7 +123,8 @@ def _refused(why: str) -> tuple[str, ...]:
 
 def _described(model: Stored) -> tuple[str, ...]:
     results = [f"{name} {value}" for name, value in model.figures if name not in _BOOKKEEPING]
-    figures = ", ".join(results[:_NUM_SHOWN_FIGURES])
+    adopts = [f"adopts {', '.join(model.adopts)}"] if model.adopts else []
+    figures = ", ".join(results[:_NUM_SHOWN_FIGURES] + adopts)
     sizes = (f"{model.parameters:,}", f"{model.state_bytes:,} B", f"{model.file_bytes:,} B")
     return (model.task, model.family, *sizes, figures)
 
@@ -179,6 +181,7 @@ def _stored(name: str, place: Path) -> Stored:
         message.training.parameters or _num_parameters(model),
         contract.state_bytes,
         tuple((figure.name, f"{figure.value:.4g} {figure.unit}".strip()) for figure in message.training.figures),
+        tuple(message.adopts),
     )
 
 
