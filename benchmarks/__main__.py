@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import int8, latency, memory, packed, ready, singles
+from benchmarks import checkpoints, int8, latency, memory, packed, ready, singles
 from benchmarks.contention import Contention
 from benchmarks.figure import DEFINITIONS, Measurement
 from benchmarks.machine import describe_machine
@@ -36,6 +36,7 @@ _GROUPS: tuple[tuple[tuple[str, ...], Measure], ...] = (
     (("latency_excess_us", "latency_tail_ratio"), latency.measure),
     (("singles_cpu_ratio", "oip_cpu_ratio", "coalescing_gain"), singles.measure),
     (_SIZES, packed.measure),
+    (("checkpoint_cost",), checkpoints.measure),
     (("int8_speedup",), int8.measure),
     (tuple(name for name in DEFINITIONS if name.startswith("packed_") and name not in _SIZES), packed.measure_families),
 )

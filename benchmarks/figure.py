@@ -50,6 +50,7 @@ _ALL = (
     Definition("latency_excess_us", 80.0, Better.LOWER, 1, "us, median of one session alone beyond echo + bare step"),
     Definition("latency_tail_ratio", 1.5, Better.LOWER, 2, "p99/p50 of one session alone over the echo's"),
     Definition("coalescing_gain", 3.0, Better.HIGHER, 2, "steps/s of 256 coroutines on one client over singles'"),
+    Definition("checkpoint_cost", 0.05, Better.LOWER, 3, "steps/s lost to a checkpoint a second, 10,000 sessions"),
     Definition("idle_session_bytes", 256.0, Better.LOWER, 0, "resident bytes a session beyond state and kept replies"),
     _family("rnn", "RNN 256, letters"),
     _family("gru", "GRU 192, letters"),

@@ -56,6 +56,7 @@ class Load:
         warm_up_seconds: float,
         seconds: float,
         one_connection: bool = False,
+        turns: int = 1,
     ) -> Mapping[str, Any]:
         """Closed loops for a while: messages/s, steps/s and the server's CPU a message, after a warm-up.
 
@@ -63,8 +64,10 @@ class Load:
             server: "eddy", "oip" (Eddy by the Open Inference Protocol) or "echo"; pid: its process, to read its CPU.
             streams: closed loops; rows: B of each message.
             one_connection: all streams share one, otherwise each has its own.
+            turns: messages of a stream that take turns, each with sessions of its own; of Eddy's streams.
         """
-        async with _LOOPS[server](target, self._contract(model), streams, rows, one_connection) as loops:
+        further = {"num_turns": turns} if turns > 1 else {}
+        async with _LOOPS[server](target, self._contract(model), streams, rows, one_connection, **further) as loops:
             stop = asyncio.Event()
             tasks = [asyncio.create_task(_run(loop, stop)) for loop in loops]
             window = asyncio.create_task(

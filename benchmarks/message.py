@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 
@@ -58,6 +59,17 @@ class StepMessage:
         return bytes(self._buffer)
 
 
+class Turns:
+    """Step requests of one stream that take turns: each steps sessions of its own."""
+
+    def __init__(self, messages: Sequence[StepMessage]) -> None:
+        self._turns = cycle(messages)
+
+    def next(self) -> bytes:
+        """The request whose turn it is."""
+        return next(self._turns).next()
+
+
 class InferMessage:
     """The request of the Open Inference Protocol for one step of a sequence, as Triton's Python client writes it.
 
@@ -91,16 +103,25 @@ def open_message(contract: Contract, count: int, seed: int = 0) -> inference_pb2
 
 
 def reply_sizes(contract: Contract, num_rows: int) -> frozenset[int]:
-    """Bytes that the reply to a step of B rows may have when none is refused: one a number of steps emitted."""
+    """Bytes that the reply to a step of B rows may have when none is refused.
+
+    One a number of steps emitted, and these with durable positions, too.
+    """
     extra = max(port.extra_steps for port in contract.outputs)
-    return frozenset(_reply_bytes(contract, num_rows, steps) for steps in range(0 if contract.emits else 1, extra + 2))
+    return frozenset(
+        _reply_bytes(contract, num_rows, steps, is_durable=is_durable)
+        for steps in range(0 if contract.emits else 1, extra + 2)
+        for is_durable in (False, True)
+    )
 
 
-def _reply_bytes(contract: Contract, num_rows: int, num_steps: int) -> int:
+def _reply_bytes(contract: Contract, num_rows: int, num_steps: int, *, is_durable: bool) -> int:
     values = [np.zeros((num_rows, num_steps, *port.shape), port.dtype) for port in contract.outputs]
     result = inference_pb2.StepResult(outputs=tensors(contract.outputs, values))
     if contract.emits:
         result.emitted = bytes(8 * num_rows)
+    if is_durable:
+        result.durable_positions = bytes(8 * num_rows)
     return inference_pb2.StreamResponse(tag=TAG, step=result).ByteSize()
 
 

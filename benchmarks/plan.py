@@ -17,6 +17,7 @@ class Plan:
         packed_seconds: window under load, in throughput measurements; ceiling_seconds: each of two bare windows.
         singles_seconds: window under load; warm_up_seconds: before any window.
         latency_blocks: blocks of `latency_block_steps` steps each, for Eddy and the echo alike.
+        checkpoint_seconds: window under load, in each of which several checkpoints fall.
         idle_sessions: sessions to open for their memory.
         memory_repetitions, ready_repetitions: of the measurements that start a server each.
         family_repetitions: at most, of each of the many families.
@@ -26,6 +27,7 @@ class Plan:
     packed_seconds: float = 2.0
     ceiling_seconds: float = 0.7
     singles_seconds: float = 2.0
+    checkpoint_seconds: float = 5.0
     warm_up_seconds: float = 0.5
     latency_blocks: int = 12
     latency_block_steps: int = 250
@@ -40,6 +42,7 @@ QUICK = Plan(
     packed_seconds=0.8,
     ceiling_seconds=0.3,
     singles_seconds=0.8,
+    checkpoint_seconds=2.0,
     warm_up_seconds=0.3,
     latency_blocks=4,
     memory_repetitions=1,

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -35,10 +36,16 @@ class EddyServer:
 
     Args:
         repository: folder of models; config_file: TOML, None for the defaults.
-        poll_seconds: how often to ask whether it is ready.
+        poll_seconds: how often to ask whether it is ready; arguments: further ones of the command.
     """
 
-    def __init__(self, repository: Path, config_file: Path | None = None, poll_seconds: float = 0.005) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        config_file: Path | None = None,
+        poll_seconds: float = 0.005,
+        arguments: Sequence[str] = (),
+    ) -> None:
         self.grpc_port, self.http_port = _free_ports(2)
         command = [
             *(eddy_command(), "serve", "--model-repository", str(repository), "--log-level", "WARNING"),
@@ -46,6 +53,7 @@ class EddyServer:
         ]
         if config_file is not None:
             command += ["--config", str(config_file)]
+        command += arguments
         begin = time.perf_counter()
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)  # noqa: S603  (what we measure)
         try:
@@ -76,6 +84,10 @@ class EddyServer:
     def metric(self, name: str, model: str) -> float:
         """The value of one of its per-model metrics now."""
         return read_metric(self.http_port, name, model)
+
+    def total(self, name: str) -> float:
+        """The value of one of its metrics without labels now."""
+        return read_total(self.http_port, name)
 
     def close(self) -> None:
         """Ends it: SIGTERM, and SIGKILL if it does not drain."""
@@ -112,6 +124,18 @@ def read_metric(http_port: int, name: str, model: str) -> float:
         if sample["name"] == name and sample["model"] == model:
             return float(sample["value"])
     raise ServerError(f"/metrics has no {name} of model {model!r}")
+
+
+def read_total(http_port: int, name: str) -> float:
+    """One metric without labels from a server's /metrics page.
+
+    Raises:
+        ServerError: there is no such metric.
+    """
+    for line in _get(http_port, "/metrics")[1].splitlines():
+        if line.startswith(f"{name} "):
+            return float(line.split()[1])
+    raise ServerError(f"/metrics has no {name}")
 
 
 class EchoServer:

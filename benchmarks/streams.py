@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from benchmarks.echo import METHOD as ECHO_METHOD
 from benchmarks.echo import REPLY_BYTES
-from benchmarks.message import InferMessage, StepMessage, open_message, reply_sizes
+from benchmarks.message import InferMessage, StepMessage, Turns, open_message, reply_sizes
 from benchmarks.values import phases_of
 from eddy.oip import grpc_service_pb2
 from eddy.service.contract import Contract
@@ -44,7 +44,7 @@ class Loop:
     """
 
     call: Any
-    message: StepMessage | InferMessage
+    message: StepMessage | Turns | InferMessage
     sizes: frozenset[int]
     num_messages: int = 0
 
@@ -97,22 +97,24 @@ async def _exchange(call: Any, request: inference_pb2.StreamRequest) -> inferenc
 
 @asynccontextmanager
 async def eddy_loops(
-    target: str, contract: Contract, num_streams: int, num_rows: int, one_connection: bool = False
+    target: str, contract: Contract, num_streams: int, num_rows: int, one_connection: bool = False, num_turns: int = 1
 ) -> AsyncIterator[list[Loop]]:
-    """Streams with B sessions each on Eddy; the sessions are closed in the end."""
+    """Streams on Eddy of messages of B sessions, `num_turns` of them in turn; the sessions are closed in the end."""
     channels = [open_channel(target) for _ in range(1 if one_connection else num_streams)]
     loops, columns = [], []
     for number in range(num_streams):
         call: Any = channels[number % len(channels)].stream_stream(EDDY_METHOD)()
-        handles = await open_sessions(call, contract, num_rows, number)
-        positions = await begin_blocks(call, contract, handles)
-        columns.append(handles)
-        message = StepMessage(contract, handles, positions, number)
-        loops.append(Loop(call, message, reply_sizes(contract, num_rows)))
+        handles = await open_sessions(call, contract, num_rows * num_turns, number)
+        parts = np.split(handles, num_turns)
+        positions = [await begin_blocks(call, contract, part) for part in parts]
+        columns.append(parts)
+        messages = [StepMessage(contract, part, at, number) for part, at in zip(parts, positions, strict=True)]
+        loops.append(Loop(call, Turns(messages), reply_sizes(contract, num_rows)))
     yield loops
-    for loop, handles in zip(loops, columns, strict=True):
-        close = inference_pb2.CloseSessions(handles=handles.tobytes())
-        await _exchange(loop.call, inference_pb2.StreamRequest(close=close))
+    for loop, parts in zip(loops, columns, strict=True):
+        for part in parts:
+            close = inference_pb2.CloseSessions(handles=part.tobytes())
+            await _exchange(loop.call, inference_pb2.StreamRequest(close=close))
         await loop.call.done_writing()
     for channel in channels:
         await channel.close()

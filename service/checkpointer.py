@@ -35,7 +35,7 @@ from eddy.service.record import Checkpoint, encode
 from eddy.service.record_model import Model, model_of
 from eddy.service.roster import Roster
 from eddy.service.runtime import runtime_version
-from eddy.service.sessions import NOT_STORED, SessionTable
+from eddy.service.sessions import NOT_STORED, SESSION_ID_BYTES, SessionTable
 from eddy.service.store import Outcome, StateStore, StoreError
 from eddy.service.store_thread import StoreThread
 
@@ -153,10 +153,6 @@ class Checkpointer:
             epochs = self._table.stored_epoch[rows].tolist()
             self._deletions.update(zip(self._table.ids_of(rows), epochs, strict=True))
 
-    def is_forgotten(self, session_id: bytes) -> bool:
-        """The session has ended, and only the store does not know yet."""
-        return session_id in self._deletions
-
     # Rounds
 
     async def run(self) -> None:
@@ -244,7 +240,7 @@ class Checkpointer:
             if is_purge:
                 store.purge(now)
             if not batches and not known:
-                store.count()  # Whether it is there.
+                store.read([bytes(SESSION_ID_BYTES)])  # Whether it is there.
             return outcomes, sum(len(batch.data) for batch in batches)
 
         if not (checkpoints or deletions or is_purge or self._health.problem):

@@ -6,6 +6,7 @@ themselves, nor where values come from (`sources`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields
 from math import isfinite
@@ -16,6 +17,7 @@ from eddy.service.address import Address, is_loopback
 _T = TypeVar("_T")
 
 VARIABLE_PREFIX = "EDDY_"
+_PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*@")
 
 
 class ConfigError(ValueError):
@@ -268,6 +270,11 @@ class ModelConfig:
         return max(1, min(self.max_slots, self.arena_bytes // max(1, state_bytes)))
 
 
+def without_password(url: str) -> str:
+    """A URL as people may see it: `redis://user:***@host`."""
+    return _PASSWORD.sub(r"\1***@", url)
+
+
 @dataclass(frozen=True, slots=True)
 class StateConfig:
     """Where sessions' states are kept beside the arenas.
@@ -293,7 +300,8 @@ class StateConfig:
         scheme = self.store.partition(":")[0]
         is_known = self.store == "memory" or scheme in ("redis", "rediss") or (scheme == "sqlite" and self.store[7:])
         if not is_known:
-            raise ConfigError("state.store", f"got {self.store!r}, expected memory, sqlite:PATH, redis:// or rediss://")
+            shown = without_password(self.store)
+            raise ConfigError("state.store", f"got {shown!r}, expected memory, sqlite:PATH, redis:// or rediss://")
 
     @property
     def is_durable(self) -> bool:

@@ -39,6 +39,7 @@ class HttpServer:
         registry: the metrics.
         explain_unready: why the server is not ready, empty when it is.
         certificates: for TLS, None for plain HTTP.
+        explain_health: a line for /healthz of a process that lives.
 
     Raises:
         OSError: the address is taken.
@@ -50,6 +51,7 @@ class HttpServer:
         registry: CollectorRegistry,
         explain_unready: Callable[[], str],
         certificates: CertificateFiles | None = None,
+        explain_health: Callable[[], str] = lambda: "ok",
     ) -> None:
         class Handler(BaseHTTPRequestHandler):
             timeout = _TIMEOUT_SECONDS
@@ -61,7 +63,7 @@ class HttpServer:
                 if path == "/metrics":
                     self._answer(200, generate_latest(registry), CONTENT_TYPE_LATEST)
                 elif path == "/healthz":
-                    self._answer(200, b"ok\n")
+                    self._answer(200, explain_health().encode() + b"\n")
                 elif path == "/readyz":
                     reason = explain_unready()
                     self._answer(503 if reason else 200, (reason or "ready").encode() + b"\n")

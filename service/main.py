@@ -81,7 +81,8 @@ def _listen(
 ) -> HttpServer:
     address = config.http_address
     try:
-        return HttpServer(address, registry, readiness.explain, certificates if config.has_http_tls else None)
+        files = certificates if config.has_http_tls else None
+        return HttpServer(address, registry, readiness.explain, files, readiness.explain_health)
     except OSError as error:
         raise address.refusal(error, "http_port") from error
 
@@ -134,6 +135,12 @@ class _Readiness:
     def __init__(self, host: Host) -> None:
         self._host = host
         self.is_serving = False
+
+    def explain_health(self) -> str:
+        """A line for /healthz: the process lives, and whether its state store fails."""
+        durability = self._host.durability
+        problem = "" if durability is None else durability.health.problem
+        return f"ok; the state store fails: {problem}" if problem else "ok"
 
     def explain(self) -> str:
         if self._host.is_draining:

@@ -68,6 +68,27 @@ class VersionTotals:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreTotals:
+    """What was done with the durable state store since the start, if there is one, and how far behind it is.
+
+    Attributes:
+        is_working: it does not fail now; lag_seconds: how long the oldest change has waited to become durable.
+        num_written: sessions, once for every time that one was written; checkpoint_time: seconds of a checkpoint.
+        waiting: by model and version: sessions that have changed since they were written, and their steps since then.
+    """
+
+    is_working: bool
+    lag_seconds: float
+    num_written: int
+    written_bytes: int
+    num_fenced: int
+    num_recalled: int
+    num_failures: int
+    checkpoint_time: Histogram
+    waiting: Mapping[tuple[str, str], tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class Totals:
     """Totals of the server.
 
@@ -84,6 +105,7 @@ class Totals:
     num_streams: int
     is_ready: bool
     is_repository_readable: bool
+    store: StoreTotals
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +155,15 @@ _MODEL_HISTOGRAMS = {
 }
 
 
+_STORE_COUNTERS = {
+    "num_written": ("eddy_stored_sessions", "Sessions written to the state store, each time."),
+    "written_bytes": ("eddy_stored_bytes", "Size of what was written there."),
+    "num_recalled": ("eddy_recalled_sessions", "Sessions brought back from the state store."),
+    "num_fenced": ("eddy_fenced_sessions", "Sessions that another server has taken over."),
+    "num_failures": ("eddy_store_failures", "Calls of the state store that failed."),
+}
+
+
 class ServiceCollector(Collector):
     """Turns totals into metrics at each scrape.
 
@@ -167,6 +198,7 @@ class ServiceCollector(Collector):
         yield from _version_metrics(totals.versions)
         yield from _model_metrics(totals.models)
         yield from _edge_metrics(totals)
+        yield from _store_metrics(totals.store)
 
 
 def _version_metrics(versions: Mapping[tuple[str, str], VersionTotals]) -> Iterator[Metric]:
@@ -208,10 +240,35 @@ def _model_metrics(models: tuple[ModelTotals, ...]) -> Iterator[Metric]:
         family = HistogramMetricFamily(name, text, labels=_MODEL_LABELS)
         for model in models:
             histogram: Histogram = getattr(model, field)
-            bounds = [*map(floatToGoString, histogram.bounds), "+Inf"]
-            buckets = list(zip(bounds, histogram.cumulative(), strict=True))
-            family.add_metric([model.model, model.version], buckets, histogram.total)
+            family.add_metric([model.model, model.version], _buckets(histogram), histogram.total)
         yield family
+
+
+def _store_metrics(store: StoreTotals) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "eddy_store_working", "1 when the state store does what it is asked for.", value=float(store.is_working)
+    )
+    yield GaugeMetricFamily(
+        "eddy_checkpoint_lag_seconds", "How long the oldest change waits to become durable.", value=store.lag_seconds
+    )
+    for field, (name, text) in _STORE_COUNTERS.items():
+        yield CounterMetricFamily(name, text, value=getattr(store, field))
+    family = HistogramMetricFamily("eddy_checkpoint_seconds", "Time of a checkpoint, from its beginning to its end.")
+    family.add_metric([], _buckets(store.checkpoint_time), store.checkpoint_time.total)
+    yield family
+    sessions = GaugeMetricFamily(
+        "eddy_undurable_sessions", "Sessions that have changed since they were stored.", labels=_MODEL_LABELS
+    )
+    steps = GaugeMetricFamily("eddy_undurable_steps", "Their steps since then.", labels=_MODEL_LABELS)
+    for names, (num_sessions, num_steps) in store.waiting.items():
+        sessions.add_metric(names, num_sessions)
+        steps.add_metric(names, num_steps)
+    yield sessions
+    yield steps
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, int]]:
+    return list(zip([*map(floatToGoString, histogram.bounds), "+Inf"], histogram.cumulative(), strict=True))
 
 
 def _edge_metrics(totals: Totals) -> Iterator[Metric]:

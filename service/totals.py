@@ -13,9 +13,10 @@ import numpy as np
 
 from eddy.service.entry import Entry
 from eddy.service.errors import Reason
+from eddy.service.health import StoreStats
 from eddy.service.host import Host
 from eddy.service.lifecycle import Event, Status
-from eddy.service.metrics import Build, ModelTotals, Totals, VersionTotals
+from eddy.service.metrics import Build, ModelTotals, StoreTotals, Totals, VersionTotals
 from eddy.service.runtime import runtime_version
 
 _CAUSES = {
@@ -47,6 +48,31 @@ def totals(host: Host, *, is_ready: bool) -> Totals:
         num_streams=host.num_streams,
         is_ready=is_ready,
         is_repository_readable=not host.watcher.problem,
+        store=_store_totals(host),
+    )
+
+
+def _store_totals(host: Host) -> StoreTotals:
+    durability, table = host.durability, host.table
+    stats = StoreStats() if durability is None else durability.health.stats
+    rows = np.empty(0, np.int64) if durability is None else durability.checkpointer.dirty_rows()
+    models = table.models_of(rows)
+    steps = table.next_position[rows] - np.maximum(table.durable_position[rows], 0)
+    waiting: dict[tuple[str, str], tuple[int, int]] = {}
+    for model in host.catalog.served:
+        mine, names = models == model.index, (model.file.name, model.file.version)
+        num_sessions, num_steps = waiting.get(names, (0, 0))
+        waiting[names] = (num_sessions + int(np.count_nonzero(mine)), num_steps + int(steps[mine].sum()))
+    return StoreTotals(
+        is_working=durability is None or not durability.health.problem,
+        lag_seconds=0.0 if durability is None else durability.health.lag_seconds,
+        num_written=stats.num_written,
+        written_bytes=stats.written_bytes,
+        num_fenced=stats.num_fenced,
+        num_recalled=stats.num_recalled,
+        num_failures=stats.num_failures,
+        checkpoint_time=stats.checkpoint_time,
+        waiting=waiting,
     )
 
 

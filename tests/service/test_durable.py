@@ -16,10 +16,11 @@ from typing import Any
 import grpc
 import numpy as np
 from graphs import family
-from loopback import StreamClient, array, attach_request, chunk
+from loopback import StreamClient, array, attach_request, chunk, detail_of
 from target import READY
 
-from eddy.v1 import inference_pb2
+from eddy.service.errors import Reason
+from eddy.v1 import inference_pb2, sessions_pb2
 
 HISTORY = family("history")
 
@@ -135,5 +136,97 @@ def test_killed_at_once_after_an_open(repository: Path, tmp_path: Path) -> None:
                 attached = await taken(second, opened, number)
                 assert (attached.next_position, attached.durable_position, attached.max_in_flight) == (0, 0, 3)
                 assert spelled(await second.step(attached.handle, 0, [7])) == 7
+
+    asyncio.run(scenario())
+
+
+def test_killed_after_a_step_that_was_not_durable(repository: Path, tmp_path: Path) -> None:
+    """What was answered and is not durable is not there; sent again from the position that is told, it comes again."""
+    store = f"sqlite:{tmp_path}/store"
+
+    async def scenario() -> None:
+        async with life(repository, store, "--set", "state.checkpoint_seconds=3600") as first:
+            opened = await first.stream.open("history")
+            (handle,) = np.frombuffer(opened.handles, "<u8").tolist()
+            for position, digit in enumerate([1, 2, 3]):
+                result = await first.step(handle, position, [digit])
+                assert np.frombuffer(result.durable_positions, "<i8").tolist() == [0]
+            first.kill()
+        async with life(repository, store) as second:
+            attached = await taken(second, opened)
+            assert (attached.next_position, attached.durable_position) == (0, 0)
+            answers = [spelled(await second.step(attached.handle, at, [digit])) for at, digit in enumerate([1, 2, 3])]
+            assert answers == [1, 12, 123]
+
+    asyncio.run(scenario())
+
+
+def test_the_end_of_a_process_is_no_end_of_its_sessions(repository: Path, tmp_path: Path) -> None:
+    """SIGTERM writes every session; the next process has them where they stood, and those closed before are gone."""
+    store = f"sqlite:{tmp_path}/store"
+
+    async def scenario() -> None:
+        async with life(repository, store, "--set", "state.checkpoint_seconds=3600") as first:
+            opened = await first.stream.open("history", 40)
+            handles = np.frombuffer(opened.handles, "<u8").tolist()
+            await first.stream.step(HISTORY, handles, [0] * 40, [[digit % 10, 5] for digit in range(40)])
+            close = inference_pb2.CloseSessions(handles=np.array(handles[39:], "<u8").tobytes())
+            await first.stream.send(close=close)
+            code, log = first.end()
+            assert code == 0, log
+        async with life(repository, store) as second:
+            for number in (3, 38):
+                attached = await taken(second, opened, number)
+                assert (attached.next_position, attached.durable_position) == (2, 2)
+                assert spelled(await second.step(attached.handle, 2, [7])) == 100 * (number % 10) + 57
+            detail = await second.stream.refusal(attach=attach_request(opened, 39))
+            assert detail.reason == Reason.UNKNOWN_SESSION
+
+    asyncio.run(scenario())
+
+
+def test_unary_calls_bring_sessions_back(repository: Path, tmp_path: Path) -> None:
+    """A step with the epoch of before the crash is fenced and told the present one; reset and close find it."""
+    store = f"sqlite:{tmp_path}/store"
+
+    async def scenario() -> None:
+        async with life(repository, store) as first:
+            request = sessions_pb2.OpenSessionRequest(model="history")
+            opened = await first.unary("SessionService/OpenSession", request, sessions_pb2.OpenSessionResponse)
+            session = opened.session
+            assert (session.durable, session.durable_position) == (True, 0)
+            first.kill()
+
+        def step(epoch: int, digit: int) -> inference_pb2.StepRequest:
+            row = chunk(HISTORY, [0], [0], [[digit]])
+            tensor = row.inputs[0]
+            return inference_pb2.StepRequest(
+                session_id=session.session_id, epoch=epoch, position=0, num_steps=1, inputs=[tensor]
+            )
+
+        async with life(repository, store) as second:
+            try:
+                await second.unary("InferenceService/Step", step(session.epoch, 4), inference_pb2.StepResponse)
+                raise AssertionError("a step of an old epoch was carried out")
+            except grpc.aio.AioRpcError as error:
+                detail = detail_of(error)
+            assert detail.reason == Reason.FENCED
+            response = await second.unary("InferenceService/Step", step(detail.epoch, 4), inference_pb2.StepResponse)
+            assert array(response.outputs[0]).tolist() == [[4]]
+            second.end()
+        async with life(repository, store) as third:
+            reset = sessions_pb2.ResetSessionRequest(session_id=session.session_id)
+            fresh = await third.unary("SessionService/ResetSession", reset, sessions_pb2.ResetSessionResponse)
+            assert (fresh.session.next_position, fresh.session.durable) == (0, True)
+            third.kill()
+        async with life(repository, store) as fourth:
+            found = await fourth.unary(
+                "SessionService/GetSession",
+                sessions_pb2.GetSessionRequest(session_id=session.session_id),
+                sessions_pb2.GetSessionResponse,
+            )
+            assert found.session.next_position == 0
+            closing = sessions_pb2.CloseSessionRequest(session_id=session.session_id)
+            await fourth.unary("SessionService/CloseSession", closing, sessions_pb2.CloseSessionResponse)
 
     asyncio.run(scenario())

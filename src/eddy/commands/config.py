@@ -99,7 +99,15 @@ def _kind(key: Key) -> str:
 
 
 def _document(loaded: Loaded) -> dict[str, dict[str, Any]]:
-    return {name: {"value": loaded.value(name), "origin": origin} for name, origin in loaded.origins.items()}
+    return {name: {"value": _shown(loaded, name), "origin": origin} for name, origin in loaded.origins.items()}
+
+
+def _shown(loaded: Loaded, name: str) -> Any:
+    """A value as people may see it."""
+    from eddy.service.config import without_password
+
+    value = loaded.value(name)
+    return without_password(value) if name == "state.store" else value
 
 
 def _show(loaded: Loaded) -> None:
@@ -110,5 +118,5 @@ def _show(loaded: Loaded) -> None:
 
     table = Table("key", "value", "from")
     for name, origin in loaded.origins.items():
-        table.add_row(name, toml(loaded.value(name)), origin, style="dim" if origin == DEFAULT else "")
+        table.add_row(name, toml(_shown(loaded, name)), origin, style="dim" if origin == DEFAULT else "")
     show(table)
