@@ -153,6 +153,10 @@ class Checkpointer:
             epochs = self._table.stored_epoch[rows].tolist()
             self._deletions.update(zip(self._table.ids_of(rows), epochs, strict=True))
 
+    def is_forgotten(self, session_id: bytes) -> bool:
+        """The session has ended, and only the store does not know yet."""
+        return session_id in self._deletions
+
     # Rounds
 
     async def run(self) -> None:

@@ -24,9 +24,6 @@ from eddy.service.errors import CapacityError, Detail, Reason
 from eddy.service.sessions import SessionTable
 from eddy.service.tick import Control, Job, slice_steps
 
-# Marks of a pass over the queue lie above every row index, so that both can share the table's scratch column.
-_FIRST_PASS = 1 << 32
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -59,7 +56,7 @@ class ChunkQueue:
         # Jobs touch no open session, so they wait apart, and take turns with the chunks.
         self._jobs: deque[Job] = deque()
         self._is_jobs_turn = False
-        self._pass = _FIRST_PASS
+        self._pass = table.next_mark()
         self._num_busy = 0
         # Some session may have several chunks under way.
         self.uses_rings = False
@@ -117,7 +114,7 @@ class ChunkQueue:
 
     def begin_pass(self) -> int:
         """A mark of its own for rows in the table's scratch column."""
-        self._pass += 1
+        self._pass = self._table.next_mark()
         return self._pass
 
     def pop_job(self, now: float, *, is_turn: bool) -> Job | None:
@@ -150,7 +147,7 @@ class ChunkQueue:
            or does not fit: held, with everything that shares its sessions after it;
         4. otherwise picked.
         """
-        self._pass += 1
+        self._pass = self._table.next_mark()
         queue, table = self._queue, self._table
         picked: list[Chunk] = []
         held: list[Chunk | Control] = []

@@ -83,6 +83,8 @@ class Recaller:
 
     async def _recall(self, session_id: bytes) -> None:
         for _ in range(_MAX_TRIES):
+            if self._checkpointer.is_forgotten(session_id):
+                return
             record = await self._store.call(lambda store: _read(store, session_id))
             if record is None:
                 return  # Whoever asks finds that it is not there.

@@ -34,6 +34,8 @@ NOT_STORED = -1
 MODEL_BITS = 16
 MODEL_MASK = (1 << MODEL_BITS) - 1
 _FIRST_ROWS = 1024
+# Above every row's number.
+_FIRST_MARK = 1 << 32
 
 _END_REASONS = {
     Event.CLOSE: Reason.SESSION_CLOSED,
@@ -146,6 +148,7 @@ class SessionTable:
         self.ring_next = np.zeros(rows, np.int32)
         # Scratch for the scheduler: whoever writes a row's number here owns the row in this pass.
         self.mark = np.zeros(rows, np.int64)
+        self._last_mark = _FIRST_MARK
         self._idle_timeout = np.zeros(rows, np.float32)
         self._status = np.zeros(rows, np.int8)
         self._ids = np.zeros((rows, SESSION_ID_BYTES), np.uint8)
@@ -280,6 +283,11 @@ class SessionTable:
                 "resume_token: it is not the session's; it came with the answer that opened it",
                 Detail("resume_token", f"{len(token)} bytes", "the token that came with the session's id"),
             )
+
+    def next_mark(self) -> int:
+        """A number that nobody has written into `mark` yet: rows go from one model's queue to another's."""
+        self._last_mark += 1
+        return self._last_mark
 
     def open_rows(self, model: int | None = None) -> np.ndarray:
         """Rows of open sessions, of all models or of one, ascending, int64 [n]."""

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import STREAM, Mailbox, Rig
 
+from eddy.service.arena import SlotAllocator
 from eddy.service.chunk import ChunkResult
 from eddy.service.cost import Budget
 from eddy.service.errors import CapacityError, EddyError, ModelError, Reason
-from eddy.service.queue import Limits
+from eddy.service.queue import ChunkQueue, Limits
 from eddy.service.tick import Tick, slice_steps
 
 HISTORY = family("history")
@@ -370,3 +371,15 @@ def test_a_chunk_that_breaks_the_forming_of_a_tick_is_answered() -> None:
     assert rig.scheduler.queue.is_idle
     result = rig.step(rows, [0, 0, 0], [np.array([[1], [2], [3]])])
     assert [values.tolist() for values in rig.outputs(result, 3, 1)] == [[[1], [2], [3]]]
+
+
+def test_passes_of_two_models_are_told_apart() -> None:
+    """What one model's pass has marked means nothing to another's, whose session has got the row since.
+
+    The column of marks is one for all models; a chunk that looked marked would wait for ever.
+    """
+    rig = Rig(HISTORY)
+    queue, limits = rig.scheduler.queue, rig.scheduler.queue.limits
+    other = ChunkQueue(rig.table, SlotAllocator(2, 4), limits)
+    passes = [each.begin_pass() for each in (queue, other, queue, other)]
+    assert len(set(passes)) == len(passes)
