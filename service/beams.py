@@ -262,7 +262,9 @@ class BeamSearch:
         rows, handles = self._rows[1:], self._handles[1:]
         self._rows, self._handles = self._rows[:1], self._handles[:1]
         table = self._host.table
-        table.is_bound[self._rows[table.handle[self._rows] == self._handles]] = False
+        mine = self._rows[table.handle[self._rows] == self._handles]
+        table.is_bound[mine] = False
+        table.part(mine)
         present = rows[table.handle[rows] == handles]
         if len(present):
             self._host.close(present, lambda _: None)

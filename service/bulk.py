@@ -17,7 +17,8 @@ import numpy as np
 from eddy.service.arena import INITIAL_SLOT
 from eddy.service.chunk import Chunk
 from eddy.service.contract import Contract
-from eddy.service.sessions import ANY_ROUTE, ROW_MASK, SessionTable
+from eddy.service.residence import Residence
+from eddy.service.sessions import ANY_ROUTE, NOWHERE, ROW_MASK, SessionTable
 from eddy.service.tick import SingleTick, Tick
 from eddy.service.values import is_acceptable
 
@@ -26,12 +27,13 @@ class BulkAdmission:
     """The checks of one model's chunks.
 
     Args:
-        contract: the model's; table: sessions.
+        contract: the model's; table: sessions; residence: who has slots.
     """
 
-    def __init__(self, contract: Contract, table: SessionTable) -> None:
+    def __init__(self, contract: Contract, table: SessionTable, residence: Residence) -> None:
         self._contract = contract
         self._table = table
+        self._residence = residence
         # Grown only by `_order`.
         self._counting = np.arange(1024)
 
@@ -63,6 +65,9 @@ class BulkAdmission:
         for port, raw in zip(self._contract.feeds, inputs, strict=True):
             if not is_acceptable(port, raw):
                 return None
+        moves = None
+        if self._residence.is_parked and table.slot[rows].min() == NOWHERE:
+            moves = self._residence.bring(np.arange(table.num_rows)[rows] if isinstance(rows, slice) else rows)
         return Tick(
             chunks,
             bounds,
@@ -74,6 +79,7 @@ class BulkAdmission:
             bounds[-1],
             num_steps,
             np.frombuffer(positions, "<i8"),
+            moves,
         )
 
     def _owned_rows(self, handles: bytes, count: int) -> np.ndarray | slice | None:
@@ -120,8 +126,11 @@ class BulkAdmission:
         for port, raw in zip(self._contract.feeds, chunk.inputs, strict=True):
             if not is_acceptable(port, raw):
                 return None
+        moves = None
+        if self._residence.is_parked and table.slot.item(row) == NOWHERE:
+            moves = self._residence.bring(np.array([row]))
         home = table.home_slot.item(row) if self._contract.has_immutable else INITIAL_SLOT
-        return SingleTick(chunk, row, position, table.read_slot.item(row), table.slot.item(row), home)
+        return SingleTick(chunk, row, position, table.read_slot.item(row), table.slot.item(row), home, moves)
 
     def _order(self, count: int) -> np.ndarray:
         """0 .. count - 1."""

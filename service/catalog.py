@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eddy.service.cells import HostMemory
 from eddy.service.changes import Deed, Key, Known, plan
 from eddy.service.config import Config
 from eddy.service.entry import Entry, EntryEvent, State, next_state
@@ -88,6 +89,8 @@ class Catalog:
         # Between `begin` and `finish`: none of their models is freed, because it may be taken back.
         self._loading: set[Key] = set()
         self.served = Roster()
+        # For the states of sessions that have no slot, of all models.
+        self.host_memory = HostMemory(config.state.host_bytes)
 
     def load(self) -> None:
         """Loads every model of the repository.
@@ -263,6 +266,7 @@ class Catalog:
             provider,
             self._on_ended,
             loading.history.stats,
+            self.host_memory,
         )
 
     def finish(self, loading: Loading, outcome: Outcome, now: float = 0.0) -> Entry:

@@ -148,6 +148,8 @@ class Dispatcher:
             if isinstance(tick, Job):
                 outputs = tick.run()
             else:
+                if tick.moves is not None:
+                    tick.moves.carry_out()
                 outputs = model.engine.run(
                     tick.inputs, tick.read_slots, tick.write_slots, tick.num_rows, tick.num_steps, tick.home_slots
                 )

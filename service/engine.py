@@ -229,7 +229,17 @@ class Engine:
         lengths: np.ndarray | None = None,
         given: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Writes the states that sessions begin with into `slots` int64 [B].
+        """Writes the states that sessions begin with into `slots` int64 [B]: see `first_states`."""
+        self.write_states(slots, self.first_states(len(slots), prime, lengths, given))
+
+    def first_states(
+        self,
+        count: int,
+        prime: Sequence[np.ndarray] = (),
+        lengths: np.ndarray | None = None,
+        given: Mapping[str, np.ndarray] | None = None,
+    ) -> list[np.ndarray]:
+        """The states that B = `count` sessions begin with, one [B, ...] a state.
 
         Args:
             prime: one [B, S, ...] a prime input, for a model that has a prime graph; lengths: int64 [B], valid source
@@ -237,9 +247,8 @@ class Engine:
             given: states [B, ...] by name, that are taken instead of the prime graph's and the initial ones.
 
         Raises:
-            ModelError: the prime graph failed, or gave values that are not finite (QUARANTINED); nothing was written.
+            ModelError: the prime graph failed, or gave values that are not finite (QUARANTINED).
         """
-        count = len(slots)
         states = {state.name: np.repeat(state.initial[None], count, axis=0) for state in self.contract.states}
         if prime:
             assert self._prime is not None and lengths is not None, "only a model with a prime graph is primed"
@@ -254,11 +263,15 @@ class Engine:
                 raise not_finite("the states that the prime graph gave")
             states |= dict(zip(self._primed_states, written, strict=True))
         states |= given or {}
-        self.write_states(slots, list(states.values()))
+        return list(states.values())
 
-    def read_states(self, slots: np.ndarray) -> list[np.ndarray]:
-        """Copies of the states in `slots` int64 [B]: one array a state, [B, ...]. Not for the hot path."""
-        return self._states.read(slots)
+    def read_states(self, slots: np.ndarray, home_slots: np.ndarray | None = None) -> list[np.ndarray]:
+        """Copies of the states in `slots` int64 [B]: one array a state, [B, ...].
+
+        Args:
+            home_slots: the same, of those states that no step writes; None: those are in `slots`, too.
+        """
+        return self._states.read(slots, home_slots)
 
     def write_states(self, slots: np.ndarray, states: Sequence[np.ndarray]) -> None:
         """Overwrites the states in `slots` int64 [B] with `states`, one [B, ...] a state, in place.

@@ -22,6 +22,8 @@ from eddy.service.arena import INITIAL_SLOT
 from eddy.service.errors import ClientError, Detail, EddyError, Reason
 from eddy.service.host import Host
 from eddy.service.model import ServedModel
+from eddy.service.residence import Places
+from eddy.service.sessions import NOWHERE
 from eddy.service.tick import Job
 
 
@@ -136,18 +138,30 @@ def _fork_of_model(
     if not len(written):
         done(rows)
         return
-    columns = (table.read_slot[parents], table.home_slot[parents], table.slot[rows])
-    read, home, write = (slots[written].astype(np.int64) for slots in columns)
+    # Both stay where they are until then, because they are busy; cells are taken where there are no slots.
+    origins, slots = parents[written], table.slot[rows[written]].astype(np.int64)
+    cells = np.full(len(written), NOWHERE, np.int64)
     most = max(1, queue.most_rows(1))
     parts = [slice(begin, begin + most) for begin in range(0, len(written), most)]
     involved = np.concatenate((parents, rows))
     outcomes: list[list[bytes] | EddyError] = []
 
+    found: dict[int, Places] = {}
+
+    def prepare(part: slice) -> None:
+        found[part.start] = model.residence.locate(origins[part])
+
     def copy(part: slice) -> list[bytes]:
-        model.engine.copy_states(read[part], home[part], write[part])
+        places = found[part.start]
+        if (places.cells == NOWHERE).all() and (slots[part] != NOWHERE).all():
+            model.engine.copy_states(places.read_slots, places.home_slots, slots[part])
+        else:
+            model.residence.write(slots[part], cells[part], model.residence.read(places))
         return []
 
-    def copied(outcome: list[bytes] | EddyError) -> None:
+    def copied(part: slice, outcome: list[bytes] | EddyError) -> None:
+        if part.start in found:
+            model.residence.finish()
         outcomes.append(outcome)
         if len(outcomes) < len(parts):
             return
@@ -158,11 +172,18 @@ def _fork_of_model(
         done(failure or rows)
 
     try:
-        queue.submit_job(*[Job(partial(copy, part), copied, len(read[part]), 1) for part in parts])
+        jobs = [
+            Job(partial(copy, part), partial(copied, part), len(slots[part]), 1, prepare=partial(prepare, part))
+            for part in parts
+        ]
+        queue.submit_job(*jobs)
     except EddyError as error:
         model.close_sessions(rows)
         done(error)
         return
+    is_parked = slots == NOWHERE
+    if is_parked.any():
+        cells[is_parked] = model.residence.enter_cells(rows[written[is_parked]])
     queue.set_busy(involved, len(involved))
     host.dispatcher.notify(model)
 

@@ -139,6 +139,25 @@ def _write_ports(graph: onnx.GraphProto, contract: Contract) -> Iterator[onnx.No
         yield helper.make_node("Cast", [PREFIX + "ended"], [ports.flush], to=TensorProto.BOOL)
 
 
+def read_graph(contract: Contract) -> onnx.ModelProto:
+    """The graph that copies rows of all arenas, [B, ...] a state, named as the states.
+
+    Rows `eddy_read_slots` of what steps write, rows `eddy_home_slots` of the others.
+    """
+    used = {READ_SLOTS if state.next_name else HOME_SLOTS for state in contract.states}
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["B"]) for name in sorted(used)]
+    outputs, nodes = [], []
+    for state in contract.states:
+        arena, _ = arena_names(state)
+        inputs.append(_arena_info(state, arena))
+        element = helper.np_dtype_to_tensor_dtype(state.dtype)
+        outputs.append(helper.make_tensor_value_info(state.name, element, ["B", *state.shape]))
+        rows = READ_SLOTS if state.next_name else HOME_SLOTS
+        nodes.append(helper.make_node("Gather", [arena, rows], [state.name], axis=0))
+    graph = helper.make_graph(nodes, "read", inputs, outputs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+
+
 def load_graph(contract: Contract) -> onnx.ModelProto:
     """The graph that writes states [B, ...] into the rows `eddy_write_slots` of their arenas.
 

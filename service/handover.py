@@ -6,7 +6,7 @@ nothing.
 
 Ordering rules: all on the event loop, but for the jobs that read and write states.
 1. **Hold**: behind the chunks that were there before, all sessions are busy, so that what comes for them waits.
-2. **Copy**: their states are read, and written into slots of the heir, some at a time.
+2. **Copy**: their states are read, and written into slots or cells of the heir, some at a time.
 3. **Settle**: in one go the table says the new model, kept replies are its own, and what waited, waits there.
 A reading job of somebody else that was formed before 3. ends before it, so that positions and states agree. All
 sessions of a model move, or none; those whose user holds the model (`SessionTable.is_bound`) stay.
@@ -28,7 +28,7 @@ from eddy.service.arena import INITIAL_SLOT
 from eddy.service.chunk import Chunk
 from eddy.service.errors import EddyError
 from eddy.service.model import ServedModel
-from eddy.service.sessions import ANY_ROUTE, MODEL_MASK, SessionTable
+from eddy.service.sessions import ANY_ROUTE, MODEL_MASK, NOWHERE, SessionTable
 from eddy.service.tick import Job
 
 _LOG = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class _Move:
     """Sessions on their way.
 
     Attributes:
-        rows: int64 [B]; slots: int64 [B], the heir's; num_left: jobs that have not ended.
+        rows: int64 [B]; slots, cells: int64 [B], the heir's; num_left: jobs that have not ended.
         bad: rows whose states are not finite; error: why it cannot be.
     """
 
@@ -50,6 +50,7 @@ class _Move:
     new: ServedModel
     rows: np.ndarray
     slots: np.ndarray
+    cells: np.ndarray
     num_left: int = 0
     bad: list[np.ndarray] = field(default_factory=list)
     error: EddyError | None = None
@@ -129,13 +130,17 @@ class Handover:
             self._settled[old.index] = new.index
             return
         try:
-            slots = new.slots.allocate(len(rows))
+            slots = new.residence.take(len(rows))
         except EddyError as error:
             self._holding.discard(old.index)
             _LOG.warning("%s: %d sessions stay: %s", _name(old), len(rows), error.message)
             return
         old.scheduler.queue.set_busy(rows, len(rows))
-        move = _Move(old, new, rows, slots)
+        # Who has states and gets no slot gets a cell.
+        is_parked = (slots == NOWHERE) & (self._table.read_slot[rows] != INITIAL_SLOT)
+        cells = np.full(len(rows), NOWHERE, np.int64)
+        cells[is_parked] = new.residence.cells.allocate(int(np.count_nonzero(is_parked)))
+        move = _Move(old, new, rows, slots, cells)
         self._under_way.append(move)
         self._copy(move)
 
@@ -162,10 +167,10 @@ class Handover:
             self._count_down(move)
             return
         move.bad.append(move.rows[part][~move.old.finite_rows(outcome, len(part))])
-        states, slots = outcome, move.slots[part]
+        states, slots, cells = outcome, move.slots[part], move.cells[part]
 
         def write() -> list[bytes]:
-            move.new.engine.write_states(slots, states)
+            move.new.residence.write(slots, cells, states)
             return []
 
         def done(result: list[bytes] | EddyError) -> None:
@@ -194,7 +199,8 @@ class Handover:
         waiting = None if move.error else old.scheduler.queue.withdraw(rows)
         if waiting is None:
             old.scheduler.queue.clear_busy(rows)
-            new.slots.free(move.slots)
+            new.residence.cells.free(move.cells[move.cells != NOWHERE])
+            new.residence.give_back(move.slots)
             why = move.error.message if move.error else "somebody waits for sessions that move and for some that stay"
             _LOG.warning("%s: %d sessions stay: %s", _name(old), len(rows), why)
             self._notify(old)
@@ -226,7 +232,9 @@ class Handover:
             new.replies.take_over(old.replies, starts[mine], rings[mine], size)
             new.scheduler.queue.uses_rings |= size > 1
         old.replies.close_rings(starts, sizes)
-        old.slots.free(table.hand_over(rows, new.index, move.slots, rings, INITIAL_SLOT))
+        old.residence.leave(rows)
+        table.hand_over(rows, new.index, move.slots, move.cells, rings, INITIAL_SLOT)
+        new.residence.settle_in(rows, move.slots)
 
 
 def _rerouted(route: int | bytes, model: int) -> int | bytes:

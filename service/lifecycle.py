@@ -20,6 +20,19 @@ class Status(IntEnum):
     DETACHED = 2
 
 
+class Tier(IntEnum):
+    """Where a session's states are."""
+
+    # In a slot of the arena.
+    DEVICE = 0
+    # In a cell of the host's memory.
+    HOST = 1
+    # In the state store only.
+    STORE = 2
+    # Nowhere: they are the initial ones, and it has no slot yet.
+    INITIAL = 3
+
+
 class Event(IntEnum):
     """What happens to a session."""
 

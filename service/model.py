@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 
 from eddy.service.arena import INITIAL_SLOT, NUM_RESERVED_SLOTS, SlotAllocator
+from eddy.service.cells import HostMemory
 from eddy.service.config import ModelConfig
 from eddy.service.contract import Contract
 from eddy.service.engine import Engine
@@ -21,11 +22,13 @@ from eddy.service.errors import ClientError, Detail, EddyError, Reason
 from eddy.service.finite import Outputs, finite_rows
 from eddy.service.graph import ModelGraphs
 from eddy.service.lifecycle import Event
+from eddy.service.pages import PageMoves, Stage
 from eddy.service.ports import State
 from eddy.service.queue import Limits
 from eddy.service.replies import ReplyStore
+from eddy.service.residence import Places, Residence
 from eddy.service.scheduler import Scheduler
-from eddy.service.sessions import MODEL_BITS, Identity, SessionTable
+from eddy.service.sessions import MODEL_BITS, NOWHERE, Identity, SessionTable
 from eddy.service.start import Start
 from eddy.service.stats import ModelStats
 from eddy.service.tick import Job
@@ -57,6 +60,7 @@ class ServedModel:
         config: sizes and limits; provider: execution provider.
         on_ended: told the handles of sessions that ended by the server's will, by owner stream, and why.
         stats: what counts on from a model before it; new ones without.
+        memory: for the states of sessions that have no slot; none without. is_endless: see `Residence`.
 
     Raises:
         ModelError: the model does not load.
@@ -73,6 +77,9 @@ class ServedModel:
         provider: str,
         on_ended: Callable[[int, np.ndarray, EddyError], None],
         stats: ModelStats | None = None,
+        memory: HostMemory | None = None,
+        *,
+        is_endless: bool = False,
     ) -> None:
         self.file = file
         self.index = index
@@ -86,7 +93,15 @@ class ServedModel:
         self.engine = Engine(
             graphs, contract, num_slots=num_slots + num_work_slots, provider=provider, num_threads=config.num_threads
         )
-        self.slots = SlotAllocator(NUM_RESERVED_SLOTS, num_slots)
+        self.residence = Residence(
+            table,
+            self.engine,
+            contract.states,
+            num_slots,
+            config.max_rows,
+            memory or HostMemory(0),
+            is_endless=is_endless,
+        )
         self.replies = ReplyStore(
             contract.feeds,
             contract.results,
@@ -104,6 +119,7 @@ class ServedModel:
             table,
             self.replies,
             SlotAllocator(NUM_RESERVED_SLOTS + num_slots, num_work_slots),
+            self.residence,
             limits,
             self._fail_rows,
             Outputs(contract.results, emits=contract.emits, unchecked=self.engine.unchecked),
@@ -116,7 +132,7 @@ class ServedModel:
     @property
     def num_sessions(self) -> int:
         """Sessions of this model that are open."""
-        return self.slots.num_slots - self.slots.num_free
+        return self.residence.num_sessions
 
     def refuse_unless_streamable(self) -> None:
         """Raises ClientError NOT_STREAMABLE where the model has no sessions, with what prevents them."""
@@ -144,9 +160,9 @@ class ServedModel:
             identity: of sessions that were open elsewhere or before.
 
         Raises:
-            CapacityError: no slots, or too many sessions; nothing was opened.
+            CapacityError: no memory for their states, or too many sessions; nothing was opened.
         """
-        slots = self.slots.allocate(count)
+        slots = self.residence.take(count)
         rings = self.replies.open_rings(count, max_in_flight)
         try:
             rows = self._table.open(
@@ -160,9 +176,10 @@ class ServedModel:
                 identity=identity,
             )
         except EddyError:
-            self.slots.free(slots)
+            self.residence.give_back(slots)
             self.replies.close_rings(rings, np.full(count, max_in_flight))
             raise
+        self.residence.settle_in(rows, slots)
         if max_in_flight > 1:
             self.scheduler.queue.uses_rings = True
         self.stats.num_opened_sessions += count
@@ -171,20 +188,23 @@ class ServedModel:
     def begin_sessions(self, rows: np.ndarray, start: Start, done: Callable[[list[bytes] | EddyError], None]) -> None:
         """Has `start` written into the slots of the sessions in `rows`, no more of them at once than a tick takes.
 
-        Until `done` is told, once, the sessions are busy: whatever else is asked of them waits, and they neither end
-        nor leave their slots, into which nobody else must have been let when these are written.
+        Of sessions without a slot, into cells. Until `done` is told, once, the sessions are busy: whatever else is
+        asked of them waits, and they neither end nor leave their places, into which nobody else must have been let when
+        these are written.
 
         Raises:
             CapacityError: QUEUE_FULL; nothing will be written.
         """
-        queue, slots = self.scheduler.queue, self._table.slot[rows]
+        queue = self.scheduler.queue
+        slots, cells = self._table.slot[rows].astype(np.int64), np.full(len(rows), NOWHERE, np.int64)
         most = max(1, queue.most_rows(start.num_steps))
         parts = [slice(begin, begin + most) for begin in range(0, len(rows), most)]
         outcomes: list[list[bytes] | EddyError] = []
 
         def write(part: slice) -> list[bytes]:
             piece = start.take(part)
-            self.engine.begin(slots[part], piece.prime, piece.lengths, piece.states)
+            states = self.engine.first_states(len(slots[part]), piece.prime, piece.lengths, piece.states)
+            self.residence.write(slots[part], cells[part], states)
             return []
 
         def written(outcome: list[bytes] | EddyError) -> None:
@@ -195,6 +215,9 @@ class ServedModel:
 
         jobs = [Job(partial(write, part), written, len(rows[part]), start.num_steps) for part in parts]
         queue.submit_job(*jobs)
+        is_parked = slots == NOWHERE
+        if is_parked.any():
+            cells[is_parked] = self.residence.enter_cells(rows[is_parked])
         queue.set_busy(rows, len(rows))
         self._table.has_own_start[rows] = True
 
@@ -209,30 +232,58 @@ class ServedModel:
         Raises:
             CapacityError: QUEUE_FULL.
         """
-        slots = self._table.slot[rows].astype(np.int64)
+        places: list[Places] = []
         found: list[np.ndarray] = []
 
+        def prepare() -> None:
+            # Only now: until its turn came they may have changed places.
+            places.append(self.residence.locate(rows))
+
         def read() -> list[bytes]:
-            found.extend(self.engine.read_states(slots))
+            found.extend(self.residence.read(places[0]))
             return []
 
         def finished(outcome: list[bytes] | EddyError) -> None:
             self.num_reads -= 1
-            if isinstance(outcome, EddyError):
-                done(outcome)
-                return
-            # Whatever lies in the slot of a session that has written none yet.
-            is_initial, has_no_home = self.is_initial(rows), self._table.home_slot[rows] == INITIAL_SLOT
-            for state, values in zip(self.contract.states, found, strict=True):
-                values[is_initial if state.next_name else has_no_home] = state.initial
-            done(found)
+            if places:
+                self.residence.finish()
+            done(outcome if isinstance(outcome, EddyError) else found)
 
-        self.scheduler.queue.submit_job(Job(read, finished, len(rows), 1))
+        self.scheduler.queue.submit_job(Job(read, finished, len(rows), 1, prepare=prepare))
         self.num_reads += 1
 
     def is_checked(self, state: State) -> bool:
         """Whether a session's `state` must be finite; False where it was not even for examples of inputs."""
         return state.name not in self.engine.unchecked
+
+    def place_states(self, rows: np.ndarray, states: Sequence[np.ndarray]) -> None:
+        """The sessions in `rows` int64 [B], open and not busy, have `states` from now on, one [B, ...] a state.
+
+        They lie in the host's memory then, and are moved into slots by the next tick that there is, as far as slots are
+        free. Positions and whatever else the table knows of them is for the caller.
+        """
+        self.residence.place(rows, states)
+        handles = self._table.handle[rows]
+        formed: list[PageMoves] = []
+
+        def prepare() -> None:
+            if moves := self.residence.settle_back(rows[self._table.handle[rows] == handles]):
+                formed.append(moves)
+
+        def move() -> list[bytes]:
+            for moves in formed:
+                moves.carry_out()
+            return []
+
+        def moved(_: list[bytes] | EddyError) -> None:
+            for moves in formed:
+                if moves.stage is Stage.DONE:
+                    self.residence.settle(moves)
+                elif len(lost := self.residence.undo(moves)):
+                    self._fail_rows(lost)
+
+        if self.residence.slots.num_free:
+            self.scheduler.queue.submit_job(Job(move, moved, len(rows), 1, prepare=prepare))
 
     def finite_rows(self, states: Sequence[np.ndarray], num_rows: int) -> np.ndarray:
         """Rows of states that are finite, bool [B]; one [B, ...] a state in the contract's order, B = `num_rows`.
@@ -266,6 +317,7 @@ class ServedModel:
 
     def reset_sessions(self, rows: np.ndarray) -> None:
         """Back to the initial state; kept replies are forgotten. `rows` int64 [B], open and not busy."""
+        self.residence.forget(rows)
         self._table.reset(rows, INITIAL_SLOT)
         self.replies.clear_rings(self._table.ring_start[rows], self._table.ring_size[rows])
 
@@ -295,13 +347,14 @@ class ServedModel:
             if isinstance(outcome, EddyError):
                 # Fresh sessions read the initial slot: what is left there is never read before it is written.
                 _LOG.error("model %s version %s: %s", self.file.name, self.file.version, outcome.message)
-            self.slots.free(slots)
+            self.residence.slots.free(slots[slots != NOWHERE])
 
         self.scheduler.queue.add_job(Job(clear, cleared, len(slots), 1))
 
     def close(self) -> None:
         """Frees the arena and the graphs, once no session is open and nothing runs."""
         self.engine.close()
+        self.residence.cells.close()
         self.scheduler.close()
 
     def fence_sessions(self, rows: np.ndarray) -> None:
@@ -321,7 +374,6 @@ class ServedModel:
 
     def _end(self, rows: np.ndarray, event: Event) -> None:
         self.replies.close_rings(self._table.ring_start[rows], self._table.ring_size[rows])
-        slots = self._table.end(rows, event)
-        if event is not Event.QUARANTINE:  # Whose slots are cleared first.
-            self.slots.free(slots)
+        self.residence.leave(rows, keeps_slots=event is Event.QUARANTINE)  # Which are cleared first.
+        self._table.end(rows, event)
         self.stats.num_ended_sessions[event] += len(rows)

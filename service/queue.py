@@ -21,6 +21,7 @@ from eddy.service.arena import SlotAllocator
 from eddy.service.chunk import Chunk
 from eddy.service.cost import Budget
 from eddy.service.errors import CapacityError, Detail, Reason
+from eddy.service.residence import Residence
 from eddy.service.sessions import SessionTable
 from eddy.service.tick import Control, Job, slice_steps
 
@@ -44,11 +45,13 @@ class ChunkQueue:
     """Chunks, control operations and jobs that wait for one model.
 
     Args:
-        table: sessions; work_slots: slots for states between slices; limits: bounds of ticks and of the queue.
+        table: sessions; work_slots: slots for states between slices; limits: bounds of ticks and of the queue;
+            residence: who has slots.
     """
 
-    def __init__(self, table: SessionTable, work_slots: SlotAllocator, limits: Limits) -> None:
+    def __init__(self, table: SessionTable, work_slots: SlotAllocator, limits: Limits, residence: Residence) -> None:
         self.limits = limits
+        self._residence = residence
         self._table = table
         self._work_slots = work_slots
         # Changed only by the methods below.
@@ -143,9 +146,11 @@ class ChunkQueue:
         Cases for each item:
         1. control: at once, unless a chunk picked or held before it may share its sessions;
         2. cancelled or late, and not begun: answered, dropped;
-        3. shares a session with a running, held or (where sessions pipeline) picked chunk, finds no working slots,
-           or does not fit: held, with everything that shares its sessions after it;
+        3. shares a session with a running, held or (where sessions pipeline) picked chunk, finds no working slots or
+           no slots for all of its sessions, or does not fit: held, with everything that shares its sessions after it;
         4. otherwise picked.
+
+        Where nothing is picked, nothing runs, and some chunk finds no slots, none would ever come: it fails.
         """
         self._pass = self._table.next_mark()
         queue, table = self._queue, self._table
@@ -153,6 +158,7 @@ class ChunkQueue:
         held: list[Chunk | Control] = []
         num_rows, num_steps, max_rows = 0, 0, 0
         num_work_slots = self._work_slots.num_free
+        homeless: Chunk | None = None
         while queue:
             item = queue.popleft()
             if picked and not max_rows:  # Of no account to whoever is alone.
@@ -182,6 +188,9 @@ class ChunkQueue:
                     fits = False
                 if fits and (held or self._num_busy or self.uses_rings):
                     fits = not self._is_blocked(self.rows_of(item), self.uses_rings or bool(held))
+            if fits and not is_begun and self._residence.is_parked and not self._has_room(picked, num_rows, item):
+                fits = False
+                homeless = homeless or item
             if not fits:
                 held.append(item)
                 table.mark[self.rows_of(item)] = self._pass
@@ -199,7 +208,19 @@ class ChunkQueue:
                     table.mark[self.rows_of(item)] = self._pass
         if held:
             queue.extendleft(reversed(held))
+        if homeless is not None and not picked and not self._num_busy:
+            queue.remove(homeless)
+            homeless.fail(self._residence.refusal(homeless.num_rows))
+            return self.pick(now)
         return picked, num_steps
+
+    def _has_room(self, picked: list[Chunk], num_rows: int, chunk: Chunk) -> bool:
+        """Whether the sessions of the `picked` chunks, of `num_rows` rows, and of `chunk` can have slots together."""
+        residence = self._residence
+        if residence.has_room(num_rows + chunk.num_rows, self._num_busy, self._table.num_pinned):
+            return True
+        rows = np.concatenate([self.rows_of(each) for each in (*picked, chunk)])
+        return not residence.missing(rows)
 
     def _is_blocked(self, rows: np.ndarray, some_marked: bool) -> bool:
         table = self._table

@@ -28,8 +28,10 @@ from eddy.service.chunk import NO_ERRORS, Chunk, ChunkResult
 from eddy.service.contract import Contract
 from eddy.service.errors import EddyError
 from eddy.service.finite import Outputs, blanked, quarantined
+from eddy.service.pages import PageMoves, Stage
 from eddy.service.queue import ChunkQueue, Limits
 from eddy.service.replies import ReplyStore
+from eddy.service.residence import Residence
 from eddy.service.sessions import SessionTable
 from eddy.service.tick import AnyTick, Control, Job, SingleTick, Tick
 
@@ -39,7 +41,7 @@ class Scheduler:
 
     Args:
         table: sessions; model: this model's index in it.
-        replies: kept replies of this model; work_slots: slots for states between slices.
+        replies: kept replies of this model; work_slots: slots for states between slices; residence: who has slots.
         on_failed: told the rows whose states a failed tick left undefined; ends those sessions.
         outputs: what is checked of a tick's results; on_quarantined: as `on_failed`, of rows that fail it.
     """
@@ -50,6 +52,7 @@ class Scheduler:
         table: SessionTable,
         replies: ReplyStore,
         work_slots: SlotAllocator,
+        residence: Residence,
         limits: Limits,
         on_failed: Callable[[np.ndarray], None],
         outputs: Outputs,
@@ -63,8 +66,9 @@ class Scheduler:
         self._outputs = outputs
         self._on_quarantined = on_quarantined
         self._admission = Admission(contract, table, replies)
-        self._bulk = BulkAdmission(contract, table)
-        self.queue = ChunkQueue(table, work_slots, limits)
+        self._residence = residence
+        self._bulk = BulkAdmission(contract, table, residence)
+        self.queue = ChunkQueue(table, work_slots, limits, residence)
         # Changed only by the methods below.
         # Totals for metrics.
         self.num_ticks = 0
@@ -79,8 +83,13 @@ class Scheduler:
 
     def next_tick(self, now: float) -> AnyTick | None:
         """Forms the next tick; None when nothing can run now. Chunks that need no run are answered on the way."""
-        queue = self.queue
-        return queue.pop_job(now, is_turn=True) or self._next_chunks(now) or queue.pop_job(now, is_turn=False)
+        return self._next_job(now, is_turn=True) or self._next_chunks(now) or self._next_job(now, is_turn=False)
+
+    def _next_job(self, now: float, *, is_turn: bool) -> Job | None:
+        job = self.queue.pop_job(now, is_turn=is_turn)
+        if job is not None and job.prepare is not None:
+            job.prepare()
+        return job
 
     def _next_chunks(self, now: float) -> Tick | SingleTick | None:
         queue = self.queue
@@ -141,6 +150,7 @@ class Scheduler:
 
     def _assemble(self, chunks: list[Chunk], num_steps: int) -> Tick:
         table = self._table
+        moves = self._bring(chunks) if self._residence.is_parked else None
         rows, read, write = [], [], []
         inputs: list[list[np.ndarray]] = [[] for _ in self._contract.feeds]
         for chunk in chunks:
@@ -165,7 +175,13 @@ class Scheduler:
             table.home_slot[np.concatenate(rows)] if self._contract.has_immutable else INITIAL_SLOT,
             bounds[-1],
             num_steps,
+            moves=moves,
         )
+
+    def _bring(self, chunks: list[Chunk]) -> PageMoves | None:
+        """Slots for the sessions of chunks that begin; those of others keep theirs while they are busy."""
+        beginning = [chunk.rows[chunk.index] for chunk in chunks if chunk.rows is not None and not chunk.done_steps]
+        return self._residence.bring(np.concatenate(beginning)) if beginning else None
 
     # Carrying out
 
@@ -183,6 +199,8 @@ class Scheduler:
             blocks: one block an output port, [B, T, ...] raw; now: monotonic seconds.
             was_begun: `begin` was called for it.
         """
+        if not isinstance(tick, Job) and tick.moves is not None:
+            self._residence.settle(tick.moves)
         self.num_ticks += 1
         self.num_row_steps += tick.num_rows * tick.num_steps
         if isinstance(tick, Job):
@@ -242,19 +260,24 @@ class Scheduler:
     def abort(self, tick: AnyTick, error: EddyError, *, was_begun: bool = False) -> None:
         """The tick failed in the engine: its chunks fail, and sessions whose state it may have touched end.
 
-        A slice that is not its chunk's last writes working slots only: those sessions stay as they were.
+        A slice that is not its chunk's last writes working slots only: those sessions stay as they were. So do those of
+        a tick that failed before it was run, in its page moves, unless a state was lost on the way.
         """
         if isinstance(tick, Job):
             tick.done(error)
             return
+        # None: it was run, or may have been.
+        lost = None if tick.moves is None else self._finish_moves(tick.moves)
         if isinstance(tick, SingleTick):
             rows = np.array([tick.row])
             if was_begun:
                 self.queue.clear_busy(rows)
-            self._on_failed(rows)
+            undefined = rows if lost is None else lost
+            if len(undefined):
+                self._on_failed(undefined)
             tick.chunk.fail(error)
             return
-        undefined = []
+        ending = [] if lost is None else [lost]
         is_fast = tick.positions is not None
         if was_begun and is_fast:
             self.queue.clear_busy(tick.rows)
@@ -264,12 +287,20 @@ class Scheduler:
             if not is_fast:
                 self.queue.clear_busy(rows)
                 self._release_work_slots(chunk)
-            if chunk.done_steps + tick.num_steps == chunk.num_steps:
-                undefined.append(rows)
-        if undefined:
-            self._on_failed(np.concatenate(undefined))
+            if lost is None and chunk.done_steps + tick.num_steps == chunk.num_steps:
+                ending.append(rows)
+        undefined = np.concatenate(ending) if ending else np.zeros(0, np.int64)
+        if len(undefined):
+            self._on_failed(undefined)
         for chunk in tick.chunks:
             chunk.fail(error)
+
+    def _finish_moves(self, moves: PageMoves) -> np.ndarray | None:
+        """The sessions whose states were lost in the moves of a tick that failed in them; None when it came further."""
+        if moves.is_settled or moves.stage is Stage.DONE:
+            self._residence.settle(moves)
+            return None
+        return self._residence.undo(moves)
 
     def fail_queue(self, error: EddyError) -> None:
         """Fails every chunk that waits; control operations are carried out."""

@@ -21,7 +21,7 @@ import numpy as np
 
 from eddy.service.errors import CapacityError, ClientError, Detail, EddyError, ModelError, Reason, invalid
 from eddy.service.index import IdIndex
-from eddy.service.lifecycle import Event, Status, transition
+from eddy.service.lifecycle import Event, Status, Tier, transition
 
 ROW_MASK = 0xFFFFFFFF
 EPOCH_SHIFT = np.uint64(32)
@@ -29,6 +29,8 @@ SESSION_ID_BYTES = 16
 NO_STREAM = 0
 # Of `durable_position`: nothing of the session is in the state store.
 NOT_STORED = -1
+# Of `slot` and `cell`: the session has none. Of `read_slot`: its states are in none.
+NOWHERE = -1
 
 # A stream's number and a model's index share one column, so that one comparison checks both.
 MODEL_BITS = 16
@@ -134,6 +136,10 @@ class SessionTable:
         # Where the next step reads the state (the initial slot, at first) and where it writes it.
         self.read_slot = np.zeros(rows, np.int32)
         self.slot = np.zeros(rows, np.int32)
+        # Where its states lie in the host's memory while they are in no slot.
+        self.cell = np.full(rows, NOWHERE, np.int32)
+        # Other sessions read its slot, or it reads theirs: it keeps it.
+        self.is_pinned = np.zeros(rows, np.bool_)
         # Where its immutable states are: its own slot, another session's (beams share them), or the initial slot.
         self.home_slot = np.zeros(rows, np.int32)
         self.last_used = np.zeros(rows, np.float64)
@@ -162,6 +168,7 @@ class SessionTable:
         # The epoch at which the row's present (or last) session was opened, and why the last one ended.
         self._first_epoch = np.zeros(rows, np.uint32)
         self._end_reason = np.zeros(rows, np.uint8)
+        self.num_pinned = 0
         self._free_rows = np.arange(rows - 1, 0, -1, dtype=np.int32)
         self._num_free = rows - 1
         self._index = IdIndex()
@@ -289,6 +296,12 @@ class SessionTable:
         self._last_mark += 1
         return self._last_mark
 
+    def tiers_of(self, rows: np.ndarray) -> np.ndarray:
+        """Where the states of the open sessions in `rows` int64 [B] are, `Tier` int8 [B]."""
+        elsewhere = np.where(self.read_slot[rows] == NOWHERE, Tier.STORE, Tier.INITIAL)
+        without = np.where(self.cell[rows] != NOWHERE, Tier.HOST, elsewhere)
+        return np.where(self.slot[rows] != NOWHERE, Tier.DEVICE, without).astype(np.int8)
+
     def open_rows(self, model: int | None = None) -> np.ndarray:
         """Rows of open sessions, of all models or of one, ascending, int64 [n]."""
         is_open = self._status != Status.FREE
@@ -355,6 +368,7 @@ class SessionTable:
         """Opens one session a slot, `slots` int32 [B], and returns their rows, int64 [B].
 
         Args:
+            slots: the session's own, or `NOWHERE`: it is given one with its first step.
             identity: of sessions that were open elsewhere or before; new ones without.
 
         Raises:
@@ -380,6 +394,8 @@ class SessionTable:
         self.next_position[rows] = 0
         self.read_slot[rows] = initial_slot
         self.slot[rows] = slots
+        self.cell[rows] = NOWHERE
+        self.is_pinned[rows] = False
         self.home_slot[rows] = initial_slot
         self.has_own_start[rows] = False
         self.last_used[rows] = self._clock()
@@ -435,8 +451,12 @@ class SessionTable:
     def fork(self, rows: np.ndarray, parents: np.ndarray) -> None:
         """Sessions in `rows` go on from where those in `parents` int64 [B] stand; a session may be its own parent.
 
-        Their next chunk must be one and the same: it reads all states before it writes any.
+        Their next chunk must be one and the same: it reads all states before it writes any. From now on all of them
+        keep the slots that they have, because others may read there.
         """
+        pinned = np.union1d(rows, parents)
+        self.num_pinned += int(np.count_nonzero(~self.is_pinned[pinned]))
+        self.is_pinned[pinned] = True
         self.read_slot[rows] = self.read_slot[parents]
         self.home_slot[rows] = self.home_slot[parents]
         self.next_position[rows] = self.next_position[parents]
@@ -452,20 +472,27 @@ class SessionTable:
             column[rows] = np.where(column[parents] == initial_slot, initial_slot, self.slot[rows])
 
     def hand_over(
-        self, rows: np.ndarray, model: int, slots: np.ndarray, ring_starts: np.ndarray, initial_slot: int
-    ) -> np.ndarray:
-        """Sessions go on with another model, in its `slots` int [B] and rings; returns the slots they leave, int64 [B].
+        self, rows: np.ndarray, model: int, slots: np.ndarray, cells: np.ndarray, ring_starts: np.ndarray, initial_slot: int
+    ) -> None:
+        """Sessions go on with another model, in its `slots`, `cells` and rings, int [B] each.
 
         Those that have written no state go on with the initial one.
         """
-        left = np.asarray(self.slot[rows], np.int64)
         is_initial = self.read_slot[rows] == initial_slot
         self.route[rows] = self.route[rows] & ~MODEL_MASK | model
         self.slot[rows] = slots
+        self.cell[rows] = cells
         self.read_slot[rows] = np.where(is_initial, initial_slot, slots)
         self.home_slot[rows] = self.read_slot[rows]
         self.ring_start[rows] = ring_starts
-        return left
+
+    def part(self, rows: np.ndarray) -> None:
+        """The sessions in `rows` int64 [B] were continued, and are by themselves again: their slots are as others'."""
+        self._unpin(rows[self.read_slot[rows] == self.slot[rows]])
+
+    def _unpin(self, rows: np.ndarray) -> None:
+        self.num_pinned -= int(np.count_nonzero(self.is_pinned[rows]))
+        self.is_pinned[rows] = False
 
     def reset(self, rows: np.ndarray, initial_slot: int) -> None:
         """Back to position 0 and the initial state, in a new epoch; not for sessions that `begin` elsewhere."""
@@ -476,8 +503,8 @@ class SessionTable:
         self.read_slot[rows] = initial_slot
         self.last_used[rows] = self._clock()
 
-    def end(self, rows: np.ndarray, event: Event) -> np.ndarray:
-        """Ends the sessions in `rows` by one of the events that end them; returns the slots they leave, int64 [B]."""
+    def end(self, rows: np.ndarray, event: Event) -> None:
+        """Ends the sessions in `rows` by one of the events that end them; slots and cells are for the caller."""
         if self.on_ended is not None:
             self.on_ended(rows, event)
         self._apply(rows, event)
@@ -486,11 +513,12 @@ class SessionTable:
         self._new_epoch(rows)
         self.route[rows] = -1
         self.is_busy[rows] = False
+        if self.num_pinned:
+            self._unpin(rows)
         self._index.remove(rows, self._ids)
         count = len(rows)
         self._free_rows[self._num_free : self._num_free + count] = rows
         self._num_free += count
-        return np.asarray(self.slot[rows], np.int64)
 
     def idle_rows(self) -> np.ndarray:
         """Rows of open sessions that have been idle for longer than their timeout, int64 [n]."""
@@ -514,6 +542,7 @@ class SessionTable:
                 setattr(self, name, grown)
         self.handle[old:] = np.arange(old, new, dtype=np.uint64)
         self.route[old:] = -1
+        self.cell[old:] = NOWHERE
         free = np.arange(new - 1, old - 1, -1, dtype=np.int32)
         self._free_rows = np.concatenate([free, self._free_rows[: self._num_free], np.zeros(old, np.int32)])[:new]
         self._num_free += new - old

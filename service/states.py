@@ -1,7 +1,7 @@
 """The states of a model's slots, in arenas on the execution provider's device.
 
-Owns the arenas and the graphs that write and move their rows. Must not know ticks, nor what the states mean. A model
-without states has no arenas, and nothing is written.
+Owns the arenas and how their rows are read, written and moved: as arrays where they are the host's memory, elsewhere by
+graphs. Must not know ticks, nor what the states mean. A model without states has no arenas, and nothing is written.
 
 Dimension key: B rows, S slots.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from eddy.service.arena import NUM_RESERVED_SLOTS
 from eddy.service.contract import Contract
-from eddy.service.graph import HOME_SLOTS, READ_SLOTS, WRITE_SLOTS, arena_names, load_graph, move_graph
+from eddy.service.graph import HOME_SLOTS, READ_SLOTS, WRITE_SLOTS, arena_names, load_graph, move_graph, read_graph
 from eddy.service.ports import State
 from eddy.service.runtime import Runtime
 
@@ -40,7 +40,9 @@ class States:
         self._run_bound = run_bound
         # Changed by graphs only, in place: those of this class and the step graph.
         self._arenas = {state.name: self._create(state, num_slots + NUM_RESERVED_SLOTS) for state in self._states}
-        self._loader = runtime.session(load_graph(contract)) if self._states else None
+        needs_graphs = bool(self._states) and not runtime.is_cpu
+        self._loader = runtime.session(load_graph(contract)) if needs_graphs else None
+        self._reader = runtime.session(read_graph(contract)) if needs_graphs else None
         self._copier = runtime.session(move_graph(self._states)) if self._states else None
         # One run gathers all rows before it scatters any. Only where a tick is several must rows be moved before.
         self._moving = [state for state in self._states if state.next_name]
@@ -53,7 +55,7 @@ class States:
     def close(self) -> None:
         """Frees the arenas and their graphs; nothing may be read or written any more."""
         self._arenas.clear()
-        self._loader = self._mover = self._copier = None
+        self._loader = self._reader = self._mover = self._copier = None
 
     def host(self, state: State) -> np.ndarray:
         """An arena, [S, ...]: on the CPU a view of it, elsewhere a copy."""
@@ -67,9 +69,32 @@ class States:
         if state.next_name:
             io.bind_ortvalue_output(after, self._arenas[state.name])
 
-    def read(self, slots: np.ndarray) -> list[np.ndarray]:
-        """Copies of the states in `slots` int64 [B]: one array a state, [B, ...]. Not for the hot path."""
-        return [self.host(state)[slots].copy() for state in self._states]
+    def read(self, slots: np.ndarray, home_slots: np.ndarray | None = None) -> list[np.ndarray]:
+        """Copies of the states in `slots` int64 [B]: one array a state, [B, ...].
+
+        Args:
+            home_slots: the same, of those states that no step writes; None: those are in `slots`, too.
+
+        Raises:
+            ModelError: ONNX Runtime failed.
+        """
+        homes = slots if home_slots is None else home_slots
+        if self._runtime.is_cpu:
+            return [self.host(state)[slots if state.next_name else homes] for state in self._states]
+        if self._reader is None:
+            return []
+        # Only the rows asked for leave the device.
+        io = self._reader.io_binding()
+        kept = [self._runtime.value(np.ascontiguousarray(each, np.int64)) for each in (slots, homes)]
+        for state in self._states:
+            if state.next_name:
+                io.bind_ortvalue_input(READ_SLOTS, kept[0])
+            else:
+                io.bind_ortvalue_input(HOME_SLOTS, kept[1])
+            io.bind_ortvalue_input(arena_names(state)[0], self._arenas[state.name])
+            io.bind_output(state.name, "cpu")
+        self._run_bound(self._reader, io)
+        return list(io.copy_outputs_to_cpu())
 
     def write(self, slots: np.ndarray, values: Sequence[np.ndarray]) -> None:
         """Overwrites the states in `slots` int64 [B] with `values`, one [B, ...] a state, in place.
@@ -77,6 +102,10 @@ class States:
         Raises:
             ModelError: ONNX Runtime failed; the states in `slots` are undefined.
         """
+        if self._runtime.is_cpu:
+            for state, rows in zip(self._states, values, strict=True):
+                self.host(state)[slots] = rows
+            return
         if self._loader is None:
             return
         io = self._loader.io_binding()

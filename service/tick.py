@@ -15,6 +15,7 @@ import numpy as np
 
 from eddy.service.chunk import NO_DEADLINE, Chunk
 from eddy.service.errors import EddyError
+from eddy.service.pages import PageMoves
 
 
 @dataclass(slots=True)
@@ -26,6 +27,7 @@ class Tick:
         inputs: raw bytes a feed, [B, T, ...].
         rows: table rows, int64 [B], or a slice where they lie in a row.
         read_slots, write_slots, home_slots: int64 [B]; num_rows: B; num_steps: T.
+        moves: what changes places before it runs, if anything.
         positions: int64 [B] on the fast path, where every chunk is whole and all of its rows run; otherwise None.
         started: when it began to run, monotonic seconds; run_seconds: inside ONNX Runtime. Set by who runs it.
     """
@@ -40,6 +42,7 @@ class Tick:
     num_rows: int
     num_steps: int
     positions: np.ndarray | None = None
+    moves: PageMoves | None = None
     started: float = 0.0
     run_seconds: float = 0.0
 
@@ -51,6 +54,7 @@ class SingleTick:
         "chunk",
         "home_slots",
         "inputs",
+        "moves",
         "num_rows",
         "num_steps",
         "position",
@@ -61,7 +65,16 @@ class SingleTick:
         "write_slots",
     )
 
-    def __init__(self, chunk: Chunk, row: int, position: int, read_slot: int, write_slot: int, home_slot: int) -> None:
+    def __init__(
+        self,
+        chunk: Chunk,
+        row: int,
+        position: int,
+        read_slot: int,
+        write_slot: int,
+        home_slot: int,
+        moves: PageMoves | None = None,
+    ) -> None:
         self.chunk = chunk
         self.inputs = chunk.inputs
         self.row = row
@@ -69,6 +82,7 @@ class SingleTick:
         self.read_slots = read_slot
         self.write_slots = write_slot
         self.home_slots = home_slot
+        self.moves = moves
         self.num_rows = 1
         self.num_steps = chunk.num_steps
         self.started = 0.0
@@ -83,12 +97,13 @@ class Job:
         done: told what came of it, once.
         num_rows, num_steps: B and T, for its cost.
         deadline: monotonic seconds; it begins before this time or fails.
+        prepare: called when its turn has come, on the event loop, before it is run or told of a failure of that.
 
     Attributes:
         is_gone: nobody waits for it any more; it is dropped unless it has begun.
     """
 
-    __slots__ = ("deadline", "done", "is_gone", "num_rows", "num_steps", "run", "run_seconds", "started")
+    __slots__ = ("deadline", "done", "is_gone", "num_rows", "num_steps", "prepare", "run", "run_seconds", "started")
 
     def __init__(
         self,
@@ -97,7 +112,9 @@ class Job:
         num_rows: int,
         num_steps: int,
         deadline: float = NO_DEADLINE,
+        prepare: Callable[[], None] | None = None,
     ) -> None:
+        self.prepare = prepare
         self.run = run
         self.done = done
         self.num_rows = num_rows

@@ -41,6 +41,20 @@ STORMY = st.lists(
 )
 
 
+# The same where there are more sessions than slots: time passes, states are put back, and page moves fail.
+_PAGES = st.one_of(
+    st.just(("wait",)),
+    st.tuples(st.just("keep"), _pick),
+    st.just(("put",)),
+    st.tuples(st.just("fail_moves"), st.booleans()),
+)
+CROWDED = st.lists(
+    st.one_of(_STEPS, _STEPS, _STEPS, _OPEN, _TICKS, _TICKS, _CONTROLS, _ENDS, _RETRIES, _ABUSE, _FAILURES, _PAGES),
+    min_size=12,
+    max_size=60,
+)
+
+
 class Schedule:
     """Carries out actions on a rig.
 
@@ -57,6 +71,8 @@ class Schedule:
         self._abused: set[int] = set()
         self._must_fail: list[int] = []
         self._gone = Mailbox()
+        # What was read of a session: its writer, handle, position and states.
+        self._kept: tuple[Writer, int, int, list[np.ndarray]] | None = None
 
     def run(self, actions: list[Action]) -> None:
         """Carries out all actions, then lets everything finish."""
@@ -310,6 +326,39 @@ class Schedule:
 
     def _fail(self) -> None:
         self.rig.fail_tick()
+
+    # Pages
+
+    def _wait(self) -> None:
+        self.rig.clock.advance(1.0)
+
+    def _keep(self, pick: int) -> None:
+        """Reads a session's states, as a checkpoint does."""
+        writer = self._writer(pick)
+        if writer is None:
+            return
+        row, handle = writer.row, writer.handle
+
+        def done(states: list[np.ndarray] | EddyError) -> None:
+            assert not isinstance(states, EddyError), states
+            if int(self.rig.table.handle[row]) == handle:
+                self._kept = writer, handle, int(self.rig.table.next_position[row]), states
+
+        self.rig.model.read_states(np.array([row]), done)
+
+    def _put(self) -> None:
+        """Gives a session the states that it has: as if it were restored. Ticks of others may be under way."""
+        if self._kept is None:
+            return
+        writer, handle, position, states = self._kept
+        table, row = self.rig.table, np.array([writer.row])
+        is_same = int(table.handle[writer.row]) == handle and int(table.next_position[writer.row]) == position
+        if is_same and not table.is_busy[writer.row]:
+            self.rig.model.place_states(row, states)
+
+    def _fail_moves(self, gets_out: bool) -> None:
+        if len(self.rig.away) < 2:
+            self.rig.fail_moves(gets_out=gets_out)
 
     def _cancel(self, pick: int) -> None:
         """A client goes away before its chunk has begun: it is neither carried out nor answered."""

@@ -19,6 +19,7 @@ import numpy as np
 from graphs import Family, PlainGraph, Start
 
 from eddy.service import start as service
+from eddy.service.cells import HostMemory
 from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
 from eddy.service.config import ModelConfig
 from eddy.service.contract import read_contract
@@ -26,6 +27,7 @@ from eddy.service.cost import Budget
 from eddy.service.errors import EddyError, ModelError, Reason
 from eddy.service.graph import ModelGraphs
 from eddy.service.model import ModelFile, ServedModel
+from eddy.service.pages import Arena, PageMoves
 from eddy.service.queue import Limits
 from eddy.service.sessions import SessionTable, route
 from eddy.service.tick import AnyTick, Job
@@ -63,16 +65,47 @@ class Mailbox:
         self.order.append(chunk.tag)
 
 
+class BrokenArena:
+    """An arena that cannot be written, and unless `gets_out` not read."""
+
+    def __init__(self, arena: Arena, *, gets_out: bool) -> None:
+        self._arena = arena
+        self._gets_out = gets_out
+
+    def read_states(self, slots: np.ndarray, home_slots: np.ndarray | None = None) -> list[np.ndarray]:
+        """The states in slots, or a failure."""
+        if not self._gets_out:
+            raise ModelError(Reason.MODEL_FAILED, "the arena cannot be read")
+        return self._arena.read_states(slots, home_slots)
+
+    def write_states(self, slots: np.ndarray, states: Sequence[np.ndarray]) -> None:
+        """Leaves noise, and fails."""
+        self._arena.write_states(slots, [np.ones_like(values) for values in states])
+        raise ModelError(Reason.MODEL_FAILED, "the arena cannot be written")
+
+
 class Rig:
     """One served model with small limits.
 
     Args:
         family: the model; row_steps_budget: rows x steps in one tick; max_rows: rows in one tick.
+        host_bytes: memory for the states of sessions without a slot.
+        is_late: ticks that are formed and not committed are run only when they are to be committed.
         settings: further fields of `ModelConfig`.
     """
 
-    def __init__(self, family: Family, *, row_steps_budget: int = 1 << 20, max_rows: int = 64, **settings: Any) -> None:
+    def __init__(
+        self,
+        family: Family,
+        *,
+        row_steps_budget: int = 1 << 20,
+        max_rows: int = 64,
+        host_bytes: int = 0,
+        is_late: bool = False,
+        **settings: Any,
+    ) -> None:
         self.family = family
+        self.is_late = is_late
         self.clock = Clock()
         generator = np.random.default_rng(5)
         self.table = SessionTable(10_000, self.clock, generator.bytes)
@@ -89,11 +122,14 @@ class Rig:
             config,
             "CPUExecutionProvider",
             lambda stream, handles, error: self.ended.append((stream, handles.tolist(), error)),
+            memory=HostMemory(host_bytes),
         )
         self.scheduler = self.model.scheduler
         # The measured cost would make the cutting of chunks depend on the machine.
         self.scheduler.queue.limits = Limits(max_rows, Budget(row_steps_budget), 1024)
-        self.away: deque[tuple[AnyTick, list[bytes]]] = deque()
+        self.away: deque[tuple[AnyTick, list[bytes] | EddyError | None]] = deque()
+        # Moves that are to fail, by identity: whether those who leave get out before.
+        self._doomed: dict[int, bool] = {}
         self.mailbox = Mailbox()
         self._tags = count(1)
 
@@ -163,10 +199,10 @@ class Rig:
 
     def state(self, row: int) -> list[np.ndarray]:
         """The states of the session in `row`, one [...] a state."""
-        slots = [column[row : row + 1].astype(np.int64) for column in (self.table.read_slot, self.table.home_slot)]
-        moving, fixed = (self.model.engine.read_states(slot) for slot in slots)
-        specs = self.model.contract.states
-        return [(new if spec.next_name else old)[0] for spec, new, old in zip(specs, moving, fixed, strict=True)]
+        residence = self.model.residence
+        found = residence.read(residence.locate(np.array([row])))
+        residence.finish()
+        return [values[0] for values in found]
 
     # Ticks
 
@@ -185,7 +221,25 @@ class Rig:
         if tick is None:
             return False
         self.scheduler.begin(tick)
-        self.away.append((tick, self._run(tick)))
+        self.away.append((tick, None if self.is_late else self._run(tick)))
+        return True
+
+    def fail_moves(self, *, gets_out: bool) -> bool:
+        """Forms a tick whose page moves fail, before they have done anything or once all who leave are out.
+
+        What it should have copied is scribbled over. False when there was none, or nothing was to be moved.
+        """
+        while not self.is_late and self.commit_tick():
+            pass
+        tick = self.scheduler.next_tick(self.clock())
+        if tick is None:
+            return False
+        self.scheduler.begin(tick)
+        if isinstance(tick, Job) or tick.moves is None:
+            self.away.append((tick, None if self.is_late else self._run(tick)))
+            return False
+        self._doomed[id(tick.moves)] = gets_out
+        self.away.append((tick, None))
         return True
 
     def commit_tick(self) -> bool:
@@ -193,8 +247,26 @@ class Rig:
         if not self.away:
             return False
         tick, blocks = self.away.popleft()
-        self.scheduler.commit(tick, blocks, self.clock(), was_begun=True)
+        if blocks is None:
+            blocks = self._run_or_fail(tick)
+        if isinstance(blocks, EddyError):
+            self.scheduler.abort(tick, blocks, was_begun=True)
+        else:
+            self.scheduler.commit(tick, blocks, self.clock(), was_begun=True)
         return True
+
+    def _run_or_fail(self, tick: AnyTick) -> list[bytes] | EddyError:
+        """Runs a tick as the engine thread does."""
+        try:
+            if not isinstance(tick, Job) and tick.moves is not None and id(tick.moves) in self._doomed:
+                self._break_moves(tick.moves, gets_out=self._doomed.pop(id(tick.moves)))
+            return self._run(tick)
+        except EddyError as error:
+            return error
+
+    def _break_moves(self, moves: PageMoves, *, gets_out: bool) -> None:
+        """Carries moves out on an arena that fails."""
+        moves.arena = BrokenArena(moves.arena, gets_out=gets_out)
 
     def fail_tick(self) -> bool:
         """Forms a tick that the engine fails after it has scribbled over the slots that it was to write."""
@@ -204,7 +276,11 @@ class Rig:
         if tick is None:
             return False
         engine = self.model.engine
-        assert not isinstance(tick, Job), "a job writes no slots of sessions' chunks"
+        if isinstance(tick, Job):
+            self.scheduler.commit(tick, tick.run(), self.clock())
+            return False
+        if tick.moves is not None:
+            tick.moves.carry_out()
         slots = np.atleast_1d(tick.write_slots)
         noise = [np.ones_like(state) for state in engine.read_states(slots)]
         if all(state.next_name for state in self.family.states):
@@ -215,6 +291,8 @@ class Rig:
     def _run(self, tick: AnyTick) -> list[bytes]:
         if isinstance(tick, Job):
             return tick.run()
+        if tick.moves is not None:
+            tick.moves.carry_out()
         assert np.unique(tick.write_slots).size == tick.num_rows, "two rows of a tick write one slot"
         budget = self.scheduler.queue.limits.budget.row_steps
         assert tick.num_steps == 1 or tick.num_rows * tick.num_steps <= budget, "a tick is over its budget"

@@ -176,7 +176,7 @@ def test_opens_by_the_ten_thousand(repository: Path) -> None:
     num_slots = 8192
 
     async def scenario() -> None:
-        config = configure(repository, model={"max_slots": num_slots, "max_rows": 1024})
+        config = configure(repository, model={"max_slots": num_slots, "max_rows": 1024}, state={"host_bytes": 0})
         async with serve(config) as loopback, loopback.stream() as stream:
             host = loopback.host
             model = host.catalog.find("history", "").model
@@ -185,7 +185,7 @@ def test_opens_by_the_ten_thousand(repository: Path) -> None:
 
             def assert_empty() -> None:
                 assert host.table.num_sessions == model.num_sessions == 0
-                assert model.slots.num_free == num_slots
+                assert model.residence.slots.num_free == num_slots
                 assert not len(host.table.open_rows())
                 assert model.replies.held_bytes == 0
 
