@@ -1,8 +1,8 @@
 """Law 6 where there are more sessions than slots: who is paged out and in, and when, shows in nothing.
 
-The schedules are those of the other laws, over arenas of a few slots, with time that passes, states that are read and put
-back, and page moves that fail. Every session is judged by the plain graph, run alone: bit for bit where the contract says
-so. Every other session's inputs are large markers.
+The schedules are those of the other laws, over arenas of a few slots, with time that passes, states that are read and
+put back, and page moves that fail. Every session is judged by the plain graph, run alone: bit for bit where the
+contract says so. Every other session's inputs are large markers.
 """
 
 from pathlib import Path
