@@ -130,6 +130,11 @@ class ServedModel:
         self.whole_outputs = Outputs(contract.outputs, unchecked=self.engine.unchecked)
 
     @property
+    def slots(self) -> SlotAllocator:
+        """The slots of sessions."""
+        return self.residence.slots
+
+    @property
     def num_sessions(self) -> int:
         """Sessions of this model that are open."""
         return self.residence.num_sessions
@@ -282,7 +287,7 @@ class ServedModel:
                 elif len(lost := self.residence.undo(moves)):
                     self._fail_rows(lost)
 
-        if self.residence.slots.num_free:
+        if self.slots.num_free:
             self.scheduler.queue.submit_job(Job(move, moved, len(rows), 1, prepare=prepare))
 
     def finite_rows(self, states: Sequence[np.ndarray], num_rows: int) -> np.ndarray:
@@ -347,7 +352,7 @@ class ServedModel:
             if isinstance(outcome, EddyError):
                 # Fresh sessions read the initial slot: what is left there is never read before it is written.
                 _LOG.error("model %s version %s: %s", self.file.name, self.file.version, outcome.message)
-            self.residence.slots.free(slots[slots != NOWHERE])
+            self.slots.free(slots[slots != NOWHERE])
 
         self.scheduler.queue.add_job(Job(clear, cleared, len(slots), 1))
 

@@ -66,7 +66,7 @@ def _status(entry: Entry) -> models_pb2.ModelStatus:
         status.error.CopyFrom(codec.error_detail(entry.error))
     if entry.model is not None:
         status.provider = entry.model.engine.provider
-        status.num_slots = entry.model.residence.slots.num_slots
+        status.num_slots = entry.model.slots.num_slots
         status.num_sessions = entry.model.num_sessions
         status.state_bytes_per_session = entry.model.contract.state_bytes
     return status

@@ -97,7 +97,7 @@ class ModelAnswers:
         session = self._host.config.session
         limit = model.idle_timeout_seconds(session.idle_timeout_seconds, session.max_idle_timeout_seconds)
         batching.max_sequence_idle_microseconds = int(limit * 1e6)
-        batching.oldest.max_candidate_sequences = model.residence.slots.num_slots
+        batching.oldest.max_candidate_sequences = model.slots.num_slots
         for state in model.contract.states:
             kind = _data_type(datatype_of(state.dtype))
             added = batching.state.add(

@@ -185,7 +185,7 @@ def test_opens_by_the_ten_thousand(repository: Path) -> None:
 
             def assert_empty() -> None:
                 assert host.table.num_sessions == model.num_sessions == 0
-                assert model.residence.slots.num_free == num_slots
+                assert model.slots.num_free == num_slots
                 assert not len(host.table.open_rows())
                 assert model.replies.held_bytes == 0
 

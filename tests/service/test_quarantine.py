@@ -44,7 +44,7 @@ async def _is_gone(running: Loopback, stream: StreamClient, handle: int) -> None
     error = await stream.refusal(step=chunk(SUM, [handle], [2], *_feeds([[1.0]])))
     assert error.reason == _QUARANTINED
     model = running.host.catalog.ready("two-inputs", "")
-    await until(lambda: model.num_sessions == running.host.table.num_sessions)
+    await until(lambda: model.slots.num_slots - model.slots.num_free == running.host.table.num_sessions)
     every = np.arange(NUM_RESERVED_SLOTS + model.slots.num_slots)
     held = model.engine.read_states(every)[0]
     initial = model.engine.read_states(np.array([INITIAL_SLOT]))[0]

@@ -139,7 +139,7 @@ def test_a_model_without_states() -> None:
     """It has slots, which take no memory, and sessions, which are positions."""
     rig = Rig(family("stateless"), max_slots=9)
     engine = rig.model.engine
-    assert (engine.arena_bytes, rig.model.residence.slots.num_slots, engine.contract.state_bytes) == (0, 9, 0)
+    assert (engine.arena_bytes, rig.model.slots.num_slots, engine.contract.state_bytes) == (0, 9, 0)
     assert engine.read_states(np.array([INITIAL_SLOT])) == []
     rows = rig.open(9)
     inputs = [np.ones((9, 2, 2), np.float32)]
