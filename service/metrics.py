@@ -21,7 +21,7 @@ class ModelTotals:
     """Totals of one served model since start, and present sizes.
 
     Attributes:
-        sessions: by state, attached or detached; ended_sessions: by cause.
+        sessions: by state, attached or detached; tiers: the same by where their states are; ended_sessions: by cause.
     """
 
     model: str
@@ -41,6 +41,11 @@ class ModelTotals:
     num_generated_tokens: int
     num_restarted_sequences: int
     num_adopted_sessions: int
+    tiers: Mapping[str, int]
+    host_bytes: int
+    num_page_ins: int
+    num_page_outs: int
+    page_time: Histogram
     tick_rows: Histogram
     queue_delay: Histogram
     latency: Histogram
@@ -103,6 +108,7 @@ class Totals:
     calls_started: Mapping[str, int]
     calls_finished: Mapping[tuple[str, str], int]
     num_streams: int
+    host_limit_bytes: int
     is_ready: bool
     is_repository_readable: bool
     store: StoreTotals
@@ -130,6 +136,7 @@ _MODEL_GAUGES = {
     "num_slots": ("eddy_arena_slots", "State slots for sessions."),
     "num_used_slots": ("eddy_arena_used_slots", "State slots that sessions hold."),
     "arena_bytes": ("eddy_arena_bytes", "Size of the state arena on its device."),
+    "host_bytes": ("eddy_host_state_bytes", "Size of states in the host's memory, of sessions without a slot."),
     "num_queued": ("eddy_queued_chunks", "Chunks that wait for a tick."),
     "kept_reply_bytes": ("eddy_kept_reply_bytes", "Size of replies kept for repeats."),
 }
@@ -137,6 +144,8 @@ _MODEL_COUNTERS = {
     "num_opened_sessions": ("eddy_opened_sessions", "Sessions that were opened."),
     "num_ticks": ("eddy_ticks", "Runs of the model's graph."),
     "num_row_steps": ("eddy_steps", "Time steps of sessions carried out."),
+    "num_page_ins": ("eddy_page_ins", "Sessions whose states came from the host's memory into a slot."),
+    "num_page_outs": ("eddy_page_outs", "Sessions whose states left their slot for the host's memory."),
     "num_replayed": ("eddy_replayed_chunks", "Repeated chunks of sessions answered from their kept reply."),
     "num_forgotten": ("eddy_forgotten_replies", "Kept replies given up for want of memory."),
     "num_generated_tokens": ("eddy_generated_tokens", "Tokens sampled by the server."),
@@ -151,6 +160,7 @@ _MODEL_HISTOGRAMS = {
     "queue_delay": ("eddy_queue_delay_seconds", "Arrival of a chunk to the start of its tick."),
     "latency": ("eddy_step_latency_seconds", "Arrival of a chunk to its answer, for chunks that ran."),
     "run_time": ("eddy_onnxruntime_run_seconds", "Time of a tick inside ONNX Runtime."),
+    "page_time": ("eddy_page_move_seconds", "Time of copying states into and out of slots, a tick that had to."),
     "time_to_first_token": ("eddy_time_to_first_token_seconds", "Request to generate to its first token."),
 }
 
@@ -218,13 +228,19 @@ def _version_metrics(versions: Mapping[tuple[str, str], VersionTotals]) -> Itera
 
 def _model_metrics(models: tuple[ModelTotals, ...]) -> Iterator[Metric]:
     sessions = GaugeMetricFamily("eddy_sessions", "Open sessions.", labels=(*_MODEL_LABELS, "state"))
+    tiers = GaugeMetricFamily(
+        "eddy_tier_sessions", "Open sessions by where their states are.", labels=(*_MODEL_LABELS, "tier")
+    )
     ended = CounterMetricFamily("eddy_ended_sessions", "Sessions that ended.", labels=(*_MODEL_LABELS, "cause"))
     for model in models:
         for state, count in model.sessions.items():
             sessions.add_metric([model.model, model.version, state], count)
+        for tier, count in model.tiers.items():
+            tiers.add_metric([model.model, model.version, tier], count)
         for cause, count in model.ended_sessions.items():
             ended.add_metric([model.model, model.version, cause], count)
     yield sessions
+    yield tiers
     yield ended
     for field, (name, text) in _MODEL_GAUGES.items():
         gauge = GaugeMetricFamily(name, text, labels=_MODEL_LABELS)
@@ -284,4 +300,9 @@ def _edge_metrics(totals: Totals) -> Iterator[Metric]:
     for names, count in totals.calls_finished.items():
         finished.add_metric(names, count)
     yield finished
+    yield GaugeMetricFamily(
+        "eddy_host_state_limit_bytes",
+        "Memory that states of sessions without a slot may take, over all models.",
+        value=totals.host_limit_bytes,
+    )
     yield GaugeMetricFamily("eddy_open_streams", "Stream calls that are open.", value=totals.num_streams)

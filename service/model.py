@@ -93,6 +93,7 @@ class ServedModel:
         self.engine = Engine(
             graphs, contract, num_slots=num_slots + num_work_slots, provider=provider, num_threads=config.num_threads
         )
+        self.stats = stats or ModelStats()
         self.residence = Residence(
             table,
             self.engine,
@@ -100,6 +101,7 @@ class ServedModel:
             num_slots,
             config.max_rows,
             memory or HostMemory(0),
+            self.stats.observe_moves,
             is_endless=is_endless,
         )
         self.replies = ReplyStore(
@@ -108,7 +110,6 @@ class ServedModel:
             config.max_kept_reply_bytes,
         )
         self.cost = self.engine.measure_cost()
-        self.stats = stats or ModelStats()
         # Reading jobs that have not ended.
         self.num_reads = 0
         # Changed by the catalog: when the model was retired, monotonic seconds; None while it opens sessions.

@@ -15,7 +15,7 @@ Dimension key: B rows of a call, S slots.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy as np
 from eddy.service.arena import INITIAL_SLOT, NUM_RESERVED_SLOTS, SlotAllocator
 from eddy.service.cells import Cells, HostMemory
 from eddy.service.errors import CapacityError, Detail, Reason
+from eddy.service.lifecycle import Tier
 from eddy.service.pages import Arena, PageMoves, Stage
 from eddy.service.ports import State
 from eddy.service.sessions import NOWHERE, SessionTable
@@ -52,6 +53,7 @@ class Residence:
     Args:
         table: sessions; arena: what holds the slots' states; states: the model's.
         num_slots: S; most_rows: rows of one tick; memory: what cells may have.
+        on_moved: told of page moves that were carried out.
         is_endless: sessions may be open that neither slots nor cells have room for: a state store takes them.
     """
 
@@ -63,6 +65,7 @@ class Residence:
         num_slots: int,
         most_rows: int,
         memory: HostMemory,
+        on_moved: Callable[[PageMoves], None] = lambda _: None,
         *,
         is_endless: bool = False,
     ) -> None:
@@ -70,6 +73,7 @@ class Residence:
         self._arena = arena
         self._states = states
         self._is_endless = is_endless
+        self._on_moved = on_moved
         # While a session comes, the cell of the one that leaves is taken before its own is free.
         self._num_spare = min(most_rows, num_slots)
         self.slots = SlotAllocator(NUM_RESERVED_SLOTS, num_slots)
@@ -88,8 +92,6 @@ class Residence:
         self._num_formed = 0
         self._num_finished = 0
         self._leaving: deque[tuple[int, np.ndarray]] = deque()
-        self.num_page_ins = 0
-        self.num_page_outs = 0
 
     # Opening and ending
 
@@ -179,6 +181,18 @@ class Residence:
     def _fit(self) -> None:
         """Memory that is promised is what the open sessions need."""
         self.cells.reserve(max(self._cells_for(self.num_sessions), self.cells.num_used))
+
+    @property
+    def by_tier(self) -> dict[Tier, int]:
+        """Open sessions by where their states are. Any thread may ask; cells that are being left count, too."""
+        num_parked = self.num_parked
+        num_cells = min(self.cells.num_used, num_parked)
+        return {
+            Tier.DEVICE: self.num_sessions - num_parked,
+            Tier.HOST: num_cells,
+            Tier.STORE: 0,
+            Tier.INITIAL: num_parked - num_cells,
+        }
 
     def refusal(self, num_rows: int) -> CapacityError:
         """The error for a chunk of `num_rows` sessions that can never have slots together."""
@@ -309,8 +323,7 @@ class Residence:
         if moves.is_settled:
             return
         moves.is_settled = True
-        self.num_page_ins += len(moves.in_rows)
-        self.num_page_outs += len(moves.out_rows)
+        self._on_moved(moves)
         self.cells.free(moves.in_cells)
         self.finish()
         self._fit()

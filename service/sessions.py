@@ -472,7 +472,13 @@ class SessionTable:
             column[rows] = np.where(column[parents] == initial_slot, initial_slot, self.slot[rows])
 
     def hand_over(
-        self, rows: np.ndarray, model: int, slots: np.ndarray, cells: np.ndarray, ring_starts: np.ndarray, initial_slot: int
+        self,
+        rows: np.ndarray,
+        model: int,
+        slots: np.ndarray,
+        cells: np.ndarray,
+        ring_starts: np.ndarray,
+        initial_slot: int,
     ) -> None:
         """Sessions go on with another model, in its `slots`, `cells` and rings, int [B] each.
 

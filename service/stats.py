@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from eddy.service.chunk import Chunk
 from eddy.service.histogram import Histogram
 from eddy.service.lifecycle import Event
+from eddy.service.pages import PageMoves
 
 # Powers of two: batches grow by doubling load, and 1024 is the default of `model.max_rows`.
 ROW_BOUNDS = tuple(float(1 << power) for power in range(11))
@@ -37,6 +38,8 @@ class ModelStats:
         queue_delay: seconds from a chunk's arrival to the start of its (first) tick, a chunk.
         latency: seconds from a chunk's arrival until its answer is handed to its connection, a chunk that ran.
         run_time: seconds inside ONNX Runtime, a tick.
+        page_time: seconds of copying states out of slots and into them, a tick that had to.
+        num_page_ins, num_page_outs: sessions whose states came into a slot, and left one.
         time_to_first_token: seconds from a request to generate until its first token, a request.
         num_generated_tokens: tokens that were sampled by the server.
         rows_run: B -> ticks of so many rows and their seconds inside ONNX Runtime.
@@ -61,8 +64,11 @@ class ModelStats:
         "num_failed_requests",
         "num_generated_tokens",
         "num_opened_sessions",
+        "num_page_ins",
+        "num_page_outs",
         "num_restarted_sequences",
         "num_whole_requests",
+        "page_time",
         "queue_delay",
         "rows_run",
         "run_time",
@@ -77,6 +83,9 @@ class ModelStats:
         self.queue_delay = Histogram(DELAY_BOUNDS)
         self.latency = Histogram(DELAY_BOUNDS)
         self.run_time = Histogram(RUN_BOUNDS)
+        self.page_time = Histogram(RUN_BOUNDS)
+        self.num_page_ins = 0
+        self.num_page_outs = 0
         self.time_to_first_token = Histogram(FIRST_TOKEN_BOUNDS)
         self.num_generated_tokens = 0
         self.num_opened_sessions = 0
@@ -114,6 +123,12 @@ class ModelStats:
         alone[0] += 1
         alone[1] += run_seconds
         self.last_answered = answered
+
+    def observe_moves(self, moves: PageMoves) -> None:
+        """Page moves were carried out."""
+        self.page_time.observe(moves.seconds)
+        self.num_page_ins += len(moves.in_rows)
+        self.num_page_outs += len(moves.out_rows)
 
     def observe_tick(self, num_rows: int, run_seconds: float) -> None:
         """A tick of B = `num_rows` ran, `run_seconds` of it inside ONNX Runtime."""

@@ -15,7 +15,7 @@ from eddy.service.entry import Entry
 from eddy.service.errors import Reason
 from eddy.service.health import StoreStats
 from eddy.service.host import Host
-from eddy.service.lifecycle import Event, Status
+from eddy.service.lifecycle import Event, Status, Tier
 from eddy.service.metrics import Build, ModelTotals, StoreTotals, Totals, VersionTotals
 from eddy.service.runtime import runtime_version
 
@@ -46,6 +46,7 @@ def totals(host: Host, *, is_ready: bool) -> Totals:
         calls_started=dict(host.calls.started),
         calls_finished=dict(host.calls.finished),
         num_streams=host.num_streams,
+        host_limit_bytes=host.config.state.host_bytes,
         is_ready=is_ready,
         is_repository_readable=not host.watcher.problem,
         store=_store_totals(host),
@@ -113,6 +114,11 @@ def _model_totals(host: Host, entry: Entry, sessions: np.ndarray) -> ModelTotals
         num_generated_tokens=stats.num_generated_tokens,
         num_restarted_sequences=stats.num_restarted_sequences,
         num_adopted_sessions=stats.num_adopted_sessions,
+        tiers={tier.name.lower(): sum(model.residence.by_tier[tier] for model in models) for tier in Tier},
+        host_bytes=sum(model.residence.cells.used_bytes for model in models),
+        num_page_ins=stats.num_page_ins,
+        num_page_outs=stats.num_page_outs,
+        page_time=stats.page_time,
         tick_rows=stats.tick_rows,
         queue_delay=stats.queue_delay,
         latency=stats.latency,

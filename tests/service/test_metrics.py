@@ -24,9 +24,13 @@ from examples.server import MODELS, ServerProcess
 
 PATIENCE_SECONDS = 30.0
 NUM_SLOTS, MAX_ROWS = 64, 32
+# Of sessions beyond the slots, half is kept free, to let some in while others leave.
+NUM_CELLS = 2 * MAX_ROWS
+HOST_BYTES = 8 * NUM_CELLS
 # One int64 each: input, output and state of a session's one step.
 STEP_BYTES = STATE_BYTES = 8
 HISTORY = family("history")
+TIERS = ("device", "host", "store", "initial")
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         "model.max_slots": NUM_SLOTS,
         "model.max_rows": MAX_ROWS,
         "model.max_kept_reply_bytes": 1000,
+        "state.host_bytes": HOST_BYTES,
         "session.sweep_seconds": 0.05,
     }
     flags = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
@@ -128,6 +133,29 @@ def test_slots_and_bytes(server: ServerProcess) -> None:
         assert after.value("eddy_ended_sessions_total", cause="closed", **model) >= 10
 
 
+def test_pages(server: ServerProcess) -> None:
+    """Sessions beyond the slots are counted by where their states are, and so is whoever comes and goes."""
+    model = {"model": "history"}
+    before = Scrape(server)
+    assert before.value("eddy_host_state_limit_bytes") == HOST_BYTES
+    with SyncClient(server.target) as client, client.batch("history", NUM_SLOTS) as first:
+        first.step(np.full(NUM_SLOTS, 1))
+        with client.batch("history", MAX_ROWS) as second:
+            waiting = Scrape(server)
+            assert [waiting.value("eddy_tier_sessions", tier=tier, **model) for tier in TIERS] == [64, 0, 0, 32]
+            second.step(np.full(MAX_ROWS, 1))
+            paged = Scrape(server)
+            assert [paged.value("eddy_tier_sessions", tier=tier, **model) for tier in TIERS] == [64, 32, 0, 0]
+            assert paged.value("eddy_host_state_bytes", **model) == STATE_BYTES * MAX_ROWS
+            # Two ticks: the half that was out puts out the other one, which has waited for longest, and that the others.
+            first.step(np.full(NUM_SLOTS, 2))
+        after = Scrape(server)
+    counts = [scrape.value("eddy_page_outs_total", **model) for scrape in (before, paged, after)]
+    assert counts == [counts[0], counts[0] + 32, counts[0] + 96]
+    assert after.value("eddy_page_ins_total", **model) == before.value("eddy_page_ins_total", **model) + 64
+    assert after.value("eddy_page_move_seconds_sum", **model) > before.value("eddy_page_move_seconds_sum", **model)
+
+
 def test_evictions(server: ServerProcess) -> None:
     """A session that expires and one that finds no room are counted, each under its cause."""
     model = {"model": "history"}
@@ -139,7 +167,8 @@ def test_evictions(server: ServerProcess) -> None:
             )
         for state in ("attached", "detached"):
             assert scrape.value("eddy_sessions", state=state, **model) == 0
-        with client.batch("history", NUM_SLOTS), pytest.raises(errors.ServerBusy), client.session("history"):
+        num_sessions = NUM_SLOTS + NUM_CELLS - MAX_ROWS
+        with client.batch("history", num_sessions), pytest.raises(errors.ServerBusy), client.session("history"):
             pass
     reason = {"reason": "too_many_sessions"}
     assert Scrape(server).value("eddy_refusals_total", **reason) == before.value("eddy_refusals_total", **reason) + 1
