@@ -72,12 +72,12 @@ def configure(
     inspection: Any = None,
     repository: Any = None,
 ) -> Config:
-    """A configuration for tests: free ports, small arenas, further fields by section."""
+    """A configuration for tests: free ports, small arenas and nothing beyond, further fields by section."""
     return Config(
         ServerConfig(**({"grpc_port": 0, "http_port": 0, "model_repository": str(folder)} | (server or {}))),
         SessionConfig(**(session or {})),
         ModelConfig(**({"max_slots": 256, "max_rows": 64, "max_steps": 512} | (model or {}))),
-        StateConfig(**(state or {})),
+        StateConfig(**({"host_bytes": 0} | (state or {}))),
         InspectionConfig(**(inspection or {})),
         repository=RepositoryConfig(**(repository or {})),
     )

@@ -176,7 +176,7 @@ def test_opens_by_the_ten_thousand(repository: Path) -> None:
     num_slots = 8192
 
     async def scenario() -> None:
-        config = configure(repository, model={"max_slots": num_slots, "max_rows": 1024}, state={"host_bytes": 0})
+        config = configure(repository, model={"max_slots": num_slots, "max_rows": 1024})
         async with serve(config) as loopback, loopback.stream() as stream:
             host = loopback.host
             model = host.catalog.find("history", "").model

@@ -147,7 +147,7 @@ def test_pages(server: ServerProcess) -> None:
             paged = Scrape(server)
             assert [paged.value("eddy_tier_sessions", tier=tier, **model) for tier in TIERS] == [64, 32, 0, 0]
             assert paged.value("eddy_host_state_bytes", **model) == STATE_BYTES * MAX_ROWS
-            # Two ticks: the half that was out puts out the other one, which has waited for longest, and that the others.
+            # Two ticks: the half that was out puts out the other, which has waited for longest, and that the others.
             first.step(np.full(NUM_SLOTS, 2))
         after = Scrape(server)
     counts = [scrape.value("eddy_page_outs_total", **model) for scrape in (before, paged, after)]
