@@ -163,10 +163,10 @@ class Paused(Engine):
 
     may_read: threading.Event
 
-    def read_states(self, slots: np.ndarray) -> list[np.ndarray]:
+    def read_states(self, slots: np.ndarray, home_slots: np.ndarray | None = None) -> list[np.ndarray]:
         """As `Engine.read_states`, when `may_read` is set."""
         assert self.may_read.wait(PATIENCE_SECONDS)
-        return super().read_states(slots)
+        return super().read_states(slots, home_slots)
 
 
 def test_what_waits_goes_along(tmp_path: Path) -> None:
