@@ -140,9 +140,12 @@ class Residence:
         self._fit()
 
     def forget(self, rows: np.ndarray) -> None:
-        """The states of the sessions in `rows` int64 [B], not busy, are of no account any more; slots are kept."""
+        """The states of the sessions in `rows` int64 [B] are of no account any more; slots are kept.
+
+        Of sessions that are busy others are being written, which stay.
+        """
         if self.is_parked:
-            self._leave_cells(rows)
+            self._leave_cells(rows[~self._table.is_busy[rows]])
 
     def _vacate(self, rows: np.ndarray, *, keeps_slots: bool = False) -> None:
         """Takes slots and cells from sessions; their count as parked goes, too."""
