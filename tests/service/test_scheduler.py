@@ -380,6 +380,6 @@ def test_passes_of_two_models_are_told_apart() -> None:
     """
     rig = Rig(HISTORY)
     queue, limits = rig.scheduler.queue, rig.scheduler.queue.limits
-    other = ChunkQueue(rig.table, SlotAllocator(2, 4), limits)
+    other = ChunkQueue(rig.table, SlotAllocator(2, 4), limits, rig.model.residence)
     passes = [each.begin_pass() for each in (queue, other, queue, other)]
     assert len(set(passes)) == len(passes)
