@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from eddy.clients.connection import Group
+from eddy.clients.group import Group
 from eddy.clients.tensors import Signature
 from eddy.v1 import inference_pb2, models_pb2
 

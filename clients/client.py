@@ -11,15 +11,18 @@ from functools import partial
 from typing import Any, Unpack
 
 from eddy.clients.batch import SessionBatch
-from eddy.clients.connection import Connection, Group
+from eddy.clients.connection import Connection
 from eddy.clients.errors import EddyError, invalid
 from eddy.clients.generation import Calls, Completion, Continued, Generation
+from eddy.clients.group import Group
+from eddy.clients.link import Link
+from eddy.clients.room import Room
 from eddy.clients.sampling import GenerateOptions, Prompt, generate_request
 from eddy.clients.session import Session, SessionGrant
 from eddy.clients.start import Prime, Primes, Start, States, start_of_many, start_of_one
 from eddy.clients.tensors import MESSAGE_OVERHEAD_BYTES, Signature
 from eddy.clients.tls import Tls
-from eddy.clients.unary import UnaryCalls
+from eddy.clients.unary import ClientOptions, UnaryCalls
 from eddy.v1 import generation_pb2, inference_pb2
 
 
@@ -32,22 +35,26 @@ class Client(UnaryCalls):
                 logits = await session.step(42)
 
     Args:
-        target: host:port of the server.
+        target: host:port of the server, or of several that share a state store, with commas between.
         tls: for a server with TLS; plaintext without.
         channel: an open `grpc.aio` channel to use instead (interceptors); it is not closed with the client.
+        reconnect_seconds: how long the client tries to come back when it is cut off; 0: never.
+        max_replay_bytes: what it keeps, at most, of steps that a server with a durable state store could still lose.
+        patience: all that can be said of these two, instead of them.
     """
 
-    def __init__(self, target: str = "127.0.0.1:8500", *, tls: Tls | None = None, channel: Any = None) -> None:
-        super().__init__(target, tls=tls, channel=channel)
+    def __init__(self, target: str = "127.0.0.1:8500", **options: Unpack[ClientOptions]) -> None:
+        super().__init__(target, **options)
         # Changed only by the methods below, on one event loop.
-        self._connection: Connection | None = None
+        self._link_now: Link | None = None
+        self._room = Room(self._patience)
         self._sessions: dict[int, Session] = {}
 
     async def close(self) -> None:
         """Ends the stream and the channel; sessions that were not closed stay open until they are idle for too long."""
-        if self._connection is not None:
-            await self._connection.close()
-            self._connection = None
+        if self._link_now is not None:
+            await self._link_now.close()
+            self._link_now = None
         await super().close()
 
     # Sessions
@@ -82,11 +89,14 @@ class Client(UnaryCalls):
         count: int,
         version: str = "",
         *,
+        max_in_flight: int = 1,
         prime: Primes | None = None,
         initial_states: States | None = None,
     ) -> AsyncIterator[SessionBatch]:
         """`count` sessions for the length of a `with` block; closed at its end. Arguments as for `open_batch`."""
-        batch = await self.open_batch(model, count, version, prime=prime, initial_states=initial_states)
+        batch = await self.open_batch(
+            model, count, version, max_in_flight=max_in_flight, prime=prime, initial_states=initial_states
+        )
         async with batch:
             yield batch
 
@@ -116,7 +126,9 @@ class Client(UnaryCalls):
         begin = None
         if prime is not None or initial_states is not None:
             begin = partial(start_of_one, prime=prime, states=initial_states)
-        opened, stream, group = await self._open(model, version, 1, max_in_flight, idle_timeout_seconds, begin)
+        opened, stream, group, holder = await self._open(
+            model, version, 1, max_in_flight, idle_timeout_seconds, begin
+        )
         grant = SessionGrant(
             opened.session_ids[0],
             int.from_bytes(opened.handles, "little"),
@@ -125,6 +137,9 @@ class Client(UnaryCalls):
             opened.version,
             opened.max_in_flight,
             opened.resume_tokens,
+            holder,
+            opened.durable,
+            0,
         )
         return self._add(stream, group, grant)
 
@@ -134,20 +149,24 @@ class Client(UnaryCalls):
         count: int,
         version: str = "",
         *,
+        max_in_flight: int = 1,
         prime: Primes | None = None,
         initial_states: States | None = None,
     ) -> SessionBatch:
         """Opens `count` sessions of one model, to be stepped together.
 
         Args:
+            max_in_flight: steps of each that may be under way at once; further ones wait.
             prime: as for `open`, a list of one each, of any lengths; or by name of the prime input a list of arrays.
             initial_states: as for `open`, [count, ...] each.
         """
         begin = None
         if prime is not None or initial_states is not None:
             begin = partial(start_of_many, primes=prime, states=initial_states, count=count)
-        opened, stream, group = await self._open(model, version, count, 1, 0.0, begin)
-        return SessionBatch(stream, group, opened)
+        opened, stream, group, holder = await self._open(model, version, count, max_in_flight, 0.0, begin)
+        batch = SessionBatch(self._link(), self._room, group, opened, holder)
+        self._link().add(batch, stream)
+        return batch
 
     async def attach(self, session_id: bytes, resume_token: bytes = b"") -> Session:
         """Takes over a session by its id, at the position it has reached; whoever had it before is fenced.
@@ -158,11 +177,10 @@ class Client(UnaryCalls):
         Raises:
             SessionEnded: no such session is open; NotAllowed: the token is not the session's.
         """
-        request = inference_pb2.StreamRequest(
-            attach=inference_pb2.AttachSession(session_id=session_id, resume_token=resume_token)
-        )
-        stream = self._stream()
-        attached = (await stream.request(request)).attached
+        holder = self._patience.holder()
+        attach = inference_pb2.AttachSession(session_id=session_id, resume_token=resume_token, holder=holder)
+        response, stream = await self._link().request(lambda: inference_pb2.StreamRequest(attach=attach))
+        attached = response.attached
         group = await self._catalog.group(attached.model, attached.version, attached.package_digest, attached.limits)
         grant = SessionGrant(
             session_id,
@@ -172,6 +190,9 @@ class Client(UnaryCalls):
             attached.version,
             attached.max_in_flight,
             resume_token,
+            holder,
+            attached.durable,
+            attached.durable_position,
         )
         return self._add(stream, group, grant)
 
@@ -250,7 +271,9 @@ class Client(UnaryCalls):
         max_in_flight: int,
         idle_timeout_seconds: float,
         begin: Callable[[Signature], Start] | None,
-    ) -> tuple[inference_pb2.SessionsOpened, Connection, Group]:
+    ) -> tuple[inference_pb2.SessionsOpened, Connection, Group, int]:
+        """What was opened, on which stream, where its steps wait, and by which number the server knows who writes."""
+        holder = self._patience.holder()
         request = inference_pb2.StreamRequest(
             open=inference_pb2.OpenSessions(
                 model=model,
@@ -258,20 +281,19 @@ class Client(UnaryCalls):
                 count=count,
                 max_in_flight=max_in_flight,
                 idle_timeout_seconds=idle_timeout_seconds,
+                holder=holder,
             )
         )
         if begin is not None:
             await self._write_start(request.open, begin)
-        stream = self._stream()
-        opening = stream.post(request)
+        response, stream = await self._link().request(lambda: request)
+        opened = response.opened
         try:
-            opened = (await opening).opened
             group = await self._catalog.group(opened.model, opened.version, opened.package_digest, opened.limits)
         except BaseException:  # Also a cancelled task: nobody has these sessions.
-            if opening.done() and not opening.cancelled() and opening.exception() is None:
-                stream.discard(opening.result().opened.handles)
+            stream.discard(opened.handles)
             raise
-        return opened, stream, group
+        return opened, stream, group, holder
 
     async def _write_start(
         self, request: inference_pb2.OpenSessions | generation_pb2.NewSession, begin: Callable[[Signature], Start]
@@ -285,25 +307,25 @@ class Client(UnaryCalls):
             raise invalid("MESSAGE_TOO_LARGE", "prime, initial_states", f"{size} bytes", f"at most {most} a call")
 
     def _add(self, stream: Connection, group: Group, grant: SessionGrant) -> Session:
-        session = Session(stream, group, grant, self._track)
+        session = Session(self._link(), self._room, group, grant, self._track)
         self._sessions[grant.handle] = session
+        self._link().add(session, stream)
         return session
 
-    def _track(self, session: Session, *, renewed: bool = False) -> None:
-        """Forgets a session's handle, or learns its new one."""
-        handle = int.from_bytes(session.handle, "little")
-        if renewed:
-            self._sessions[handle] = session
-        elif self._sessions.get(handle) is session:  # Another server may have given the same handle since.
+    def _track(self, session: Session, handle: int) -> None:
+        """A session does not have `handle` any more, and another one while it is open."""
+        if self._sessions.get(handle) is session:  # Another server may have given the same handle since.
             del self._sessions[handle]
+        if session.is_open:
+            self._sessions[int.from_bytes(session.handle, "little")] = session
 
     def _ended(self, handle: int, error: EddyError) -> None:
         session = self._sessions.pop(handle, None)
         if session is not None:
             session.end(error)
 
-    def _stream(self) -> Connection:
-        """The stream; a new one when the last has ended (sessions of the last one must be attached again)."""
-        if self._connection is None or self._connection.failure is not None:
-            self._connection = Connection(self._open_channel(), self._ended)
-        return self._connection
+    def _link(self) -> Link:
+        """The way to the server; made when it is first used."""
+        if self._link_now is None:
+            self._link_now = Link(self._open_channels(), self._patience, self._ended)
+        return self._link_now

@@ -66,7 +66,35 @@ class ModelUnavailable(EddyError):
 
 
 class Disconnected(EddyError):
-    """The connection is gone. Sessions stay open on the server for their idle timeout: `Client.attach` resumes them."""
+    """The connection is gone, and did not come back in time.
+
+    Sessions stay open on the server for their idle timeout: `Client.attach` resumes them.
+    """
+
+
+class StepsLost(EddyError):
+    """The server has lost steps that it had answered, and this client does not have them any more.
+
+    Attributes:
+        first, end: the positions that are missing, `end` not among them.
+    """
+
+    def __init__(self, first: int, end: int) -> None:
+        super().__init__(
+            f"the server stands at position {first} and lost what came behind; steps {first} to {end - 1} are not kept"
+            " here any more",
+            "STEPS_LOST",
+        )
+        self.first = first
+        self.end = end
+
+
+class DivergedError(EddyError):
+    """Steps that were run again, after the server had lost them, gave other outputs than before."""
+
+
+class ReplayFull(ServerBusy):
+    """As much is kept for the server's end as may be (`max_replay_bytes`), and nothing of it became durable in time."""
 
 
 class BatchError(EddyError):

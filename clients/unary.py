@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypedDict, TypeVar
 
 import grpc
 import numpy as np
 from google.protobuf.message import Message
 
+from eddy.clients.backoff import Patience
 from eddy.clients.catalog import Catalog
 from eddy.clients.errors import Disconnected, InvalidInput, NotFound, from_rpc
 from eddy.clients.sequences import SequenceBatch
@@ -24,24 +25,56 @@ from eddy.v1 import contract_pb2, inference_pb2, models_pb2, sessions_pb2
 
 _Response = TypeVar("_Response", bound=Message)
 
-# The service's limits decide; the channel only has to let its replies through.
-_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+_OPTIONS = (
+    # The service's limits decide; the channel only has to let its replies through.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # When to try again is the client's to say (`backoff`); gRPC's own delays, of up to two minutes, would hide it.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # How long a connection may take to be made.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
+    # A peer that has gone without a word is noticed while calls are open.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+)
+
+
+class ClientOptions(TypedDict, total=False):
+    """What a client may be told; see `Client`."""
+
+    tls: Tls | None
+    channel: Any
+    reconnect_seconds: float
+    max_replay_bytes: int
+    patience: Patience | None
 
 
 class UnaryCalls:
     """The part of a client that has no sessions of its own; arguments are `Client`'s."""
 
-    def __init__(self, target: str = "127.0.0.1:8500", *, tls: Tls | None = None, channel: Any = None) -> None:
-        self._target = target
+    def __init__(
+        self,
+        target: str = "127.0.0.1:8500",
+        *,
+        tls: Tls | None = None,
+        channel: Any = None,
+        reconnect_seconds: float = Patience.reconnect_seconds,
+        max_replay_bytes: int = Patience.max_replay_bytes,
+        patience: Patience | None = None,
+    ) -> None:
+        self._targets = [each.strip() for each in target.split(",")]
         self._tls = tls
+        self._patience = patience or Patience(reconnect_seconds=reconnect_seconds, max_replay_bytes=max_replay_bytes)
         self._own_channel = channel is None
         # Changed only by `__aenter__` and `close`, on one event loop.
-        self._channel = channel
+        self._channels: list[Any] = [] if channel is None else [channel]
+        self._place = 0
         self._catalog = Catalog(self._get_model)
 
     async def __aenter__(self) -> Self:
-        if self._channel is None:
-            self._channel = open_channel(self._target, self._tls, _OPTIONS)
+        if not self._channels:
+            self._channels = [open_channel(target, self._tls, _OPTIONS) for target in self._targets]
         return self
 
     async def __aexit__(
@@ -51,9 +84,10 @@ class UnaryCalls:
 
     async def close(self) -> None:
         """Ends the channel."""
-        if self._own_channel and self._channel is not None:
-            await self._channel.close()
-            self._channel = None
+        if self._own_channel:
+            channels, self._channels = self._channels, []
+            for channel in channels:
+                await channel.close()
 
     # Models
 
@@ -217,10 +251,19 @@ class UnaryCalls:
             )
         return batch.outputs(responses)
 
-    def _open_channel(self) -> Any:
-        if self._channel is None:
+    def _open_channels(self) -> list[Any]:
+        if not self._channels:
             raise Disconnected("the client is not open: use it within `async with`", "CLOSED")
-        return self._channel
+        return self._channels
+
+    def _open_channel(self) -> Any:
+        """To the address that answered last."""
+        channels = self._open_channels()
+        return channels[self._place % len(channels)]
+
+    def _try_next(self) -> None:
+        """The address that was used did not answer."""
+        self._place += 1
 
     async def _unary(
         self, method: str, request: Message, response_type: type[_Response], timeout_seconds: float | None = None

@@ -109,7 +109,7 @@ class Prime(_message.Message):
     def __init__(self, inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., lengths: _Optional[bytes] = ...) -> None: ...
 
 class OpenSessions(_message.Message):
-    __slots__ = ("model", "version", "count", "max_in_flight", "idle_timeout_seconds", "prime", "initial_states", "package_digest")
+    __slots__ = ("model", "version", "count", "max_in_flight", "idle_timeout_seconds", "prime", "initial_states", "package_digest", "holder")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +118,7 @@ class OpenSessions(_message.Message):
     PRIME_FIELD_NUMBER: _ClassVar[int]
     INITIAL_STATES_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     count: int
@@ -126,7 +127,8 @@ class OpenSessions(_message.Message):
     prime: Prime
     initial_states: _containers.RepeatedCompositeFieldContainer[Tensor]
     package_digest: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., count: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., idle_timeout_seconds: _Optional[float] = ..., prime: _Optional[_Union[Prime, _Mapping]] = ..., initial_states: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., package_digest: _Optional[str] = ...) -> None: ...
+    holder: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., count: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., idle_timeout_seconds: _Optional[float] = ..., prime: _Optional[_Union[Prime, _Mapping]] = ..., initial_states: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., package_digest: _Optional[str] = ..., holder: _Optional[int] = ...) -> None: ...
 
 class SessionsOpened(_message.Message):
     __slots__ = ("session_ids", "handles", "epochs", "model", "version", "max_in_flight", "idle_timeout_seconds", "limits", "package_digest", "resume_tokens", "durable")
@@ -165,12 +167,16 @@ class Limits(_message.Message):
     def __init__(self, max_rows: _Optional[int] = ..., max_steps: _Optional[int] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
 
 class AttachSession(_message.Message):
-    __slots__ = ("session_id", "resume_token")
+    __slots__ = ("session_id", "resume_token", "holder", "resumes")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    RESUMES_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     resume_token: bytes
-    def __init__(self, session_id: _Optional[bytes] = ..., resume_token: _Optional[bytes] = ...) -> None: ...
+    holder: int
+    resumes: bool
+    def __init__(self, session_id: _Optional[bytes] = ..., resume_token: _Optional[bytes] = ..., holder: _Optional[int] = ..., resumes: _Optional[bool] = ...) -> None: ...
 
 class SessionAttached(_message.Message):
     __slots__ = ("handle", "epoch", "next_position", "model", "version", "max_in_flight", "limits", "package_digest", "durable_position", "durable")

@@ -1,0 +1,171 @@
+"""Sessions of one model share messages.
+
+Owns the steps that wait to be sent, and which of them share a message: by number of steps, each session at most once.
+Ends of streams share messages with each other. Must not know streams, or what becomes of a step.
+
+Ordering rule: a session's later step never overtakes an earlier one.
+
+Dimension key: B rows, T steps, E outputs emitted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from eddy.clients.errors import EddyError, from_detail, invalid
+from eddy.clients.tensors import MESSAGE_OVERHEAD_BYTES, Signature
+from eddy.v1 import errors_pb2, inference_pb2
+
+# The number of steps of a stream's end, which takes one position all the same.
+END = 0
+
+
+class Steppable(Protocol):
+    """What sending knows of a session.
+
+    Attributes:
+        num_rewinds: how often `sent_position` was set back. A step that was asked for before the last time fails
+            because an earlier one did, and says nothing about where the session is.
+    """
+
+    handle: bytes
+    sent_position: int
+    num_rewinds: int
+
+    def place(self, step: PendingStep) -> None:
+        """The step is about to be sent: it has a position now, if it had none."""
+
+    def drop(self, step: PendingStep) -> None:
+        """The step was cancelled before it was sent."""
+
+    def answer(self, step: PendingStep, outputs: list[np.ndarray], durable_position: int | None) -> None:
+        """The step is done; `durable_position` as the server said it, None where it did not."""
+
+    def refuse(self, step: PendingStep, error: EddyError) -> None:
+        """The step was not applied."""
+
+
+@dataclass(slots=True, eq=False)
+class PendingStep:
+    """A step of one session, or the end of its stream, that waits to be sent or answered.
+
+    Attributes:
+        inputs: one [T, ...] raw an input; none for the end.
+        num_steps: T; END for the end.
+        done: resolves to one array an output: [T, ...], or [E, ...] of those that a model emitted that looks ahead.
+        num_rewinds: the session's when this was asked for; if it has grown since, an earlier step has failed.
+        position: where it was sent to; None until then.
+        is_answered: it was, and is kept because what it did could still be lost.
+        digest: of its outputs, to compare with when it is run again; None where that is not to be compared.
+    """
+
+    session: Steppable
+    inputs: Sequence[bytes]
+    num_steps: int
+    done: asyncio.Future[list[np.ndarray]]
+    num_rewinds: int
+    position: int | None = None
+    is_answered: bool = False
+    digest: int | None = None
+
+    @property
+    def num_positions(self) -> int:
+        """How far it moves its session."""
+        return self.num_steps or 1
+
+    @property
+    def num_bytes(self) -> int:
+        """What keeping it takes."""
+        return sum(map(len, self.inputs)) + _ENTRY_BYTES
+
+
+# Beside its inputs, a step that is kept takes about so much.
+_ENTRY_BYTES = 256
+
+
+class Group:
+    """A queue of steps."""
+
+    def __init__(self, signature: Signature, max_rows: int, max_message_bytes: int) -> None:
+        self.signature = signature
+        self.max_rows = max_rows
+        self.max_message_bytes = max_message_bytes
+        self.max_bytes = max(1, max_message_bytes - MESSAGE_OVERHEAD_BYTES)
+        # Changed only by the connection. Steps in the order they were asked for.
+        self.pending: deque[PendingStep] = deque()
+
+    def check_size(self, num_steps: int) -> None:
+        """Refuses steps that no message can hold: the server would end the stream, and with it everybody's.
+
+        Raises:
+            InvalidInput: MESSAGE_TOO_LARGE.
+        """
+        size = self.signature.row_bytes(num_steps)
+        if size > self.max_message_bytes:
+            received = f"{num_steps} steps, {size} bytes"
+            raise invalid("MESSAGE_TOO_LARGE", "inputs", received, f"at most {self.max_message_bytes} bytes a session")
+
+    def rows_of_message(self, num_steps: int) -> int:
+        """Most rows of a message, at least one."""
+        return max(1, min(self.max_rows, self.max_bytes // self.signature.row_bytes(num_steps)))
+
+    def take(self) -> list[PendingStep]:
+        """The oldest step and all others of the same T that fit beside it, or ends; each has its position then.
+
+        Once a session is left out, it stays out. What was cancelled, or comes behind a failure, is not sent.
+        """
+        steps: list[PendingStep] = []
+        rest: deque[PendingStep] = deque()
+        left_out: set[int] = set()
+        num_steps = self.pending[0].num_steps
+        max_rows = self.rows_of_message(num_steps)
+        for step in self.pending:
+            session = step.session
+            if step.position is None and step.done.done():  # Cancelled before it was sent.
+                session.drop(step)
+                continue
+            if step.num_rewinds != session.num_rewinds:
+                session.refuse(step, behind_failure(session))
+                continue
+            key = id(session)
+            if step.num_steps != num_steps or len(steps) >= max_rows or key in left_out:
+                left_out.add(key)
+                rest.append(step)
+                continue
+            steps.append(step)
+            left_out.add(key)  # Each session at most once in a message.
+        self.pending = rest
+        for step in steps:
+            step.session.place(step)
+        return steps
+
+    def write_steps(self, chunk: inference_pb2.StepChunk, steps: Sequence[PendingStep]) -> None:
+        """Puts steps that `take` gave into a message."""
+        chunk.handles = b"".join([step.session.handle for step in steps])
+        chunk.positions = np.array([step.position for step in steps], "<u8").tobytes()
+        raw = [b"".join(arrays) for arrays in zip(*[step.inputs for step in steps], strict=True)]
+        self.write(chunk, len(steps), steps[0].num_steps, raw)
+
+    def write(self, chunk: inference_pb2.StepChunk, num_rows: int, num_steps: int, raw: Sequence[bytes]) -> None:
+        """Puts B rows of T steps, `raw` [B, T, ...] an input, or the end of B streams, into a message."""
+        chunk.num_steps = num_steps
+        if num_steps == END:
+            chunk.flush = True
+        else:
+            self.signature.write(chunk, raw, num_rows, num_steps)
+
+
+def behind_failure(session: Steppable) -> EddyError:
+    """Why a step is refused that was asked for before an earlier one was known to have failed."""
+    detail = errors_pb2.ErrorDetail(
+        reason=errors_pb2.ERROR_REASON_POSITION_AHEAD,
+        message="an earlier step of this session failed; this one was not sent",
+        next_position=session.sent_position,
+    )
+    return from_detail(detail)
