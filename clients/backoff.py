@@ -12,6 +12,10 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+# Longer than a server takes to start again with its models.
+RECONNECT_SECONDS = 60.0
+MAX_REPLAY_BYTES = 1 << 28
+
 
 @dataclass(frozen=True, slots=True)
 class Patience:
@@ -29,10 +33,10 @@ class Patience:
         ValueError: a time or size is not positive.
     """
 
-    reconnect_seconds: float = 60.0
+    reconnect_seconds: float = RECONNECT_SECONDS
     first_delay_seconds: float = 0.05
     max_delay_seconds: float = 2.0
-    max_replay_bytes: int = 1 << 28
+    max_replay_bytes: int = MAX_REPLAY_BYTES
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     draw: Callable[[], float] = random.random
@@ -86,5 +90,6 @@ class Backoff:
         if self._num_failures == 1:
             return 0.0
         # Beyond 32 doublings every delay is the longest one.
-        longest = min(patience.max_delay_seconds, patience.first_delay_seconds * 2 ** min(32, self._num_failures - 2))
+        num_doublings = min(32, self._num_failures - 2)
+        longest = min(patience.max_delay_seconds, patience.first_delay_seconds * (1 << num_doublings))
         return min(left, longest * (1 - patience.draw() / 2))

@@ -1,9 +1,9 @@
 """Many sessions of one model, stepped together by arrays.
 
-Owns their positions on the client's side. Must not know messages but for what an answer says of rows.
+Owns what callers say and see of them; `rows` sends it. Must not know messages but for those of resets and closing.
 
-Ordering rules: steps and resets take effect in the order they were asked for, without waiting for each other; a row
-whose step fails is set back, and the steps of that row asked for meanwhile fail likewise.
+Ordering rules: steps and resets take effect in the order they were asked for; a row whose step fails is set back, and
+the steps of that row that are under way behind it fail likewise; a reset has the sessions to itself.
 
 Dimension key: B sessions, T steps, E outputs emitted.
 """
@@ -11,40 +11,57 @@ Dimension key: B sessions, T steps, E outputs emitted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eddy.clients.connection import END, Connection, Group, Rows
-from eddy.clients.errors import BatchError, EddyError, from_detail, invalid
-from eddy.clients.results import Results, no_results, read_results
+from eddy.clients.connection import Connection
+from eddy.clients.errors import BatchError, Disconnected, EddyError, SessionEnded, from_detail, invalid
+from eddy.clients.group import END, Group
+from eddy.clients.link import Link
+from eddy.clients.results import Results, no_results
+from eddy.clients.room import Room
+from eddy.clients.rows import Answered, RowFlow
 from eddy.clients.tensors import Inputs, Outputs, RaggedOutputs
 from eddy.v1 import inference_pb2
-
-_TOKEN_BYTES = 16
 
 
 class SessionBatch:
     """B sessions of one model, stepped together by arrays. Made by `Client.batch` or `Client.open_batch`."""
 
-    def __init__(
-        self, connection: Connection, group: Group, opened: inference_pb2.SessionsOpened, start: int = 0
-    ) -> None:
-        self.ids: list[bytes] = list(opened.session_ids)
-        tokens = opened.resume_tokens
-        self.resume_tokens = [tokens[at : at + _TOKEN_BYTES] for at in range(0, len(tokens), _TOKEN_BYTES)]
+    def __init__(self, link: Link, room: Room, group: Group, opened: inference_pb2.SessionsOpened, holder: int) -> None:
         self.model = opened.model
         self.version = opened.version
-        # Changed only by `step`, `reset` and `close`; uint64 [B] each.
-        self.handles = np.frombuffer(opened.handles, "<u8").copy()
-        self.positions = np.full(len(self.ids), start, np.uint64)
-        # How often a position was set back, as in `Session`.
-        self._num_rewinds = np.zeros(len(self.ids), np.int64)
-        self._connection = connection
+        self._link = link
         self._group = group
+        # It has the positions and handles; changed only by the methods below.
+        self._flow = RowFlow(link, room, group, opened, holder)
         self._is_open = True
+
+    @property
+    def ids(self) -> list[bytes]:
+        """The sessions' ids."""
+        return self._flow.ids
+
+    @property
+    def resume_tokens(self) -> list[bytes]:
+        """What `Client.attach` asks for beside an id, in the order of `ids`."""
+        return self._flow.resume_tokens
+
+    @property
+    def handles(self) -> np.ndarray:
+        """As the present stream knows the sessions, uint64 [B]."""
+        return self._flow.handles
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Of the next steps to send, int64 [B]."""
+        return self._flow.positions
+
+    def begin(self, connection: Connection) -> None:
+        """The sessions were opened on this stream (called by the client)."""
+        self._link.add(self._flow, connection)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -160,52 +177,27 @@ class SessionBatch:
         """
         size = self._group.rows_of_message(num_steps)
         spans = [slice(start, start + size) for start in range(0, len(chosen), size)]
-        messages = [self._step_rows(arrays, chosen[span], span, num_steps) for span in spans]
-        answers = await asyncio.gather(*messages, return_exceptions=True)
-        signature = self._group.signature
+        flow = self._flow
+        await flow.room()
+        chunks = [flow.send(chosen[span], [array[span].tobytes() for array in arrays], num_steps) for span in spans]
+        answers = await asyncio.gather(*chunks, return_exceptions=True)
         parts: list[Results] = []
         errors: dict[int, EddyError] = {}
         refused: list[EddyError] = []
         for span, answer in zip(spans, answers, strict=True):
             count = len(chosen[span])
-            if isinstance(answer, EddyError):  # The whole message.
+            if isinstance(answer, Answered):
+                parts.append(answer.results)
+                errors |= {span.start + row: error for row, error in answer.errors.items()}
+            elif isinstance(answer, EddyError):  # The whole message.
                 refused.append(answer)
-                parts.append(no_results(signature, count, num_steps))
+                parts.append(no_results(self._group.signature, count, num_steps))
                 errors |= {span.start + row: answer for row in range(count)}
-            elif isinstance(answer, BaseException):
-                raise answer
             else:
-                step = answer.step
-                errors |= {span.start + error.row: from_detail(error.error) for error in step.errors}
-                if step.outputs:
-                    parts.append(read_results(signature, step, is_end=num_steps == END))
-                else:  # Every row was refused before the model was known.
-                    parts.append(no_results(signature, count, num_steps))
+                raise answer
         if len(refused) == len(spans):
             raise refused[0]
         return parts, errors
-
-    def _step_rows(
-        self, arrays: Sequence[np.ndarray], rows: np.ndarray, span: slice, num_steps: int
-    ) -> asyncio.Future[inference_pb2.StreamResponse]:
-        """Queues one message for `rows`, whose inputs are those in `span`, or for the end of their streams."""
-        raw = [array[span].tobytes() for array in arrays]
-        positions, rewinds = self.positions[rows], self._num_rewinds[rows]
-        message = Rows(self.handles[rows].tobytes(), positions.tobytes(), num_steps, raw)
-        # The next step may be asked for before this one is answered; rows that fail are set back then.
-        self.positions[rows] += np.uint64(num_steps or 1)
-
-        def answered(response: inference_pb2.StreamResponse | None) -> None:
-            failed = dict(enumerate(positions.tolist())) if response is None else {}
-            for error in response.step.errors if response is not None else ():
-                detail = error.error
-                failed[error.row] = detail.next_position if detail.HasField("next_position") else positions[error.row]
-            for row, position in failed.items():
-                if self._num_rewinds[rows[row]] == rewinds[row]:
-                    self.positions[rows[row]] = position
-                    self._num_rewinds[rows[row]] += 1
-
-        return self._connection.step_rows(self._group, message, answered)
 
     def _chosen(self, rows: ArrayLike | None) -> np.ndarray:
         """Indices of the rows to step, int64 [B]."""
@@ -225,31 +217,54 @@ class SessionBatch:
         return chosen
 
     async def reset(self) -> None:
-        """Every session back to position 0 and the initial state, after the steps before it.
+        """Every session back to position 0 and the initial state, after the steps before it."""
+        flow = self._flow
+        await flow.alone()
+        # Carried out whether or not its caller waits for it.
+        await asyncio.shield(self._link.begin(self._reset()))
 
-        Steps that are asked for before it is through are fenced.
-        """
-        request = inference_pb2.StreamRequest(reset=inference_pb2.ResetSessions(handles=self.handles.tobytes()))
-        response = await self._connection.request(request, self._reset_done)
+    async def _reset(self) -> None:
+        flow = self._flow
+
+        def build() -> inference_pb2.StreamRequest:
+            if flow.end_error is not None:
+                raise flow.end_error
+            return inference_pb2.StreamRequest(reset=inference_pb2.ResetSessions(handles=flow.handles.tobytes()))
+
+        try:
+            response, _ = await self._link.request(build, flow, self._reset_done)
+        finally:
+            flow.go_on()
         for error in response.reset.errors:
             raise from_detail(error.error)
 
-    def _reset_done(self, response: inference_pb2.StreamResponse | None) -> None:
+    def _reset_done(self, response: inference_pb2.StreamResponse) -> None:
         """The sessions that were reset have new handles; those that were not keep the old ones."""
-        if response is None:
-            return
         done = np.ones(len(self), np.bool_)
         done[[error.row for error in response.reset.errors]] = False
-        self.handles[done] = np.frombuffer(response.reset.handles, "<u8")[done]
-        self.positions[done] = 0
-        self._num_rewinds[done] += 1
+        self._flow.started_anew(np.frombuffer(response.reset.handles, "<u8"), done)
 
     async def close(self) -> None:
-        """Ends every session; ending them twice is fine."""
-        if self._is_open and self._connection.failure is None:
-            self._is_open = False
-            request = inference_pb2.StreamRequest(close=inference_pb2.CloseSessions(handles=self.handles.tobytes()))
-            await self._connection.request(request)
+        """Ends every session; ending them twice is fine. While there is no stream, they end once there is."""
+        if not self._is_open or self._flow.end_error is not None:
+            return
+        self._is_open = False
+        closing = self._link.begin(self._close())
+        if not self._link.is_away(self._flow):
+            await asyncio.shield(closing)
+
+    async def _close(self) -> None:
+        flow = self._flow
+
+        def build() -> inference_pb2.StreamRequest:
+            return inference_pb2.StreamRequest(close=inference_pb2.CloseSessions(handles=flow.live_handles()))
+
+        try:
+            await self._link.request(build, flow)
+        except Disconnected:
+            pass  # They end once they are idle for too long.
+        finally:
+            flow.end(SessionEnded("the sessions were closed", "SESSION_CLOSED"))
 
     async def __aenter__(self) -> SessionBatch:
         return self

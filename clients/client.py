@@ -21,7 +21,6 @@ from eddy.clients.sampling import GenerateOptions, Prompt, generate_request
 from eddy.clients.session import Session, SessionGrant
 from eddy.clients.start import Prime, Primes, Start, States, start_of_many, start_of_one
 from eddy.clients.tensors import MESSAGE_OVERHEAD_BYTES, Signature
-from eddy.clients.tls import Tls
 from eddy.clients.unary import ClientOptions, UnaryCalls
 from eddy.v1 import generation_pb2, inference_pb2
 
@@ -126,9 +125,7 @@ class Client(UnaryCalls):
         begin = None
         if prime is not None or initial_states is not None:
             begin = partial(start_of_one, prime=prime, states=initial_states)
-        opened, stream, group, holder = await self._open(
-            model, version, 1, max_in_flight, idle_timeout_seconds, begin
-        )
+        opened, stream, group, holder = await self._open(model, version, 1, max_in_flight, idle_timeout_seconds, begin)
         grant = SessionGrant(
             opened.session_ids[0],
             int.from_bytes(opened.handles, "little"),
@@ -165,7 +162,7 @@ class Client(UnaryCalls):
             begin = partial(start_of_many, primes=prime, states=initial_states, count=count)
         opened, stream, group, holder = await self._open(model, version, count, max_in_flight, 0.0, begin)
         batch = SessionBatch(self._link(), self._room, group, opened, holder)
-        self._link().add(batch, stream)
+        batch.begin(stream)
         return batch
 
     async def attach(self, session_id: bytes, resume_token: bytes = b"") -> Session:

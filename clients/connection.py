@@ -143,15 +143,24 @@ class Connection:
             if on_answer is not None:
                 on_answer(answer)
             if done.done():
-                if not isinstance(answer, EddyError) and answer.HasField("opened"):
-                    self.discard(answer.opened.handles)
+                if not isinstance(answer, EddyError):
+                    self._close_opened(answer)
             elif isinstance(answer, EddyError):
                 done.set_exception(answer)
             else:
                 done.set_result(answer)
 
         self.post(request, answered, lambda: not done.cancelled())
-        return await done
+        try:
+            return await done
+        except asyncio.CancelledError:
+            if done.done() and not done.cancelled() and done.exception() is None:  # It came at the same moment.
+                self._close_opened(done.result())
+            raise
+
+    def _close_opened(self, answer: inference_pb2.StreamResponse) -> None:
+        if answer.HasField("opened"):
+            self.discard(answer.opened.handles)
 
     def discard(self, handles: bytes) -> None:
         """Closes sessions that nobody got, without waiting."""

@@ -52,9 +52,7 @@ class Link:
         on_ended: told the handle of a session, and why, when the server ends it by itself.
     """
 
-    def __init__(
-        self, channels: Sequence[Any], patience: Patience, on_ended: Callable[[int, EddyError], None]
-    ) -> None:
+    def __init__(self, channels: Sequence[Any], patience: Patience, on_ended: Callable[[int, EddyError], None]) -> None:
         self.patience = patience
         self._channels = channels
         self._on_ended = on_ended
@@ -181,7 +179,8 @@ class Link:
             try:
                 return await connection.request(build(), answered), connection
             except (Disconnected, ServerBusy):
-                if connection.failure is None and not connection.is_leaving:
+                is_over = connection.failure is not None or connection.is_leaving
+                if not is_over or (connection.has_answered and not self.patience.is_any):
                     raise
                 if self._connection is connection:  # It is about to end.
                     await self._changed.wait()

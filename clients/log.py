@@ -72,7 +72,8 @@ class SessionLog:
             self.durable_position = durable_position
         if step.is_answered:
             if step.digest is not None and step.digest != digest_of(outputs):
-                raise diverged(step)
+                assert step.position is not None
+                raise diverged(step.position)
         else:
             step.is_answered = True
             if self.is_durable and self._compares:
@@ -129,7 +130,7 @@ class SessionLog:
                 cursor = end_of(step)
                 again.append(step)
             elif end_of(step) > position:
-                raise within(step, position)
+                raise within(step.position, step.num_positions, position)
             elif not step.is_answered:
                 again.append(step)
         if cursor != sent_position:
@@ -161,19 +162,19 @@ def lost(first: int, end: int) -> EddyError:
     return StepsLost(first, end)
 
 
-def within(step: PendingStep, position: int) -> EddyError:
+def within(begin: int, num_steps: int, position: int) -> EddyError:
     """The server stands where no step of this session ended."""
     return OutOfOrder(
-        f"the session stands at {position}, within the step from {step.position} to {end_of(step)} that was sent here:"
+        f"the session stands at {position}, within the step from {begin} to {begin + num_steps} that was sent here:"
         " another client has stepped it",
         "POSITION_BEHIND",
     )
 
 
-def diverged(step: PendingStep) -> EddyError:
+def diverged(position: int) -> EddyError:
     """A step that was run again gave other outputs."""
     return DivergedError(
-        f"the step at {step.position} was run again after the server had lost it, and its outputs are not those that"
-        " were given before",
+        f"the step at {position} was run again after the server had lost it, and its outputs are not those that were"
+        " given before",
         "DIVERGED",
     )

@@ -24,20 +24,20 @@ class Results:
         counts: outputs that count, of each row, int64 [B]; None: all of them.
     """
 
-    __slots__ = ("_counts", "arrays")
+    __slots__ = ("arrays", "counts")
 
     def __init__(self, arrays: list[np.ndarray], counts: Sequence[int] | None) -> None:
         self.arrays = arrays
-        self._counts = counts
+        self.counts = counts
 
     def __len__(self) -> int:
         return len(self.arrays[0])
 
     def row(self, row: int) -> list[np.ndarray]:
         """A row's outputs, one [T, ...] or [E, ...] each."""
-        if self._counts is None:
+        if self.counts is None:
             return [array[row] for array in self.arrays]
-        return [array[row, : self._counts[row]] for array in self.arrays]
+        return [array[row, : self.counts[row]] for array in self.arrays]
 
 
 def read_results(signature: Signature, step: inference_pb2.StepResult, *, is_end: bool = False) -> Results:
@@ -47,6 +47,22 @@ def read_results(signature: Signature, step: inference_pb2.StepResult, *, is_end
         return Results(arrays, np.frombuffer(step.emitted, "<i8").tolist())
     # Nothing is held back by a model that answers every step at once.
     return Results([array[:, :0] for array in arrays] if is_end else arrays, None)
+
+
+def expanded(results: Results, picks: np.ndarray, num_rows: int) -> Results:
+    """The same for `num_rows` rows, of which these are those in `picks` int64 [n]; the others are zero."""
+    arrays = []
+    for array in results.arrays:
+        whole = np.zeros((num_rows, *array.shape[1:]), array.dtype)
+        whole[picks] = array
+        arrays.append(whole)
+    counts = results.counts
+    if counts is None:
+        return Results(arrays, None)
+    spread = [0] * num_rows
+    for place, count in zip(picks.tolist(), counts, strict=True):
+        spread[place] = count
+    return Results(arrays, spread)
 
 
 def no_results(signature: Signature, num_rows: int, num_steps: int) -> Results:

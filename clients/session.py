@@ -66,7 +66,7 @@ class Session:
     """One session. Made by `Client.session`, `Client.open` or `Client.attach`, not directly."""
 
     def __init__(
-        self, link: Link, room: Room, group: Group, grant: SessionGrant, track: Callable[[Session, int | None], None]
+        self, link: Link, room: Room, group: Group, grant: SessionGrant, track: Callable[[Session, int], None]
     ) -> None:
         self.id = grant.session_id
         self.resume_token = grant.resume_token
@@ -98,6 +98,7 @@ class Session:
         self._end: EddyError | None = None
         self._is_closing = False
         self._is_resetting = False
+        self._is_unchecked = False
         self._is_lent = False
 
     @property
@@ -286,6 +287,7 @@ class Session:
         self._renew(answer.handle)
         if answer.durable:
             self._log.durable_position = max(self._log.durable_position, answer.durable_position)
+        self._is_unchecked = self._is_resetting
         if self._is_closing or self._is_resetting:  # Where it stands does not matter any more.
             return
         if self._is_lent:  # The generation that has it finds out.
@@ -372,10 +374,13 @@ class Session:
             raise
         finally:
             self._is_resetting = False
+            if self._is_unchecked and self._end is None:  # Taken back meanwhile, and then it was not reset.
+                self._link.recover(self)
             self._turns.release(self.max_in_flight)
 
     def _reset_done(self, response: inference_pb2.StreamResponse) -> None:
         if not response.reset.errors:
+            self._is_unchecked = False
             self._log.clear()
             self._log.durable_position = 0
             self.sent_position = 0
@@ -429,7 +434,9 @@ class Session:
                     self._check_end()
                     return inference_pb2.StreamRequest(attach=self._attachment())
 
-                await self._link.request(build, self, self._recovered)
+                _, connection = await self._link.request(build, self, self._recovered)
+                if self._is_closing:  # By the handle of before, which is fenced.
+                    connection.discard(self.handle)
         except ServerBusy:
             pass
         except EddyError as error:

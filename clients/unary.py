@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 from google.protobuf.message import Message
 
-from eddy.clients.backoff import Patience
+from eddy.clients.backoff import MAX_REPLAY_BYTES, RECONNECT_SECONDS, Patience
 from eddy.clients.catalog import Catalog
 from eddy.clients.errors import Disconnected, InvalidInput, NotFound, from_rpc
 from eddy.clients.sequences import SequenceBatch
@@ -59,8 +59,8 @@ class UnaryCalls:
         *,
         tls: Tls | None = None,
         channel: Any = None,
-        reconnect_seconds: float = Patience.reconnect_seconds,
-        max_replay_bytes: int = Patience.max_replay_bytes,
+        reconnect_seconds: float = RECONNECT_SECONDS,
+        max_replay_bytes: int = MAX_REPLAY_BYTES,
         patience: Patience | None = None,
     ) -> None:
         self._targets = [each.strip() for each in target.split(",")]

@@ -440,25 +440,33 @@ class Host:
         self.dispatcher.notify(model)
 
     def attach(
-        self, session_id: bytes, resume_token: bytes, stream: int, done: Callable[[int | EddyError], None]
+        self,
+        session_id: bytes,
+        resume_token: bytes,
+        stream: int,
+        done: Callable[[int | EddyError], None],
+        holder: int = 0,
+        *,
+        resumes: bool = False,
     ) -> None:
         """`stream` takes over a session once the chunks before it are through; `done` is told its row.
 
         A session that the state store has is brought back first; where sessions are kept there, `done` is told once
-        the store has the new epoch. `done` is told an error if the session or the stream has ended by then.
+        the store has the new epoch. `done` is told an error if the session or the stream has ended by then, or if
+        `holder` comes back to what is another's (see `SessionTable.attach`).
 
         Raises:
             EddyError: unknown session, another's token, draining.
         """
         self.refuse_if_draining()
         if self.durability is None or self.durability.recaller.is_present(session_id):
-            self._attach(session_id, resume_token, stream, done)
+            self._attach(session_id, resume_token, stream, done, holder, resumes=resumes)
             return
 
         async def recall() -> None:
             try:
                 await self.recall(session_id)
-                self._attach(session_id, resume_token, stream, done)
+                self._attach(session_id, resume_token, stream, done, holder, resumes=resumes)
             except EddyError as error:
                 done(error)
             except Exception:  # noqa: BLE001  the task's root: one request fails, with its traceback in the log
@@ -468,7 +476,14 @@ class Host:
         self._in_background(recall())
 
     def _attach(
-        self, session_id: bytes, resume_token: bytes, stream: int, done: Callable[[int | EddyError], None]
+        self,
+        session_id: bytes,
+        resume_token: bytes,
+        stream: int,
+        done: Callable[[int | EddyError], None],
+        holder: int,
+        *,
+        resumes: bool,
     ) -> None:
         """`attach` for a session that is open here."""
         row = self.table.row_of_id(session_id)
@@ -477,12 +492,12 @@ class Host:
         def take_over() -> None:
             try:
                 found = self.table.row_of_id(session_id)
+                if stream not in self._ended_listeners:
+                    return
+                self.table.attach(found, stream, holder, resumes=resumes)
             except EddyError as error:
                 done(error)
                 return
-            if stream not in self._ended_listeners:
-                return
-            self.table.attach(found, stream)
             handle = self.table.handle.item(found)
             if self.durability is None:
                 done(found)

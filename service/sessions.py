@@ -108,11 +108,13 @@ class Identity:
 
     Attributes:
         session_ids, resume_tokens: uint8 [B, 16]; epochs: uint32 [B], those that they had; the new ones lie beyond.
+        holders: uint64 [B], see `SessionTable.attach`; 0 without.
     """
 
     session_ids: np.ndarray
     resume_tokens: np.ndarray
     epochs: np.ndarray
+    holders: np.ndarray | None = None
 
 
 class SessionTable:
@@ -159,6 +161,8 @@ class SessionTable:
         self._status = np.zeros(rows, np.int8)
         self._ids = np.zeros((rows, SESSION_ID_BYTES), np.uint8)
         self._tokens = np.zeros((rows, SESSION_ID_BYTES), np.uint8)
+        # What its client calls itself, so that it is known when it comes back; 0: it has not said.
+        self.holder = np.zeros(rows, np.uint64)
         # What the state store has: steps before this position (-1: nothing), under this epoch (0: nothing).
         self.durable_position = np.full(rows, NOT_STORED, np.int64)
         self.stored_epoch = np.zeros(rows, np.uint32)
@@ -408,11 +412,14 @@ class SessionTable:
         self.durable_position[rows] = NOT_STORED
         self.stored_epoch[rows] = 0
         self.is_durable[rows] = False
+        self.holder[rows] = 0
         if identity is None:
             secrets = np.frombuffer(self._random_bytes(2 * SESSION_ID_BYTES * count), np.uint8)
             self._ids[rows], self._tokens[rows] = secrets.reshape(2, count, SESSION_ID_BYTES)
         else:
             self._ids[rows], self._tokens[rows] = identity.session_ids, identity.resume_tokens
+            if identity.holders is not None:
+                self.holder[rows] = identity.holders
             self._raise_epochs(rows, identity.epochs)
             self._first_epoch[rows] = self.handle[rows] >> EPOCH_SHIFT
         self._index.add(rows, self._ids)
@@ -424,8 +431,24 @@ class SessionTable:
         after = np.maximum(present, epochs.astype(np.uint64) + np.uint64(1))
         self.handle[rows] = after << EPOCH_SHIFT | rows.astype(np.uint64)
 
-    def attach(self, row: int, stream: int) -> None:
-        """`stream` takes over the open session in `row`: a new epoch fences every older handle."""
+    def attach(self, row: int, stream: int, holder: int = 0, *, resumes: bool = False) -> None:
+        """`stream` takes over the open session in `row`: a new epoch fences every older handle.
+
+        Args:
+            holder: the client, by a number of its own; resumes: it had the session, and takes it back only where
+                nobody else has taken it since.
+
+        Raises:
+            ClientError: FENCED; nothing has changed.
+        """
+        last, present = int(self.holder[row]), int(self.handle[row]) >> 32
+        if resumes and last not in (0, holder):
+            raise ClientError(
+                Reason.FENCED,
+                f"holder: another client has taken the session over, which is in epoch {present} now",
+                Detail("holder", "the holder of before", "the session's present holder", epoch=present),
+            )
+        self.holder[row] = holder
         self._apply(np.array([row]), Event.ATTACH)
         self._new_epoch(np.array([row]))
         self.route[row] = route(stream, self.model_of(row))

@@ -214,6 +214,7 @@ class StreamConnection(Connection):
             start,
             is_durable=True,
         )
+        self._host.table.holder[opened.rows] = request.holder
         if opened.ready is None:
             self._send_opened(tag, opened)
         else:
@@ -265,7 +266,14 @@ class StreamConnection(Connection):
             )
             self._send(inference_pb2.StreamResponse(tag=tag, attached=message))
 
-        self._host.attach(request.session_id, request.resume_token, self.number, attached)
+        self._host.attach(
+            request.session_id,
+            request.resume_token,
+            self.number,
+            attached,
+            request.holder,
+            resumes=request.resumes,
+        )
 
     def _close(self, tag: int, request: inference_pb2.CloseSessions) -> None:
         handles = codec.read_handles(request.handles, "close.handles")

@@ -104,7 +104,8 @@ def test_a_message_that_fails_alone(repository: Path) -> None:
     """When the server begins to drain between a step's messages, the rows that went through are not lost."""
 
     async def scenario() -> None:
-        async with connected(configure(repository, model={"max_rows": 2})) as (loopback, client, recorder):
+        config = configure(repository, model={"max_rows": 2})
+        async with connected(config, reconnect_seconds=0) as (loopback, client, recorder):
             batch = await client.open_batch("history", 6)
             row = loopback.host.table.row_of_id(batch.ids[0])
             recorder.hold_after = 1
@@ -127,7 +128,7 @@ def test_a_message_that_fails_alone(repository: Path) -> None:
 
 
 def test_steps_at_once_on_the_same_rows(repository: Path) -> None:
-    """They take effect in the order of asking, without waiting for each other; so does a reset behind them."""
+    """They take effect in the order of asking; so does a reset behind them."""
 
     async def scenario() -> None:
         async with connected(configure(repository)) as (_, client, _), client.batch("history", 3) as batch:
@@ -143,7 +144,10 @@ def test_a_failure_ahead_of_a_step_at_once(repository: Path) -> None:
     """A row that fails fails in the step behind it, too, and is then where it was."""
 
     async def scenario() -> None:
-        async with connected(configure(repository)) as (_, client, _), client.batch("digits", 2) as batch:
+        async with (
+            connected(configure(repository)) as (_, client, _),
+            client.batch("digits", 2, max_in_flight=2) as batch,
+        ):
             results = await asyncio.gather(batch.step([1, 10]), batch.step([2, 2]), return_exceptions=True)
             assert [type(result) for result in results] == [BatchError, BatchError]
             assert isinstance(results[1], BatchError)
@@ -183,7 +187,7 @@ def test_a_cancelled_step_of_a_batch(repository: Path, *, is_sent: bool) -> None
 
 
 def test_reset_and_ended_sessions_of_a_batch(repository: Path) -> None:
-    """A session taken away by another client is fenced alone; after the batch is closed, every row says so."""
+    """A session taken away by another client is fenced alone; nothing goes after the batch is closed."""
 
     async def scenario() -> None:
         async with connected(configure(repository)) as (_, client, _):
@@ -201,9 +205,8 @@ def test_reset_and_ended_sessions_of_a_batch(repository: Path) -> None:
             assert await taken.step(6) == 256
             await batch.close()
             assert await taken.step(7) == 2567
-            with pytest.raises(BatchError) as caught:
+            with pytest.raises(SessionEnded):
                 await batch.step([1, 1, 1])
-            assert {type(error) for error in caught.value.errors.values()} == {SessionEnded, Fenced}
 
     run(scenario())
 

@@ -395,7 +395,7 @@ def test_a_server_that_goes_while_it_writes() -> None:
             async with (
                 Proxy(loopback.server.port).serve() as proxy,
                 channel_to(proxy.port) as channel,
-                Client(channel=channel) as far,
+                Client(channel=channel, reconnect_seconds=0) as far,
             ):
                 session = await far.open(MODEL)
                 async with far.generate(session=session, prompt=PROMPT) as generation:

@@ -63,14 +63,14 @@ def test_taking_a_session_over(repository: Path) -> None:
 
 
 def test_the_connection_breaks(repository: Path) -> None:
-    """Every call that waits fails with `Disconnected`; a new stream takes the sessions over and goes on."""
+    """A client that does not come back by itself: every call that waits fails with `Disconnected`; sessions stay."""
 
     async def scenario() -> None:
         async with (
             serve(configure(repository)) as loopback,
             Proxy(loopback.server.port).serve() as proxy,
             channel_to(proxy.port) as channel,
-            Client(channel=channel) as client,
+            Client(channel=channel, reconnect_seconds=0) as client,
         ):
             sessions = [await client.open("history", max_in_flight=2) for _ in range(6)]
             batch = await client.open_batch("history", 2)
@@ -109,7 +109,7 @@ def test_a_server_that_stops(repository: Path) -> None:
 
     async def scenario() -> None:
         async with serve(configure(repository)) as loopback:
-            client = Client(f"127.0.0.1:{loopback.server.port}")
+            client = Client(f"127.0.0.1:{loopback.server.port}", reconnect_seconds=0)
             await client.__aenter__()
             session = await client.open("history")
             assert await session.step(1) == 1
@@ -206,7 +206,7 @@ def test_a_draining_server(repository: Path) -> None:
     """Steps and openings are refused with DRAINING and applied nowhere; closing still works."""
 
     async def scenario() -> None:
-        async with connected(configure(repository)) as (loopback, client, _):
+        async with connected(configure(repository), reconnect_seconds=0) as (loopback, client, _):
             session = await client.open("history")
             batch = await client.open_batch("history", 2)
             await session.step(1)
@@ -223,7 +223,7 @@ def test_a_draining_server(repository: Path) -> None:
             assert session.position == 1
             assert batch.positions.tolist() == [0, 0]
             await batch.close()
-            async with Client(channel=loopback.channel) as late:
+            async with Client(channel=loopback.channel, reconnect_seconds=0) as late:
                 with pytest.raises(ServerBusy) as caught:
                     await late.open("history")
                 assert caught.value.reason == "DRAINING"

@@ -18,6 +18,7 @@ import numpy as np
 from loopback import PATIENCE_SECONDS, Loopback, serve
 
 from eddy import Client
+from eddy.clients.backoff import RECONNECT_SECONDS
 from eddy.service.config import Config
 from eddy.v1 import inference_pb2
 
@@ -113,10 +114,11 @@ class RecordedCall:
 
 @asynccontextmanager
 async def connected(config: Config, **options: Any) -> AsyncIterator[tuple[Loopback, Client, Recorder]]:
-    """A server, and a client over a recorder."""
+    """A server, and a client over a recorder; `reconnect_seconds` is the client's, other options are the server's."""
+    reconnect_seconds = options.pop("reconnect_seconds", RECONNECT_SECONDS)
     async with serve(config, **options) as loopback:
         recorder = Recorder(loopback.channel)
-        async with Client(channel=recorder) as client:
+        async with Client(channel=recorder, reconnect_seconds=reconnect_seconds) as client:
             yield loopback, client, recorder
 
 
