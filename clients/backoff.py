@@ -55,6 +55,13 @@ class Patience:
         return self.reconnect_seconds > 0
 
 
+@dataclass(slots=True)
+class Contact:
+    """Whether the server has answered anything: what never did is not waited for, and neither is what is given up."""
+
+    is_made: bool = False
+
+
 class Backoff:
     """The attempts since something worked last."""
 

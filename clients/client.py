@@ -324,5 +324,5 @@ class Client(UnaryCalls):
     def _link(self) -> Link:
         """The way to the server; made when it is first used."""
         if self._link_now is None:
-            self._link_now = Link(self._open_channels(), self._patience, self._ended)
+            self._link_now = Link(self._open_channels(), self._patience, self._contact, self._ended)
         return self._link_now

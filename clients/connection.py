@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import grpc
 import numpy as np
 
-from eddy.clients.errors import Disconnected, EddyError, ServerBusy, from_detail, from_rpc
+from eddy.clients.errors import Disconnected, EddyError, can_pass, from_detail, from_rpc
 from eddy.clients.group import END, Group, PendingStep
 from eddy.clients.results import read_results
 from eddy.v1 import inference_pb2
@@ -299,8 +299,7 @@ class Connection:
     def _fail_by(self, error: grpc.RpcError) -> None:
         failure = from_rpc(error)
         # Anything else is an answer, and the next stream would get the same.
-        can_retry = isinstance(failure, Disconnected | ServerBusy) and failure.reason not in _FINAL_CODES
-        self._fail(failure, is_final=not can_retry)
+        self._fail(failure, is_final=not can_pass(failure))
 
     def _fail(self, error: EddyError, *, is_final: bool = False) -> None:
         """Ends the stream for everybody who waits, and both tasks with it."""
@@ -318,10 +317,6 @@ class Connection:
                 item.on_answer(error)
         self._wake.set()
         self._call.cancel()
-
-
-# What another attempt does not change.
-_FINAL_CODES = {"UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED", "INVALID_ARGUMENT"}
 
 
 def _cancelled() -> Disconnected:

@@ -203,3 +203,13 @@ def _status_of_aio(error: grpc.RpcError):  # type: ignore[no-untyped-def]  # goo
         if key == "grpc-status-details-bin" and isinstance(value, bytes):
             return status_pb2.Status.FromString(value)
     return None
+
+
+def can_pass(error: EddyError) -> bool:
+    """It is about the connection, or a server that is going: the same may succeed later, or elsewhere."""
+    is_network = isinstance(error, Disconnected) and error.reason not in _FINAL_CODES
+    return is_network or (isinstance(error, ServerBusy) and error.reason == "DRAINING")
+
+
+# What another attempt does not change; and what the client said itself.
+_FINAL_CODES = {"UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT", "CLOSED"}

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
-from eddy.clients.backoff import Backoff, Patience
+from eddy.clients.backoff import Backoff, Contact, Patience
 from eddy.clients.connection import Connection
 from eddy.clients.errors import Disconnected, EddyError, ModelUnavailable, ServerBusy
 from eddy.v1 import inference_pb2
@@ -52,7 +52,13 @@ class Link:
         on_ended: told the handle of a session, and why, when the server ends it by itself.
     """
 
-    def __init__(self, channels: Sequence[Any], patience: Patience, on_ended: Callable[[int, EddyError], None]) -> None:
+    def __init__(
+        self,
+        channels: Sequence[Any],
+        patience: Patience,
+        contact: Contact,
+        on_ended: Callable[[int, EddyError], None],
+    ) -> None:
         self.patience = patience
         self._channels = channels
         self._on_ended = on_ended
@@ -61,7 +67,7 @@ class Link:
         self._place = 0
         self._connection: Connection | None = None
         self._begun_seconds = 0.0
-        self._was_up = False
+        self._contact = contact
         self._is_closed = False
         self._error: EddyError = Disconnected("the client has not connected", "UNAVAILABLE")
         self._num_given_up = 0
@@ -206,7 +212,7 @@ class Link:
         self._connection = None
         self._error = error
         lasted = self.patience.clock() - self._begun_seconds >= _LASTING_SECONDS
-        self._was_up = self._was_up or connection.has_answered
+        self._contact.is_made = self._contact.is_made or connection.has_answered
         if connection.has_progressed or lasted:
             self._backoff.worked()
         self._backoff.failed()
@@ -237,7 +243,7 @@ class Link:
 
     def _next_delay_seconds(self) -> float | None:
         """Before the next stream; None: there is none. What never worked is not waited for."""
-        if self._was_up and self.patience.is_any:
+        if self._contact.is_made and self.patience.is_any:
             return self._backoff.delay_seconds()
         return 0.0 if self._backoff.num_failures < len(self._channels) else None
 
@@ -248,7 +254,7 @@ class Link:
             self._away.pop(key, None)
             member.give_up(error)
         if self._connection is None:
-            self._was_up = False
+            self._contact.is_made = False
             self._num_given_up += 1
         self._backoff.worked()
         self._tell_change()

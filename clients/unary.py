@@ -14,9 +14,9 @@ import grpc
 import numpy as np
 from google.protobuf.message import Message
 
-from eddy.clients.backoff import MAX_REPLAY_BYTES, RECONNECT_SECONDS, Patience
+from eddy.clients.backoff import MAX_REPLAY_BYTES, RECONNECT_SECONDS, Backoff, Contact, Patience
 from eddy.clients.catalog import Catalog
-from eddy.clients.errors import Disconnected, InvalidInput, NotFound, from_rpc
+from eddy.clients.errors import Disconnected, InvalidInput, NotFound, can_pass, from_rpc
 from eddy.clients.sequences import SequenceBatch
 from eddy.clients.start import Primes, States
 from eddy.clients.tensors import Sequences, Signature
@@ -70,6 +70,7 @@ class UnaryCalls:
         # Changed only by `__aenter__` and `close`, on one event loop.
         self._channels: list[Any] = [] if channel is None else [channel]
         self._place = 0
+        self._contact = Contact()
         self._catalog = Catalog(self._get_model)
 
     async def __aenter__(self) -> Self:
@@ -268,9 +269,29 @@ class UnaryCalls:
     async def _unary(
         self, method: str, request: Message, response_type: type[_Response], timeout_seconds: float | None = None
     ) -> _Response:
-        call = self._open_channel().unary_unary(f"/eddy.v1.{method}")
-        try:
-            data = await call(request.SerializeToString(), timeout=timeout_seconds)
-        except grpc.RpcError as error:
-            raise from_rpc(error) from error
-        return response_type.FromString(data)
+        """Asks until there is an answer: every call may be carried out twice."""
+        clock, backoff = self._patience.clock, Backoff(self._patience)
+        deadline = None if timeout_seconds is None else clock() + timeout_seconds
+        while True:
+            left = None if deadline is None else max(0.0, deadline - clock())
+            call = self._open_channel().unary_unary(f"/eddy.v1.{method}")
+            try:
+                data = await call(request.SerializeToString(), timeout=left)
+            except grpc.RpcError as error:
+                failure = from_rpc(error)
+                backoff.failed()
+                delay = self._delay_seconds(backoff) if can_pass(failure) else None
+                if delay is None or (deadline is not None and clock() + delay >= deadline):
+                    raise failure from error
+                self._try_next()
+                if delay:
+                    await self._patience.sleep(delay)
+            else:
+                self._contact.is_made = True
+                return response_type.FromString(data)
+
+    def _delay_seconds(self, backoff: Backoff) -> float | None:
+        """Before the next attempt; None: there is none. What never answered is not waited for."""
+        if self._contact.is_made and self._patience.is_any:
+            return backoff.delay_seconds()
+        return 0.0 if backoff.num_failures < len(self._channels) else None

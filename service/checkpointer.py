@@ -312,6 +312,7 @@ class Checkpointer:
             idle_timeout_seconds=table.idle_timeouts_of(rows).astype(np.float64),
             expires_at=now + table.seconds_left(rows),
             written_at=now,
+            holders=table.holder[rows],
             has_own_start=table.has_own_start[rows],
             is_initial=table.read_slot[rows] == INITIAL_SLOT,
             states=tuple(states),

@@ -99,7 +99,7 @@ class Recaller:
                 record.max_in_flight,
                 record.idle_timeout_seconds,
                 has_same_ports=self._checkpointer.model_of(model).ports == record.model.ports,
-                identity=Identity(raw_id, token, epochs),
+                identity=Identity(raw_id, token, epochs, np.array([record.holder], np.uint64)),
             )
             rows = np.array([row])
             handle = self._table.handle.item(row)

@@ -96,6 +96,7 @@ def _heads(checkpoint: Checkpoint, sizes: np.ndarray, model_bytes: int, state_by
     heads["next_position"], heads["max_in_flight"] = checkpoint.next_positions, checkpoint.max_in_flight
     heads["idle_timeout_seconds"] = checkpoint.idle_timeout_seconds
     heads["expires_at"], heads["written_at"] = checkpoint.expires_at, checkpoint.written_at
+    heads["holder"] = checkpoint.holders
     heads["num_replies"] = checkpoint.replies.counts
     return heads.view(np.uint8).reshape(len(sizes), HEAD.itemsize)
 
@@ -204,6 +205,7 @@ def _decode(data: bytes, field: str) -> Record:
         idle_timeout_seconds=times[0],
         expires_at=times[1],
         written_at=times[2],
+        holder=int(head["holder"]),
         has_own_start=bool(flags & HAS_OWN_START),
         is_initial=is_initial,
         states=_read_states(model, body[model_end:table_start], is_initial=is_initial),

@@ -34,6 +34,7 @@ HEAD = np.dtype(
         ("idle_timeout_seconds", "<f8"),
         ("expires_at", "<f8"),
         ("written_at", "<f8"),
+        ("holder", "<u8"),
         ("model_bytes", "<u4"),
         ("state_bytes", "<u4"),
         ("num_replies", "<u4"),
@@ -61,6 +62,7 @@ class Checkpoint:
             0: it must have none.
         next_positions: int64 [B]; max_in_flight: uint32 [B].
         idle_timeout_seconds, expires_at: float64 [B], the latter in unix seconds; written_at: unix seconds.
+        holders: uint64 [B], see `SessionTable.attach`; 0 in a snapshot.
         has_own_start: bool [B], they began with states of their own.
         is_initial: bool [B], they have the model's initial states: none are stored.
         states: one array a state, [B, ...], in the contract's order; what is initial may hold anything.
@@ -78,6 +80,7 @@ class Checkpoint:
     idle_timeout_seconds: np.ndarray
     expires_at: np.ndarray
     written_at: float
+    holders: np.ndarray
     has_own_start: np.ndarray
     is_initial: np.ndarray
     states: tuple[np.ndarray, ...]
@@ -131,6 +134,7 @@ class Record:
     idle_timeout_seconds: float
     expires_at: float
     written_at: float
+    holder: int
     has_own_start: bool
     is_initial: bool
     states: tuple[np.ndarray, ...]

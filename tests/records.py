@@ -48,6 +48,7 @@ def checkpoint(num_sessions: int, seed: int = 0, replies: KeptColumns | None = N
         idle_timeout_seconds=draw.random(num_sessions) * 1e5,
         expires_at=NEVER + draw.random(num_sessions),
         written_at=1.5e9,
+        holders=draw.integers(0, 1 << 62, num_sessions).astype(np.uint64),
         has_own_start=draw.random(num_sessions) < 0.5,
         is_initial=np.arange(num_sessions) % 3 == 2,
         states=(

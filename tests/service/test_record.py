@@ -92,6 +92,7 @@ def test_the_format_is_what_the_documents_say() -> None:
         next_positions=np.array([6]),
         idle_timeout_seconds=np.array([60.0]),
         expires_at=np.array([4e9]),
+        holders=np.array([1 << 63], np.uint64),
         has_own_start=np.array([True]),
     )
     model = b"".join(
@@ -102,11 +103,11 @@ def test_the_format_is_what_the_documents_say() -> None:
     model += struct.pack("<HBBH1s2qBBH5s", 2, 1, 2, 1, b"h", 2, 4, 5, 0, 5, b"count")
     states = written.states[0].tobytes() + written.states[1].tobytes()
     reply = struct.pack("<qII", 5, 1, 33) + b"x" * 12 + b"y" * 16 + b"last!"
-    size = 112 + len(model) + len(states) + len(reply) + 4
+    size = 120 + len(model) + len(states) + len(reply) + 4
     head = struct.pack(
-        "<8sHHIIIQ16s16sqdddIIII",
+        "<8sHHIIIQ16s16sqdddQIIII",
         *(b"EDDYSESS", 1, 1, size, 9, 2, 77, written.session_ids.tobytes(), written.resume_tokens.tobytes()),
-        *(6, 60.0, 4e9, 1.5e9, len(model), len(states), 1, 0),
+        *(6, 60.0, 4e9, 1.5e9, 1 << 63, len(model), len(states), 1, 0),
     )
     assert encode(written).record(0) == _sealed(head + model + states + reply)
 
