@@ -121,6 +121,7 @@ def _checkpoint(host: Host, model: ServedModel, row: int, states: list[np.ndarra
         idle_timeout_seconds=table.idle_timeouts_of(rows).astype(np.float64),
         expires_at=np.zeros(1),
         written_at=time.time(),
+        holders=np.zeros(1, np.uint64),
         has_own_start=table.has_own_start[rows],
         is_initial=model.is_initial(rows),
         states=tuple(states),
