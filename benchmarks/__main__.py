@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import checkpoints, int8, latency, memory, packed, ready, singles
+from benchmarks import checkpoints, int8, latency, memory, packed, parked, ready, singles
 from benchmarks.contention import Contention
 from benchmarks.figure import DEFINITIONS, Measurement
 from benchmarks.machine import describe_machine
@@ -37,6 +37,7 @@ _GROUPS: tuple[tuple[tuple[str, ...], Measure], ...] = (
     (("singles_cpu_ratio", "oip_cpu_ratio", "coalescing_gain"), singles.measure),
     (_SIZES, packed.measure),
     (("checkpoint_cost",), checkpoints.measure),
+    (("parked_throughput_ratio",), parked.measure),
     (("int8_speedup",), int8.measure),
     (tuple(name for name in DEFINITIONS if name.startswith("packed_") and name not in _SIZES), packed.measure_families),
 )

@@ -51,6 +51,13 @@ _ALL = (
     Definition("latency_tail_ratio", 1.5, Better.LOWER, 2, "p99/p50 of one session alone over the echo's"),
     Definition("coalescing_gain", 3.0, Better.HIGHER, 2, "steps/s of 256 coroutines on one client over singles'"),
     Definition("checkpoint_cost", 0.05, Better.LOWER, 3, "steps/s lost to a checkpoint a second, 10,000 sessions"),
+    Definition(
+        "parked_throughput_ratio",
+        0.9,
+        Better.HIGHER,
+        3,
+        "steps/s of 1,000 sessions beside 1,000,000 parked over without",
+    ),
     Definition("idle_session_bytes", 256.0, Better.LOWER, 0, "resident bytes a session beyond state and kept replies"),
     _family("rnn", "RNN 256, letters"),
     _family("gru", "GRU 192, letters"),

@@ -44,6 +44,9 @@ class Load:
         self._repository = repository
         # Streams of `fill`; changed only by it and by `release`.
         self._held: list[tuple[grpc.aio.Channel, Any]] = []
+        # The sessions of the last `fill`, which have taken one step each, uint64 [n], and their model.
+        self._filled = np.empty(0, np.uint64)
+        self._filled_contract: Contract | None = None
 
     async def throughput(
         self,
@@ -151,8 +154,25 @@ class Load:
         handles = await open_sessions(call, contract, sessions)
         opened = await _settled_bytes(process)
         await step(handles)
+        self._filled, self._filled_contract = handles, contract
         stepped = await _settled_bytes(process)
         return {"before_bytes": before, "opened_bytes": opened, "stepped_bytes": stepped}
+
+    async def revisit(self, begin: int, rows: int, messages: int) -> Mapping[str, Any]:
+        """Steps sessions of the last `fill` from `begin` on, each twice, `rows` a message: median seconds of each time.
+
+        The first time they come from wherever they were, the second time they are where they step.
+        """
+        contract = self._filled_contract
+        assert contract is not None, "there are sessions"
+        _, call = self._held[-1]
+        durations: dict[str, list[float]] = {"parked": [], "resident": []}
+        for number in range(messages):
+            mine = self._filled[begin + number * rows :][:rows]
+            loop = Loop(call, StepMessage(contract, mine, np.ones(len(mine))), reply_sizes(contract, len(mine)))
+            durations["parked"] += await _block(loop, 1)
+            durations["resident"] += await _block(loop, 1)
+        return {f"{name}_seconds": float(np.median(values)) for name, values in durations.items()}
 
     async def release(self) -> Mapping[str, Any]:
         """Ends the streams of `fill`."""
@@ -196,5 +216,5 @@ def _percentiles(durations: list[float]) -> Mapping[str, float]:
 
 if __name__ == "__main__":
     load = Load(Path(sys.argv[1]))
-    commands = (load.throughput, load.latency, load.coalescing, load.fill, load.release)
+    commands = (load.throughput, load.latency, load.coalescing, load.fill, load.revisit, load.release)
     uvloop.run(run_commands({command.__name__: command for command in commands}))

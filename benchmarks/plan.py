@@ -18,7 +18,7 @@ class Plan:
         singles_seconds: window under load; warm_up_seconds: before any window.
         latency_blocks: blocks of `latency_block_steps` steps each, for Eddy and the echo alike.
         checkpoint_seconds: window under load, in each of which several checkpoints fall.
-        idle_sessions: sessions to open for their memory.
+        idle_sessions: sessions to open for their memory; parked_sessions: to open beside those that are measured.
         memory_repetitions, ready_repetitions: of the measurements that start a server each.
         family_repetitions: at most, of each of the many families.
     """
@@ -32,6 +32,7 @@ class Plan:
     latency_blocks: int = 12
     latency_block_steps: int = 250
     idle_sessions: int = 100_000
+    parked_sessions: int = 1_000_000
     memory_repetitions: int = 5
     ready_repetitions: int = 5
     family_repetitions: int = 5
@@ -45,6 +46,7 @@ QUICK = Plan(
     checkpoint_seconds=2.0,
     warm_up_seconds=0.3,
     latency_blocks=4,
+    parked_sessions=100_000,
     memory_repetitions=1,
     ready_repetitions=2,
     family_repetitions=2,

@@ -1,0 +1,172 @@
+"""Residence by itself: cells and their budget, who leaves, what is opened, and what failing moves leave behind."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from graphs import family
+from hypothesis import given
+from hypothesis import strategies as st
+from simulation import Rig
+
+from eddy.service.arena import INITIAL_SLOT
+from eddy.service.cells import Cells, HostMemory
+from eddy.service.contract import read_contract
+from eddy.service.errors import CapacityError, Reason
+from eddy.service.lifecycle import Tier
+
+HISTORY = family("history")
+STATE_BYTES = 8
+
+
+def _rig(slots: int, cells: int, **settings: int) -> Rig:
+    return Rig(HISTORY, max_slots=slots, host_bytes=STATE_BYTES * cells, **settings)
+
+
+def _step(rig: Rig, rows: np.ndarray, position: int, digits: Sequence[int]) -> list[int]:
+    """Steps sessions of the fake model whose answers spell their inputs."""
+    result = rig.step(rows, [position] * len(rows), [np.array(digits)[:, None]])
+    assert result.failure is None
+    return list(rig.outputs(result, len(rows), 1)[0][:, 0].tolist())
+
+
+def _tiers(rig: Rig, rows: np.ndarray) -> list[Tier]:
+    return [Tier(each) for each in rig.table.tiers_of(rows)]
+
+
+@given(counts=st.lists(st.integers(-40, 40), max_size=40))
+def test_cells_hold_what_was_written(counts: list[int]) -> None:
+    """However cells come and go, none is handed out twice, and each holds what was written to it last."""
+    states = read_contract(HISTORY.model()).states
+    cells = Cells(states, HostMemory(1 << 20))
+    cells._piece_cells = 7
+    held: dict[int, int] = {}
+    stamp = 0
+    for count in counts:
+        if count > 0:
+            taken = cells.allocate(count)
+            assert not held.keys() & set(taken.tolist())
+            assert len(set(taken.tolist())) == count
+            stamps = np.arange(stamp, stamp + count)
+            stamp += count
+            cells.write(taken, [stamps])
+            held |= dict(zip(taken.tolist(), stamps.tolist(), strict=True))
+        else:
+            leaving = list(held)[: min(-count, len(held))]
+            cells.free(np.array(leaving, np.int64))
+            for cell in leaving:
+                del held[cell]
+        assert cells.num_used == len(held)
+        every = np.array(list(held), np.int64)
+        assert cells.read(every)[0].tolist() == list(held.values())
+
+
+def test_models_share_the_memory() -> None:
+    """What one model has reserved is not there for another, until it gives it back."""
+    states = read_contract(HISTORY.model()).states
+    memory = HostMemory(10 * STATE_BYTES)
+    first, second = Cells(states, memory), Cells(states, memory)
+    assert first.reserve(7) == 7
+    assert second.reserve(7) == 3
+    assert first.reserve(2) == 2
+    assert second.reserve(7) == 7
+    second.close()
+    assert first.reserve(20) == 10
+
+
+def test_who_waited_longest_makes_room() -> None:
+    """The least recently used session leaves its slot, never one that is not idle; who came back stays."""
+    rig = _rig(3, 100)
+    rows = rig.open(3)
+    for row in rows:
+        rig.clock.advance(1.0)
+        _step(rig, rows[rows == row], 0, [1])
+    rig.clock.advance(1.0)
+    _step(rig, rows[:1], 1, [2])
+    late = rig.open(1)
+    assert _tiers(rig, late) == [Tier.INITIAL]
+    rig.clock.advance(1.0)
+    assert _step(rig, late, 0, [9]) == [9]
+    assert _tiers(rig, np.concatenate([rows, late])) == [Tier.DEVICE, Tier.HOST, Tier.DEVICE, Tier.DEVICE]
+    rig.clock.advance(1.0)
+    assert _step(rig, rows[1:2], 1, [5]) == [15]
+    assert _tiers(rig, np.concatenate([rows, late])) == [Tier.DEVICE, Tier.DEVICE, Tier.HOST, Tier.DEVICE]
+
+
+def test_opening_takes_slots_while_there_are_enough() -> None:
+    """Sessions that were opened together lie together, or have no slots; then they need no memory, either."""
+    rig = _rig(5, 1000)
+    first, second = rig.open(3), rig.open(3)
+    assert np.diff(rig.table.slot[first]).tolist() == [1, 1]
+    assert _tiers(rig, second) == [Tier.INITIAL] * 3
+    assert rig.model.residence.cells.num_used == 0
+    assert _tiers(rig, rig.open(2)) == [Tier.DEVICE] * 2
+
+
+def test_what_there_is_no_room_for_is_not_opened() -> None:
+    """As many sessions are opened as can all have states at once, with room to trade places; each of them can step."""
+    rig = _rig(4, 10, max_rows=3)
+    rows = rig.open(11)
+    with pytest.raises(CapacityError) as refused:
+        rig.open(1)
+    assert refused.value.reason is Reason.TOO_MANY_SESSIONS
+    assert refused.value.detail.expected == "at most 0"
+    for position in range(3):
+        for begin in range(0, 11, 3):
+            mine = rows[begin : begin + 3]
+            digits = [position + 1] * len(mine)
+            assert _step(rig, mine, position, digits) == [[1, 12, 123][position]] * len(mine)
+    rig.model.close_sessions(rows[:5])
+    assert len(rig.open(5)) == 5
+    rig.model.close_sessions(rig.table.open_rows())
+    assert rig.model.residence.cells.num_used == rig.model.residence.cells.num_reserved == 0
+    assert rig.model.slots.num_free == 4
+
+
+def test_a_chunk_that_never_has_its_slots_is_refused() -> None:
+    """More sessions at once than the arena has slots: typed, and nothing of it is applied."""
+    rig = _rig(2, 100)
+    rows = rig.open(3)
+    result = rig.step(rows, [0, 0, 0], [np.array([[1], [2], [3]])])
+    assert result.failure is not None
+    assert result.failure.reason is Reason.TOO_MANY_ROWS
+    assert _step(rig, rows[:2], 0, [4, 5]) == [4, 5]
+
+
+def test_two_chunks_take_turns_over_too_few_slots() -> None:
+    """Chunks that together are more than the slots run one after the other."""
+    rig = _rig(3, 100)
+    rows = rig.open(4)
+    tags = [rig.submit(rows[part], [0, 0], [np.array([[1], [2]])]) for part in (slice(0, 2), slice(2, 4))]
+    rig.run_all()
+    assert all(rig.mailbox.results[tag].failure is None for tag in tags)
+    assert rig.scheduler.num_ticks == 2
+
+
+def test_states_are_placed_whoever_has_slots() -> None:
+    """Given states are those of the next step, for sessions with a slot, in a cell, and not yet stepped."""
+    rig = _rig(2, 100)
+    rows = rig.open(2)
+    _step(rig, rows, 0, [1, 1])
+    rig.clock.advance(1.0)
+    fresh = rig.open(2)
+    _step(rig, fresh[:1], 0, [1])
+    every = np.concatenate([rows, fresh])
+    assert sorted(_tiers(rig, every)) == [Tier.DEVICE, Tier.DEVICE, Tier.HOST, Tier.INITIAL]
+    rig.model.place_states(every, [np.array([3, 4, 5, 6])])
+    rig.table.next_position[every] = 7
+    rig.run_all()
+    assert sorted(_tiers(rig, every)) == [Tier.DEVICE, Tier.DEVICE, Tier.HOST, Tier.HOST]
+    assert [value for row in every for value in _step(rig, np.array([row]), 7, [1])] == [31, 41, 51, 61]
+
+
+def test_a_slot_that_is_left_is_not_read_again() -> None:
+    """A session that begins in another's slot begins with the initial states, whatever lies there."""
+    rig = _rig(2, 100)
+    rows = rig.open(2)
+    _step(rig, rows, 0, [7, 7])
+    late = rig.open(1)
+    assert rig.table.read_slot[late].tolist() == [INITIAL_SLOT]
+    assert _step(rig, late, 0, [1]) == [1]
+    rig.model.reset_sessions(rows)
+    assert _step(rig, rows, 0, [2, 3]) == [2, 3]
