@@ -43,18 +43,18 @@ class Cells:
     """The cells of one model.
 
     Args:
-        states: its states; memory: the budget.
+        states: its states; memory: the budget; piece_bytes: how much an arena grows by.
 
     Attributes:
         cell_bytes: of one cell, at least 1; num_reserved: cells that there is memory for; num_used: cells in use.
         broken: cells whose states could not be written; changed by whoever runs ticks, emptied as cells are used anew.
     """
 
-    def __init__(self, states: Sequence[State], memory: HostMemory) -> None:
+    def __init__(self, states: Sequence[State], memory: HostMemory, piece_bytes: int = _PIECE_BYTES) -> None:
         self._states = states
         self._memory = memory
         self.cell_bytes = max(1, sum(state.row_bytes for state in states))
-        self._piece_cells = max(1, _PIECE_BYTES // self.cell_bytes)
+        self._piece_cells = max(1, piece_bytes // self.cell_bytes)
         # Changed only by the methods below. One list of pieces [cells of a piece, ...] a state.
         self._pieces: list[list[np.ndarray]] = [[] for _ in states]
         self.num_reserved = 0

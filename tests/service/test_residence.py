@@ -38,8 +38,7 @@ def _tiers(rig: Rig, rows: np.ndarray) -> list[Tier]:
 def test_cells_hold_what_was_written(counts: list[int]) -> None:
     """However cells come and go, none is handed out twice, and each holds what was written to it last."""
     states = read_contract(HISTORY.model()).states
-    cells = Cells(states, HostMemory(1 << 20))
-    cells._piece_cells = 7
+    cells = Cells(states, HostMemory(1 << 20), piece_bytes=7 * STATE_BYTES)
     held: dict[int, int] = {}
     stamp = 0
     for count in counts:
