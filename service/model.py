@@ -341,6 +341,7 @@ class ServedModel:
         What the state store has of them stays. Nobody is let into their slots before the initial values are there.
         """
         slots = self._table.slot[rows].astype(np.int64)
+        slots = slots[slots != NOWHERE]  # Whoever is parked has none, and a cell is written before it is read.
         self._end_with_notice(rows, Event.QUARANTINE)
         _LOG.warning("model %s version %s: %d sessions quarantined", self.file.name, self.file.version, len(rows))
 
@@ -353,9 +354,10 @@ class ServedModel:
             if isinstance(outcome, EddyError):
                 # Fresh sessions read the initial slot: what is left there is never read before it is written.
                 _LOG.error("model %s version %s: %s", self.file.name, self.file.version, outcome.message)
-            self.slots.free(slots[slots != NOWHERE])
+            self.slots.free(slots)
 
-        self.scheduler.queue.add_job(Job(clear, cleared, len(slots), 1))
+        if len(slots):
+            self.scheduler.queue.add_job(Job(clear, cleared, len(slots), 1))
 
     def close(self) -> None:
         """Frees the arena and the graphs, once no session is open and nothing runs."""

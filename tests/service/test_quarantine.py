@@ -205,9 +205,9 @@ class Spoiling(Engine):
 
     bad_slot = 0
 
-    def read_states(self, slots: np.ndarray) -> list[np.ndarray]:
+    def read_states(self, slots: np.ndarray, home_slots: np.ndarray | None = None) -> list[np.ndarray]:
         """As `Engine.read_states`, with a NaN where `bad_slot` is read."""
-        states = super().read_states(slots)
+        states = super().read_states(slots, home_slots)
         if self.bad_slot:
             states[0][slots == self.bad_slot] = np.nan
         return states

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from simulation import STREAM, Rig
 
 from eddy.service import start as service
+from eddy.service.arena import NUM_RESERVED_SLOTS
 from eddy.service.chunk import ChunkResult
 from eddy.service.errors import CapacityError, EddyError, Reason
+from eddy.service.sessions import NOWHERE
 
 SUM = family("two-inputs")
 MARKER = np.float32(1e30)
@@ -76,11 +78,11 @@ class Churn:
     def step(self, adder: Adder, number: int) -> None:
         """One step, of this session and the next one, compared."""
         after = self.adders[(self.adders.index(adder) + 1) % len(self.adders)]
-        self._run([adder] if after is adder else [adder, after], 1 + number % 2)
+        self.add([adder] if after is adder else [adder, after], 1 + number % 2)
 
     def long(self, adder: Adder, number: int) -> None:
         """A chunk that takes several ticks."""
-        self._run([adder], 9 + number)
+        self.add([adder], 9 + number)
 
     def fork(self, adder: Adder, number: int) -> None:
         """A beam: another session goes on from this one's state, in one chunk with it."""
@@ -88,9 +90,10 @@ class Churn:
         if other is not adder:
             self.rig.table.fork(np.array([other.row]), np.array([adder.row]))
             other.total = adder.total.copy()
-            self._run([adder, other], 1)
+            self.add([adder, other], 1)
 
-    def _run(self, adders: list[Adder], num_steps: int) -> None:
+    def add(self, adders: list[Adder], num_steps: int) -> None:
+        """Steps of some sessions, as one chunk, compared."""
         positions = [int(self.rig.table.next_position[adder.row]) for adder in adders]
         values = np.ones((len(adders), num_steps, 2), np.float32) * np.arange(1, len(adders) + 1)[:, None, None]
         result = self._submit(adders, positions, values.astype(np.float32))
@@ -175,3 +178,26 @@ def test_a_marker_is_gone_with_its_session(how: str) -> None:
     assert len(churn.adders) == 4
     assert churn.num_compared > 8
     assert {stream for stream, _, _ in churn.rig.ended} <= {STREAM}
+
+
+def test_a_parked_session_has_no_slot_to_clear() -> None:
+    """Quarantine of a session that lies in the host's memory writes no slot: not the last one of the arena either."""
+    churn = Churn()
+    churn.rig = Rig(SUM, max_slots=4, max_rows=2, host_bytes=1 << 20)
+    for _ in range(6):
+        churn.open(is_marked=False)
+    for adder in churn.adders:
+        churn.add([adder], 1)
+    rig = churn.rig
+    parked = [adder for adder in churn.adders if rig.table.slot[adder.row] == NOWHERE]
+    assert len(parked) == 2
+    every = np.arange(rig.model.engine.num_slots + NUM_RESERVED_SLOTS)
+    rig.model.engine.write_states(every[-1:], [np.full((1, 2), MARKER, np.float32), np.ones(1, np.bool_)])
+    before = rig.model.engine.read_states(every)
+    rig.model.quarantine_sessions(np.array([adder.row for adder in parked]))
+    rig.run_all()
+    for old, new in zip(before, rig.model.engine.read_states(every), strict=True):
+        assert old.tobytes() == new.tobytes()
+    churn.adders = [adder for adder in churn.adders if adder not in parked]
+    for adder in churn.adders:
+        churn.add([adder], 1)
