@@ -5,10 +5,10 @@ Owns the stream shared by all sessions, and their opening; calls that need no st
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 from eddy.clients.batch import SessionBatch
 from eddy.clients.connection import Connection
@@ -16,16 +16,19 @@ from eddy.clients.errors import EddyError, invalid
 from eddy.clients.generation import Calls, Completion, Continued, Generation
 from eddy.clients.group import Group
 from eddy.clients.link import Link
+from eddy.clients.moves import MoveCalls
 from eddy.clients.room import Room
 from eddy.clients.sampling import GenerateOptions, Prompt, generate_request
 from eddy.clients.session import Session, SessionGrant
 from eddy.clients.start import Prime, Primes, Start, States, start_of_many, start_of_one
 from eddy.clients.tensors import MESSAGE_OVERHEAD_BYTES, Signature
-from eddy.clients.unary import ClientOptions, UnaryCalls
+from eddy.clients.unary import ClientOptions
 from eddy.v1 import generation_pb2, inference_pb2
 
+_T = TypeVar("_T")
 
-class Client(UnaryCalls):
+
+class Client(MoveCalls):
     """An asyncio client.
 
     Example:
@@ -192,6 +195,71 @@ class Client(UnaryCalls):
             attached.durable_position,
         )
         return self._add(stream, group, grant)
+
+    # Moving
+
+    async def fork(self, session: Session) -> Session:
+        """A new session that stands where `session` stands, after the steps before; from then on each goes its own way.
+
+        Raises:
+            SessionEnded, ServerBusy, OutOfOrder: a generation has the session.
+        """
+        moved = await self._undisturbed(session, lambda: self.fork_session(session.id))
+        return await self.attach(moved.session_id, moved.resume_token)
+
+    async def snapshot(self, session: Session) -> bytes:
+        """All that `session` is, as bytes, after the steps before; it goes on. `restore` makes a session of them.
+
+        They hold the session's state and its last inputs and outputs, but neither its id nor its token.
+        """
+        return await self._undisturbed(session, lambda: self.snapshot_session(session.id))
+
+    async def restore(
+        self,
+        snapshot: bytes,
+        model: str = "",
+        version: str = "",
+        *,
+        max_in_flight: int = 0,
+        idle_timeout_seconds: float = 0.0,
+    ) -> Session:
+        """A new session that stands where the one stood of which `snapshot` was taken, here or on another server.
+
+        Args:
+            model, version: by default the snapshot's model, and whichever of its versions can take it.
+            max_in_flight, idle_timeout_seconds: the snapshot's by default, as far as the server allows them.
+
+        Raises:
+            InvalidInput: the snapshot is damaged, or of another model, format or shape; NotFound; ServerBusy.
+        """
+        moved = await self.restore_session(
+            snapshot, model, version, max_in_flight=max_in_flight, idle_timeout_seconds=idle_timeout_seconds
+        )
+        return await self.attach(moved.session_id, moved.resume_token)
+
+    async def reset(self, session: Session, initial_states: States) -> None:
+        """Sets `session` back to position 0 with states of its own, after the steps before.
+
+        Args:
+            initial_states: by name, each of the state's shape. To go back to the model's: `Session.reset`.
+
+        Raises:
+            InvalidInput: they do not fit; the session goes on where it stood.
+        """
+        await session.lend()
+        try:
+            await self.reset_session(session.id, initial_states)
+        finally:
+            await session.recover()
+
+    @staticmethod
+    async def _undisturbed(session: Session, call: Callable[[], Awaitable[_T]]) -> _T:
+        """What `call` gives while nothing of the session is under way."""
+        await session.lend()
+        try:
+            return await call()
+        finally:
+            session.take_back(session.position)
 
     # Texts
 

@@ -1,4 +1,4 @@
-"""The command line of the client: `eddy client stream`, `generate`, `infer`, `sessions`, `close`.
+"""The command line of the client: the commands below `eddy client`.
 
 Owns arguments, messages and exit codes: 0 done; 1 refused or failed, for a stated reason; 2 wrong arguments or input;
 3 nobody answers; 143 SIGTERM. Ctrl-C and a reader of the output that has gone are left to `eddy.cli`. Sessions are
@@ -43,6 +43,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     _add_generate(commands)
     _add_infer(commands)
     _add_listings(commands)
+    _add_moves(commands)
 
 
 def _add(commands: Any, name: str, run: Callable[..., int], *, help_text: str, **texts: str) -> argparse.ArgumentParser:
@@ -185,6 +186,49 @@ def _add_listings(commands: Any) -> None:
     close.add_argument("session", metavar="ID", help="as `generate --keep` said it")
 
 
+def _add_moves(commands: Any) -> None:
+    fork = _add(
+        commands,
+        "fork",
+        _fork,
+        help_text="a new session that stands where another stands",
+        description="Opens a session that stands where another one stands, and says its id and its resume token.",
+        epilog="example: eddy client fork 5f0c1d9be2a84f7793ab01c2d3e4f506",
+    )
+    snapshot = _add(
+        commands,
+        "snapshot",
+        _snapshot,
+        help_text="all that a session is, as a file",
+        description="Writes a session's snapshot to standard output; `eddy snapshot FILE` shows what is in it.",
+        epilog="example: eddy client snapshot 5f0c1d9be2a84f7793ab01c2d3e4f506 > session.eddy",
+    )
+    reset = _add(
+        commands,
+        "reset",
+        _reset,
+        help_text="a session back to its beginning",
+        description="Sets a session back to position 0, with its model's initial states or others.",
+        epilog="example: eddy client reset 5f0c1d9be2a84f7793ab01c2d3e4f506 --states states.npz",
+    )
+    for parser in (fork, snapshot, reset):
+        parser.add_argument("session", metavar="ID", help="as `generate --keep` said it")
+    reset.add_argument("--states", metavar="FILE", help="states to begin again with, by name: numpy's .npz")
+    restore = _add(
+        commands,
+        "restore",
+        _restore,
+        help_text="a new session from a snapshot",
+        description="Opens a session that stands where a snapshot was taken, and says its id and its resume token.",
+        epilog="example: eddy client restore session.eddy",
+    )
+    restore.add_argument("file", metavar="FILE", help="- for stdin")
+    restore.add_argument("--model", default="", metavar="NAME", help="of the model (default: the snapshot's)")
+    restore.add_argument(
+        "--version", default="", metavar="V", help="of the model (default: one that takes the snapshot)"
+    )
+
+
 def _guarded(command: Callable[[argparse.Namespace, SyncClient], int]) -> Callable[[argparse.Namespace], int]:
     """The command with a client, and its errors as one line on standard error and an exit code."""
 
@@ -260,3 +304,27 @@ def _close(options: argparse.Namespace, client: SyncClient) -> int:
 
     client.close_session(session_id(options.session))
     return 0
+
+
+def _fork(options: argparse.Namespace, client: SyncClient) -> int:
+    from eddy.clients.moving import fork
+
+    return fork(options, client)
+
+
+def _snapshot(options: argparse.Namespace, client: SyncClient) -> int:
+    from eddy.clients.moving import snapshot
+
+    return snapshot(options, client)
+
+
+def _restore(options: argparse.Namespace, client: SyncClient) -> int:
+    from eddy.clients.moving import restore
+
+    return restore(options, client)
+
+
+def _reset(options: argparse.Namespace, client: SyncClient) -> int:
+    from eddy.clients.moving import reset
+
+    return reset(options, client)

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from eddy.clients.errors import invalid
 from eddy.clients.tensors import Signature, TensorSpec, convert, write_tensor
 from eddy.clients.vocabulary import Encoder
-from eddy.v1 import generation_pb2, inference_pb2
+from eddy.v1 import generation_pb2, inference_pb2, sessions_pb2
 
 # What one session reads first: text, the one prime input's values [S, ...], or every prime input's by name.
 Prime = str | ArrayLike | Mapping[str, ArrayLike]
@@ -64,6 +64,18 @@ class Start:
         for spec in self._signature.states:
             if spec.name in self._states:
                 write_tensor(message.initial_states.add(), spec, self._states[spec.name][rows])
+
+
+def write_states(message: sessions_pb2.ResetSessionRequest, signature: Signature, states: States) -> None:
+    """Puts one session's states, by name, into a message that sets them.
+
+    Raises:
+        InvalidInput: one is unknown, or has the wrong dtype or shape.
+    """
+    found = _read_states(signature, {name: _alone(value, name) for name, value in states.items()}, 1)
+    for spec in signature.states:
+        if spec.name in found:
+            write_tensor(message.initial_states.add(), spec, found[spec.name])
 
 
 def start_of_one(signature: Signature, prime: Prime | None, states: States | None) -> Start:

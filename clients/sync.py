@@ -17,6 +17,7 @@ from eddy.clients.blocking import SyncBatch, SyncGeneration, SyncSession
 from eddy.clients.client import Client
 from eddy.clients.generation import Completion, Continued
 from eddy.clients.loop import LoopThread
+from eddy.clients.moves import Moved
 from eddy.clients.sampling import GenerateOptions, Prompt
 from eddy.clients.start import Prime, Primes, States
 from eddy.clients.tensors import Sequences
@@ -140,6 +141,71 @@ class SyncClient:
     def close_session(self, session_id: bytes) -> None:
         """As `Client.close_session`."""
         self.call(lambda: self._client.close_session(session_id))
+
+    def fork(self, session: SyncSession) -> SyncSession:
+        """As `Client.fork`."""
+        return SyncSession(self._loop, self.call(lambda: self._client.fork(session.session)))
+
+    def fork_session(self, session_id: bytes) -> Moved:
+        """As `Client.fork_session`."""
+        return self.call(lambda: self._client.fork_session(session_id))
+
+    def snapshot(self, session: SyncSession) -> bytes:
+        """As `Client.snapshot`."""
+        return self.call(lambda: self._client.snapshot(session.session))
+
+    def snapshot_session(self, session_id: bytes) -> bytes:
+        """As `Client.snapshot_session`."""
+        return self.call(lambda: self._client.snapshot_session(session_id))
+
+    def restore(
+        self,
+        snapshot: bytes,
+        model: str = "",
+        version: str = "",
+        *,
+        max_in_flight: int = 0,
+        idle_timeout_seconds: float = 0.0,
+    ) -> SyncSession:
+        """As `Client.restore`."""
+        begin = partial(
+            self._client.restore,
+            snapshot,
+            model,
+            version,
+            max_in_flight=max_in_flight,
+            idle_timeout_seconds=idle_timeout_seconds,
+        )
+        return SyncSession(self._loop, self.call(begin))
+
+    def restore_session(
+        self,
+        snapshot: bytes,
+        model: str = "",
+        version: str = "",
+        *,
+        max_in_flight: int = 0,
+        idle_timeout_seconds: float = 0.0,
+    ) -> Moved:
+        """As `Client.restore_session`."""
+        return self.call(
+            partial(
+                self._client.restore_session,
+                snapshot,
+                model,
+                version,
+                max_in_flight=max_in_flight,
+                idle_timeout_seconds=idle_timeout_seconds,
+            )
+        )
+
+    def reset(self, session: SyncSession, initial_states: States) -> None:
+        """As `Client.reset`."""
+        self.call(lambda: self._client.reset(session.session, initial_states))
+
+    def reset_session(self, session_id: bytes, initial_states: States | None = None) -> sessions_pb2.Session:
+        """As `Client.reset_session`."""
+        return self.call(lambda: self._client.reset_session(session_id, initial_states))
 
     def infer(
         self,

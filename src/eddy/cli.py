@@ -68,10 +68,11 @@ def _add_training(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _add_others(commands: Commands[argparse.ArgumentParser]) -> None:
-    from eddy.commands import bench, completion, inspect, models
+    from eddy.commands import bench, completion, inspect, models, snapshot
 
     models.add_parser(commands)
     inspect.add_parser(commands)
+    snapshot.add_parser(commands)
     _add_client(commands)
     bench.add_parser(commands)
     config.add_parser(commands)
