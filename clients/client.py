@@ -249,6 +249,7 @@ class Client(MoveCalls):
         await session.lend()
         try:
             await self.reset_session(session.id, initial_states)
+            session.began_anew()
         finally:
             await session.recover()
 

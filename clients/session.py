@@ -418,6 +418,11 @@ class Session:
         self.sent_position = position
         self._turns.release(self.max_in_flight)
 
+    def began_anew(self) -> None:
+        """It was reset without the stream (called by the client, which has it): nothing of before is sent again."""
+        self._log.clear()
+        self._log.durable_position = 0
+
     async def recover(self) -> None:
         """The generation has ended nobody knows where.
 

@@ -489,7 +489,7 @@ class SessionTable:
 
         One that has no states but the initial ones goes on reading those.
         """
-        for column in (self.next_position, self.has_own_start, self.ring_next):
+        for column in (self.next_position, self.has_own_start, self.ring_next, self.holder):
             column[rows] = column[parents]
         for column in (self.read_slot, self.home_slot):
             column[rows] = np.where(column[parents] == initial_slot, initial_slot, self.slot[rows])
