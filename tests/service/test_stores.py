@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
@@ -14,9 +14,11 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-from records import NEVER, RedisServer, batch, find_redis, redis_server
+from records import NEVER, RedisServer, batch, checkpoint, find_redis, redis_server
 
-from eddy.service.record import decode
+from eddy.service.ports import State
+from eddy.service.record import decode, encode
+from eddy.service.record_model import layout_of
 from eddy.service.store import Outcome, StateStore
 from eddy.service.stores import open_store
 
@@ -198,6 +200,33 @@ def test_thousands_of_sessions_of_all_sizes_in_one_batch(url: str) -> None:
     assert store.delete(ids, np.full(2500, 2, np.uint32)) == int((~fenced).sum())
     assert [record is not None for record in store.read(ids)] == fenced.tolist()
     assert store.size_bytes() > 0
+    store.close()
+
+
+def test_large_states_in_more_than_one_piece(url: str) -> None:
+    """A mebibyte a session, forty of them: more than one statement takes; some of them fenced."""
+    ids = [bytes([number]) * 16 for number in range(40)]
+    small = checkpoint(40)
+    values = np.random.default_rng(0).standard_normal((40, 1 << 18)).astype(np.float32)
+    state = State("h", "n", np.dtype("<f4"), 1, (1 << 18,), values[0], 1 << 20)
+    large = replace(
+        small,
+        model=replace(small.model, layout=layout_of([state])),
+        session_ids=np.frombuffer(b"".join(ids), np.uint8).reshape(40, 16),
+        epochs=np.ones(40, np.uint32),
+        is_initial=np.zeros(40, np.bool_),
+        states=(values,),
+    )
+    store = _open(url)
+    fenced = [3, 17, 39]
+    store.write(batch([ids[row] for row in fenced], [7] * 3, [0] * 3))
+    outcomes = store.write(encode(large))
+    assert np.flatnonzero(outcomes == Outcome.FENCED).tolist() == fenced
+    for row, record in enumerate(store.read(ids)):
+        assert record is not None
+        if row not in fenced:
+            assert np.array_equal(decode(record).states[0], values[row])
+    assert store.delete(ids, np.where(np.isin(np.arange(40), fenced), 7, 1)) == 40
     store.close()
 
 
