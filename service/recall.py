@@ -179,18 +179,23 @@ async def open_record(
     table.is_durable[rows] = True
     table.next_position[rows] = record.next_position
     if has_same_ports:
-        size = table.ring_size.item(row)
-        table.ring_next[row] = model.replies.import_ring(table.ring_start.item(row), size, record.replies)
+        start, size = table.ring_start.item(row), table.ring_size.item(row)
+        try:
+            table.ring_next[row] = model.replies.import_ring(start, size, record.replies)
+        except EddyError:
+            table.is_durable[rows] = False
+            model.close_sessions(rows)
+            raise
     if record.is_initial:
         table.has_own_start[rows] = record.has_own_start
         return row
     names = [state.name for state in model.contract.states]
-    start = Start(states={name: values[None] for name, values in zip(names, record.states, strict=True)})
+    begin_with = Start(states={name: values[None] for name, values in zip(names, record.states, strict=True)})
     begun: asyncio.Future[list[bytes] | EddyError] = asyncio.get_running_loop().create_future()
     handle = table.handle.item(row)
     table.is_bound[rows] = True  # Until it is known where its states are.
     try:
-        model.begin_sessions(rows, start, begun.set_result)
+        model.begin_sessions(rows, begin_with, begun.set_result)
         notify(model)
         outcome = await begun
         if isinstance(outcome, EddyError):

@@ -56,8 +56,8 @@ class Checkpoint:
 
     Attributes:
         session_ids, resume_tokens: uint8 [B, 16]; zeros in a snapshot.
-        writer: random, not 0, of the server process; 0 in a snapshot. A store takes a record that it has already from
-            the same writer under the same epoch, so that a write whose answer was lost can be repeated.
+        writer: random, not 0, of the server process; 0 in a snapshot, as are the epochs. A store takes a record that it
+            has already from the same writer under the same epoch, so that a write whose answer was lost is repeated.
         epochs: uint32 [B], under which they are written; expected_epochs: uint32 [B], those that the store must have,
             0: it must have none.
         next_positions: int64 [B]; max_in_flight: uint32 [B].

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ from loopback import StreamClient, array, attach_request, chunk, detail_of
 from target import READY
 
 from eddy.service.errors import Reason
+from eddy.service.record import HEAD, Batch
+from eddy.service.stores import open_store
 from eddy.v1 import inference_pb2, sessions_pb2
 
 HISTORY = family("history")
@@ -228,5 +231,40 @@ def test_unary_calls_bring_sessions_back(repository: Path, tmp_path: Path) -> No
             assert found.session.next_position == 0
             closing = sessions_pb2.CloseSessionRequest(session_id=session.session_id)
             await fourth.unary("SessionService/CloseSession", closing, sessions_pb2.CloseSessionResponse)
+
+    asyncio.run(scenario())
+
+
+def test_a_record_that_does_not_fit_leaves_no_session(repository: Path, tmp_path: Path) -> None:
+    """A kept reply a byte too short, under a right checksum: attaching is refused each time, and takes no room."""
+    url = f"sqlite:{tmp_path}/store"
+
+    async def scenario() -> None:
+        async with life(repository, url, "--set", "state.checkpoint_seconds=0.05") as first:
+            opened = await first.stream.open("history")
+            (handle,) = np.frombuffer(opened.handles, "<u8").tolist()
+            await first.step(handle, 0, [1, 2, 3])
+            first.end()
+        store = open_store(url)
+        assert store is not None
+        (record,) = store.read([opened.session_ids[0]])
+        assert record is not None
+        body = bytearray(record[:-5])
+        (head,) = np.frombuffer(record, HEAD, 1)
+        table = HEAD.itemsize + int(head["model_bytes"]) + int(head["state_bytes"])
+        for at in (12, table + 12):  # The record's size, and the reply's.
+            body[at : at + 4] = (int.from_bytes(body[at : at + 4], "little") - 1).to_bytes(4, "little")
+        forged = bytes(body) + zlib.crc32(body).to_bytes(4, "little")
+        epoch = np.array([head["epoch"]], np.uint32)
+        ids = np.frombuffer(opened.session_ids[0], np.uint8)[None]
+        data, sizes = np.frombuffer(forged, np.uint8), np.array([len(forged)])
+        store.write(Batch(ids, epoch, epoch, 1, np.array([4e9]), data, np.zeros(1, np.int64), sizes))
+        store.close()
+        # Room for one: what is left behind would keep the next session out.
+        async with life(repository, url, "--set", "session.max_sessions=1") as second:
+            for _ in range(2):
+                refused = await second.stream.send(attach=attach_request(opened))
+                assert refused.error.reason == Reason.SNAPSHOT_CORRUPT
+            assert (await second.stream.open("history")).durable
 
     asyncio.run(scenario())

@@ -178,6 +178,25 @@ def test_a_forged_record_does_no_harm(changes: list[tuple[int, bytes]], seed: in
         assert sum(len(reply.data) for reply in record.replies) <= len(body)
 
 
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [(10, b"\x04"), (12, b"\x01\x01"), (20, bytes(4)), (64, b"\xff" * 8), (72, b"\xff" * 8), (108, b"\x01")],
+    ids=["unknown flag", "another size", "no reply kept", "negative position", "no number", "reserved"],
+)
+def test_values_that_no_session_has_are_refused(at: int, value: bytes) -> None:
+    """Even with a right checksum."""
+    body = bytearray(_one()[:-4])
+    body[at : at + len(value)] = value
+    assert _refused(_sealed(bytes(body))) is Reason.SNAPSHOT_CORRUPT
+
+
+def test_states_that_are_not_as_long_as_their_layout_are_refused() -> None:
+    """One float too few, and one too many."""
+    for count in (39, 41):
+        wrong = replace(checkpoint(1), states=(np.zeros((1, count), "u1"),))
+        assert _refused(encode(wrong).record(0)) is Reason.SNAPSHOT_CORRUPT
+
+
 @pytest.mark.parametrize("rank", [2, 65, 255])
 def test_a_state_of_any_shape_is_no_surprise(rank: int) -> None:
     """Shapes that no array has, or that claim more than came, are damage."""
@@ -241,12 +260,25 @@ def test_replies_go_back_into_a_ring() -> None:
     assert found[1] is not None and (found[1].num_steps, found[1].is_forgotten) == (4, True)
     assert found[2] is not None and (found[2].inputs, found[2].outputs) == ((b"x" * 24,), (b"y" * 32, b"zzzzz"))
     assert found[3] is None
+    third = int(rings.open_rings(1, 5)[0])
+    assert rings.import_ring(third, 5, replies) == 3, "the next one goes behind them"
     other = ReplyStore(INPUTS, OUTPUTS, 1 << 20)
     begin = int(other.open_rings(1, 2)[0])
     assert other.import_ring(begin, 2, replies) == 0, "a smaller ring keeps the last ones"
     assert [other.find(begin, 2, position) is None for position in (2, 3, 7)] == [True, False, False]
     exported = rings.export_rings(np.array([start]), np.array([3]))
     assert decode(encode(checkpoint(1, replies=exported)).record(0)).replies == replies
+
+
+def test_a_ring_that_went_round_is_exported_by_position() -> None:
+    """Its newest reply lies before older ones."""
+    rings = ReplyStore(INPUTS, OUTPUTS, 1 << 20)
+    start = int(rings.open_rings(1, 3)[0])
+    for turn in range(5):
+        rings.keep_one(start + turn % 3, turn, (bytes([turn]) * 12, b"y" * 16, b"last!"), 1)
+    exported = rings.export_rings(np.array([start]), np.array([3]))
+    replies = decode(encode(checkpoint(1, replies=exported)).record(0)).replies
+    assert [(reply.position, reply.data[0]) for reply in replies] == [(2, 2), (3, 3), (4, 4)]
 
 
 def test_a_reply_of_another_model_is_not_put_back() -> None:
