@@ -345,6 +345,7 @@ _TOLD = (
     "fenced tries",
     "outoforder",
     "opened again",
+    "texts that a drain cut short",
     "eddy_replayed_chunks_total",
     "eddy_steps_total",
     "eddy_refusals_total/FENCED",

@@ -171,7 +171,11 @@ class Worker:
         dice = life.random(0)
         prompt = [int(token) for token in dice.integers(1, 90, 8)]
         options: Any = {"max_tokens": life.workload.max_steps, "seed": int(dice.integers(1 << 30)), "temperature": 1.0}
-        completion = await self._open(lambda: self._clients[0].complete(life.workload.model, prompt, **options))
+        while True:
+            completion = await self._open(lambda: self._clients[0].complete(life.workload.model, prompt, **options))
+            if str(completion.finished.reason) != "draining":
+                break
+            self.counts["texts that a drain cut short"] += 1
         tokens = np.array([token.id for token in completion.tokens], np.int64)
         self._journal.write((life.workload.number, life.number, 0), 0, [[tokens]])
         self._tell(len(tokens))
