@@ -463,17 +463,7 @@ class Host:
             self._attach(session_id, resume_token, stream, done, holder, resumes=resumes)
             return
 
-        async def recall() -> None:
-            try:
-                await self.recall(session_id)
-                self._attach(session_id, resume_token, stream, done, holder, resumes=resumes)
-            except EddyError as error:
-                done(error)
-            except Exception:  # noqa: BLE001  the task's root: one request fails, with its traceback in the log
-                _LOG.exception("a session could not be brought back")
-                done(ServerBug(Reason.INTERNAL, "the server failed to bring this session back"))
-
-        self._in_background(recall())
+        self._in_background(self._bring_back(session_id, resume_token, stream, done, holder, resumes=resumes))
 
     def _attach(
         self,
@@ -484,8 +474,13 @@ class Host:
         holder: int,
         *,
         resumes: bool,
+        is_copy_known: bool = False,
     ) -> None:
-        """`attach` for a session that is open here."""
+        """`attach` for a session that is open here.
+
+        What is open here may be a copy from which the session has gone to another server since: the store tells, the
+        copy ends, and the session is brought back. `is_copy_known`: it was brought back just now.
+        """
         row = self.table.row_of_id(session_id)
         self.table.check_token(row, resume_token)
 
@@ -506,13 +501,43 @@ class Host:
 
         def written(found: int, handle: int, persisted: asyncio.Future[None]) -> None:
             error = persisted.exception()
-            if error is not None:
-                assert isinstance(error, EddyError), "whoever writes tells typed errors"
-                done(error)
-            else:
+            if error is None:
                 done(found if self.table.handle.item(found) == handle else self.table.explain(handle))
+                return
+            assert isinstance(error, EddyError), "whoever writes tells typed errors"
+            is_ours = self.table.handle.item(found) == handle or self.table.find(session_id) != found
+            if error.reason is Reason.FENCED and is_ours and not is_copy_known:
+                # Behind the end of the copy.
+                model.scheduler.queue.submit_control(np.array([found]), again)
+                self.dispatcher.notify(model)
+            else:
+                done(error)
 
+        def again() -> None:
+            self._in_background(self._bring_back(session_id, resume_token, stream, done, holder, resumes=resumes))
+
+        model = self.catalog.served[self.table.model_of(row)]
         self._control(np.array([row]), take_over)
+
+    async def _bring_back(
+        self,
+        session_id: bytes,
+        resume_token: bytes,
+        stream: int,
+        done: Callable[[int | EddyError], None],
+        holder: int,
+        *,
+        resumes: bool,
+    ) -> None:
+        """`attach` for a session that the store has."""
+        try:
+            await self.recall(session_id)
+            self._attach(session_id, resume_token, stream, done, holder, resumes=resumes, is_copy_known=True)
+        except EddyError as error:
+            done(error)
+        except Exception:  # noqa: BLE001  the task's root: one request fails, with its traceback in the log
+            _LOG.exception("a session could not be brought back")
+            done(ServerBug(Reason.INTERNAL, "the server failed to bring this session back"))
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         """Has `work`, which handles its own errors, done beside the caller."""
