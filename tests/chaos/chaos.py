@@ -65,7 +65,7 @@ class Run:
     steps: int
     num_clients: int = 3
     is_small: bool = False
-    think_seconds: float = 0.02
+    think_seconds: float = 0.06
     weather: Weather = field(default_factory=Weather)
 
 
@@ -230,7 +230,7 @@ class Chaos:
         while self._num_kills < self._run.kills or self._num_steps < self._run.steps:
             self._check()
             if self._run.store == "memory":
-                await self._answers(self._dice.randint(20, 200))
+                await self._answers(self._dice.randint(20, 80))
                 if self._run.weather.cut_share:
                     self._proxy.cut_all()
                     self._counts["cuts of all"] += 1
@@ -264,7 +264,7 @@ class Chaos:
             await asyncio.sleep(dice.random() * 0.8)
             await self._kill(victims, moment)
         elif moment is Moment.STORED:
-            await self._answers(dice.randint(1, 40))
+            await self._answers(dice.randint(1, 30))
             self._proxy.hold()
             await self._store_write()
             await asyncio.sleep(dice.choice((0.0, 0.003, 0.02)))
@@ -272,14 +272,14 @@ class Chaos:
             self._proxy.cut_all()
             self._proxy.release()
         elif moment is Moment.DRAINING:
-            await self._answers(dice.randint(1, 80))
+            await self._answers(dice.randint(1, 40))
             for server in victims:
                 await server.read_metrics()
                 server.terminate()
             await asyncio.sleep(dice.random() * 0.1)
             await self._kill(victims, moment)
         else:
-            await self._answers(dice.randint(1, 120))
+            await self._answers(dice.randint(1, 60))
             await self._kill(victims, moment)
         for server in victims:
             await server.spawn()

@@ -1,5 +1,6 @@
 """The crash test in short, and proof that its judge sees what it is there to see; the long one is `make chaos`."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,31 @@ from proxy import Weather
 from workload import Call, Kind, call_of, model_family, workloads
 
 SEED = 3
+needs_redis = pytest.mark.skipif(not shutil.which("redis-server"), reason="redis-server is not installed")
 _CALLS = 12
 
 
 def test_a_slow_network_changes_nothing(tmp_path: Path) -> None:
     """Delayed bytes and nothing worse: every kind of session gets what an uninterrupted run gives."""
     slow = Weather(refuse_share=0.0, cut_share=0.0, delay_share=0.1)
-    report = run(Run("memory", SEED, 0, 20_000, num_clients=2, is_small=True, weather=slow), tmp_path)
+    report = run(Run("memory", SEED, 0, 5_000, num_clients=2, is_small=True, weather=slow), tmp_path)
     assert report.is_good, str(report)
-    assert report.judgement.num_steps >= 20_000
+    assert report.judgement.num_steps >= 5_000
+
+
+def test_connections_that_break_change_nothing(tmp_path: Path) -> None:
+    """Refused, cut in the middle of messages, and all of them at once: clients come back by themselves."""
+    report = run(Run("memory", SEED, 0, 30_000, num_clients=2, is_small=True), tmp_path)
+    assert report.is_good, str(report)
+    assert report.counts["connections cut"] > 0
+
+
+@pytest.mark.parametrize("store", ["sqlite", pytest.param("redis", marks=needs_redis)])
+def test_killed_servers_lose_nothing(tmp_path: Path, store: str) -> None:
+    """A few kills at the moments that the long run has; over Redis two servers, whose sessions move between them."""
+    report = run(Run(store, SEED, 4, 5_000, num_clients=2, is_small=True), tmp_path)
+    assert report.is_good, str(report)
+    assert sum(count for name, count in report.counts.items() if name.startswith("kills ")) >= 4
 
 
 def _judged(folder: Path, calls: list[Call], outputs: list[np.ndarray]) -> Judgement:

@@ -1,0 +1,48 @@
+"""Two servers over one Redis: a session goes from one to the other and back, and what is left behind does no harm."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+from graphs import family
+from loopback import Loopback, array, attach_request, chunk, configure, serve, write_model
+from records import find_redis, redis_server
+
+from eddy.v1 import inference_pb2
+
+pytestmark = pytest.mark.skipif(not find_redis(), reason="neither redis-server nor valkey-server is installed")
+HISTORY = family("history")
+
+
+async def _attach(server: Loopback, opened: inference_pb2.SessionsOpened, digit: int, position: int) -> int:
+    """Takes the session over on `server`, steps it, and cuts the connection; returns its answer."""
+    async with server.stream() as stream:
+        response = await stream.send(attach=attach_request(opened))
+        assert response.WhichOneof("event") == "attached", response
+        assert response.attached.next_position == position
+        handle = response.attached.handle
+        await asyncio.wait_for(server.host.persist(np.array([handle & 0xFFFFFFFF])), 30)
+        answer = await stream.send(step=chunk(HISTORY, [handle], [position], [[digit]]))
+        assert not answer.step.errors, answer
+        await asyncio.wait_for(server.host.persist(np.array([handle & 0xFFFFFFFF])), 30)
+        return int(array(answer.step.outputs[0])[0, 0])
+
+
+def test_a_session_that_comes_back_is_the_one_in_the_store(tmp_path: Path) -> None:
+    """Its old copy is still open on the first server: it ends, and the session goes on where the other one left it."""
+    repository = tmp_path / "models"
+    write_model(repository, "history")
+
+    async def go(url: str) -> None:
+        config = configure(repository, state={"store": url, "checkpoint_seconds": 1000.0, "max_lag_seconds": 1e6})
+        async with serve(config) as first, serve(config) as second:
+            async with first.stream() as stream:
+                opened = await stream.open("history")
+            assert await _attach(first, opened, 1, 0) == 1
+            assert await _attach(second, opened, 2, 1) == 12
+            assert await _attach(first, opened, 3, 2) == 123
+            assert await _attach(second, opened, 4, 3) == 1234
+
+    with redis_server(tmp_path) as redis:
+        asyncio.run(go(redis.url()))
