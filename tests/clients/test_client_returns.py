@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import Loopback, configure, serve, until
-from proxy import BadNetwork
+from bad_network import BadNetwork
 from wire import run, spelled
 
 from eddy import Client
