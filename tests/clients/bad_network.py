@@ -28,18 +28,27 @@ class BadNetwork:
         self.num_connections = 0
         self._cuts: Iterator[int] = iter(())
         self._left: list[list[int]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[BadNetwork]:
         """Listens."""
-        server = await asyncio.start_server(self._forward, "127.0.0.1", 0)
+
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.create_task(self._forward(reader, writer))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
         finally:
             server.close()
+            self.refuses = True
             self.cut()
+            await asyncio.gather(*self._tasks)
 
     def cut(self) -> None:
         """Breaks every connection that is open now."""
@@ -68,6 +77,8 @@ class BadNetwork:
             writer.transport.abort()
             return
         self._writers |= {writer, server_writer}
+        if self.refuses:  # Since it was accepted.
+            self.cut()
         left = [next(self._cuts, -1)]
         self._left.append(left)
         await asyncio.gather(

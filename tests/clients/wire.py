@@ -23,18 +23,18 @@ from eddy.service.config import Config
 from eddy.v1 import inference_pb2
 
 
-def run(scenario: Coroutine[Any, Any, None]) -> None:
+def run(scenario: Coroutine[Any, Any, None], patience_seconds: float = PATIENCE_SECONDS) -> None:
     """Runs a scenario to its end."""
     problems: list[str] = []
 
     async def bounded() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(str(context)))
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(patience_seconds):
             await scenario
 
     asyncio.run(bounded())
     gc.collect()
-    assert not problems
+    assert not problems, problems
 
 
 def spelled(digits: Sequence[int]) -> list[int]:
