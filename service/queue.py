@@ -99,6 +99,10 @@ class ChunkQueue:
         """Queues a job that cleans up after others, and is never refused."""
         self._jobs.append(job)
 
+    def refuse_job(self) -> None:
+        """Raises CapacityError QUEUE_FULL where one more job could not be queued."""
+        self._refuse_if_full(len(self._jobs))
+
     def _refuse_if_full(self, num_queued: int, num_more: int = 1) -> None:
         if num_queued + num_more > self.limits.max_queued_chunks:
             raise CapacityError(

@@ -47,11 +47,12 @@ async def restart(host: Host, row: int, start: Start) -> bool:
             tell(error or True)
 
         try:
-            model.begin_sessions(rows, start, begun)
+            model.scheduler.queue.refuse_job()
         except EddyError as error:
             tell(error)
             return
         model.reset_sessions(rows)
+        model.begin_sessions(rows, start, begun)
         host.dispatcher.notify(model)
 
     host.by_model(np.array([row]), apply, lambda missed: tell(False) if len(missed) else None)

@@ -96,6 +96,36 @@ def test_a_reset_comes_after_what_was_sent_before(models: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_sessions_without_a_slot(models: Path) -> None:
+    """Whoever is parked, with states or before the first step, begins again with the states given, and so do all."""
+
+    async def scenario() -> None:
+        inputs = LSTM.example(np.random.default_rng(2), 6)[0]
+        async with serve(configure(models, model={"max_slots": 2}, state={"host_bytes": 1 << 20})) as running:
+            sessions = []
+            for number in range(6):
+                opening = sessions_pb2.OpenSessionRequest(model="lstm")
+                response = await running.unary("SessionService/OpenSession", opening, sessions_pb2.OpenSessionResponse)
+                sessions.append(response.session)
+                if number < 4:
+                    await _step(running, response.session, inputs[: number + 1])
+            assert running.host.catalog.served[0].residence.num_parked == 4
+            again = [
+                await _reset(running, each.session_id, _states(0.1 * place)) for place, each in enumerate(sessions)
+            ]
+            for _ in range(2):
+                got = [await _step(running, each, inputs) for each in again]
+                for place, each in enumerate(got):
+                    opening = sessions_pb2.OpenSessionRequest(model="lstm", initial_states=_states(0.1 * place))
+                    answer = await running.unary(
+                        "SessionService/OpenSession", opening, sessions_pb2.OpenSessionResponse
+                    )
+                    np.testing.assert_array_equal(each, await _step(running, answer.session, inputs))
+                again = [await _reset(running, each.session_id, _states(0.1 * at)) for at, each in enumerate(again)]
+
+    asyncio.run(scenario())
+
+
 def test_what_is_wrong_changes_nothing(models: Path) -> None:
     """Values, shapes and names are checked before anything happens; the session goes on where it stood."""
 

@@ -39,6 +39,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     num_breaks=st.integers(0, 2),
     num_forks=st.integers(0, 3),
     num_moves=st.integers(0, 3),
+    is_crowded=st.booleans(),
 )
 def test_concurrent_clients_get_what_each_would_get_alone(
     repository: Path,
@@ -51,6 +52,7 @@ def test_concurrent_clients_get_what_each_would_get_alone(
     num_breaks: int,
     num_forks: int,
     num_moves: int,
+    is_crowded: bool,
 ) -> None:
     """Three clients share a server, retry, reconnect, fork and move; every session gets the plain graph's outputs.
 
@@ -58,7 +60,12 @@ def test_concurrent_clients_get_what_each_would_get_alone(
     """
 
     async def scenario() -> None:
-        config = configure(repository / name, server={"inline_tick_seconds": 1.0 if is_inline else 0.0})
+        server = {"inline_tick_seconds": 1.0 if is_inline else 0.0}
+        # As few slots as a message may have sessions: others begin, are forked and are moved in the host's memory.
+        max_slots = 3 << num_forks if is_crowded else 256
+        config = configure(
+            repository / name, server=server, model={"max_slots": max_slots}, state={"host_bytes": 1 << 24}
+        )
         async with serve(config) as loopback:
             scheduler = loopback.host.catalog.served[0].scheduler
             scheduler.queue.limits = Limits(16, Budget(budget), 1024)
