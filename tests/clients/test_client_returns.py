@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bad_network import BadNetwork
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import Loopback, configure, serve, until
-from bad_network import BadNetwork
 from wire import run, spelled
 
 from eddy import Client
