@@ -44,6 +44,8 @@ _LOG = logging.getLogger(__name__)
 # Sessions read and written at once: what waits behind a piece waits for some 10 ms.
 _PIECE_ROWS = 2048
 _PURGE_SECONDS = 60.0
+# Sessions by which a store that has lost its contents is told from one that lacks a few.
+_NUM_PROBED = 16
 # Sessions that end in these ways are deleted from the store; others may go on from what it has.
 _FORGETTING = (Event.CLOSE, Event.EXPIRE)
 
@@ -204,12 +206,18 @@ class Checkpointer:
         due = self._due.popleft() if has_due else np.empty(0, np.int64)
         try:
             wanted = [each.rows[self._table.handle[each.rows] == each.handles] for each in asked]
-            await self._write(np.unique(np.concatenate((*wanted, due[self._table.is_durable[due]]))), asked)
+            was_failing = bool(self._health.problem)
+            num_missing = await self._write(
+                np.unique(np.concatenate((*wanted, due[self._table.is_durable[due]]))), asked
+            )
+            if num_missing or was_failing:
+                await self._look_for_loss()
         except StoreError as error:
             self._due.clear()
             self._health.failed(error.message)
             self._settle(asked, error)
         except EddyError as error:  # A model's: its sessions are read with the next checkpoint.
+            self._due.clear()
             self._settle(asked, error)
         except Exception:  # noqa: BLE001  the round's root: what waits for it fails, the server goes on
             _LOG.exception("a checkpoint failed")
@@ -225,7 +233,8 @@ class Checkpointer:
         for each in asked:
             self._give_up(each.done, error)
 
-    async def _write(self, rows: np.ndarray, asked: list[_Asked]) -> None:
+    async def _write(self, rows: np.ndarray, asked: list[_Asked]) -> int:
+        """Writes the sessions in `rows`; how many of them the store was expected to have, and had not."""
         models = self._table.models_of(rows)
         reading = [self._gather(self._served[index], rows[models == index]) for index in np.unique(models).tolist()]
         gathered = [each for each in await asyncio.gather(*reading) if each is not None]
@@ -249,15 +258,30 @@ class Checkpointer:
 
         if not (checkpoints or deletions or is_purge or self._health.problem):
             self._told(asked, np.empty(0, np.int64))
-            return
+            return 0
         try:
             outcomes, num_bytes = await self._store.call(carry_out)
         except StoreError:
             self._deletions = deletions | self._deletions
             raise
         self._health.stats.written_bytes += num_bytes
-        missing = [self._apply(each, outcome) for each, outcome in zip(gathered, outcomes, strict=True)]
-        self._told(asked, np.concatenate((np.empty(0, np.int64), *missing)))
+        lost = [self._apply(each, outcome) for each, outcome in zip(gathered, outcomes, strict=True)]
+        missing = np.concatenate((np.empty(0, np.int64), *lost))
+        self._told(asked, missing)
+        return len(missing)
+
+    async def _look_for_loss(self) -> None:
+        """Has every session written anew where the store has lost those that it ought to have as they are."""
+        table = self._table
+        rows = np.flatnonzero(table.is_durable & (table.durable_position != NOT_STORED))
+        some = rows[np.linspace(0, len(rows) - 1, min(len(rows), _NUM_PROBED)).astype(np.int64)]
+        ids = table.ids_of(some)
+        records = await self._store.call(lambda store: store.read(ids))
+        # Any of them may have been deleted, by another server, or be one that was just written.
+        is_lost = np.array([record is None for record in records], np.bool_)
+        if 2 * np.count_nonzero(is_lost) > len(some):
+            _LOG.warning("the state store has lost what it had: %d sessions are written anew", len(rows))
+            table.durable_position[rows] = NOT_STORED
 
     # Reading
 

@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import urllib.request
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -266,5 +268,44 @@ def test_a_record_that_does_not_fit_leaves_no_session(repository: Path, tmp_path
                 refused = await second.stream.send(attach=attach_request(opened))
                 assert refused.error.reason == Reason.SNAPSHOT_CORRUPT
             assert (await second.stream.open("history")).durable
+
+    asyncio.run(scenario())
+
+
+def test_killed_between_the_store_and_the_answer(repository: Path, tmp_path: Path) -> None:
+    """Killed the moment that a checkpoint is counted, life after life: every digit takes effect once.
+
+    The last chunk of a life may be in the store or not, and may have been answered or not: sent again from the position
+    that is told, it is answered from its kept reply, or runs.
+    """
+    store = f"sqlite:{tmp_path}/store"
+
+    def written(server: Life) -> float:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/metrics", timeout=10) as response:
+            page = response.read().decode()
+        return float(page.partition("\neddy_stored_sessions_total ")[2].partition("\n")[0])
+
+    async def scenario() -> None:
+        opened, position, answers = None, 0, []
+        for number in range(6):
+            async with life(repository, store, "--set", "state.checkpoint_seconds=0.02") as server:
+                if opened is None:
+                    opened = await server.stream.open("history")
+                    (handle,) = np.frombuffer(opened.handles, "<u8").tolist()
+                else:
+                    attached = await taken(server, opened)
+                    handle = attached.handle
+                    assert attached.next_position in (position - 1, position)
+                    answers.append(spelled(await server.step(handle, position - 1, [position])))
+                count = await asyncio.to_thread(written, server)
+                step = chunk(HISTORY, [handle], [position], [[position + 1]])
+                sending = asyncio.ensure_future(server.stream.send(step=step))
+                deadline = time.monotonic() + 30
+                while number and await asyncio.to_thread(written, server) == count:
+                    assert time.monotonic() < deadline
+                server.kill()
+                sending.cancel()
+                position += 1
+        assert answers == [int("123456"[:length]) for length in range(1, 6)]
 
     asyncio.run(scenario())

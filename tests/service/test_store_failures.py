@@ -130,6 +130,7 @@ def test_served_while_the_store_is_away(repository: Path, store: Redis) -> None:
 
     async def scenario() -> None:
         async with life(repository, store.url, *OFTEN) as server, session_on(server) as (opened, handle):
+            idle = await server.stream.open("history")
             store.kill()
             await server.step(handle, 1, [2])
             await until_works(server, 0)
@@ -148,8 +149,12 @@ def test_served_while_the_store_is_away(repository: Path, store: Redis) -> None:
             (second,) = np.frombuffer(later.handles, "<u8").tolist()
             await server.step(second, 0, [9])
             await until_durable(server, second, 1, 9)
+            # Also the session of which nobody has heard since.
+            with store.client() as client:
+                await until(lambda: client.exists(f"eddy:{idle.session_ids[0].hex()}") == 1)
             server.kill()
             async with life(repository, store.url) as after:
+                assert (await taken(after, idle)).next_position == 0
                 attached = await taken(after, opened)
                 assert spelled(await after.step(attached.handle, 3, [4])) == 1234
                 assert spelled(await after.step((await taken(after, later)).handle, 1, [8])) == 98
