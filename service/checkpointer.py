@@ -207,11 +207,9 @@ class Checkpointer:
         try:
             wanted = [each.rows[self._table.handle[each.rows] == each.handles] for each in asked]
             was_failing = bool(self._health.problem)
-            num_missing = await self._write(
-                np.unique(np.concatenate((*wanted, due[self._table.is_durable[due]]))), asked
-            )
-            if num_missing or was_failing:
-                await self._look_for_loss()
+            rows = np.unique(np.concatenate((*wanted, due[self._table.is_durable[due]])))
+            if await self._write(rows, asked) or was_failing:
+                await self._look_for_loss(rows)
         except StoreError as error:
             self._due.clear()
             self._health.failed(error.message)
@@ -270,16 +268,20 @@ class Checkpointer:
         self._told(asked, missing)
         return len(missing)
 
-    async def _look_for_loss(self) -> None:
-        """Has every session written anew where the store has lost those that it ought to have as they are."""
+    async def _look_for_loss(self, written: np.ndarray) -> None:
+        """Has every session written anew where the store lacks those that it ought to have.
+
+        Args:
+            written: rows of those just written, which say nothing.
+        """
         table = self._table
-        rows = np.flatnonzero(table.is_durable & (table.durable_position != NOT_STORED))
+        rows = np.setdiff1d(np.flatnonzero(table.is_durable & (table.durable_position != NOT_STORED)), written)
         some = rows[np.linspace(0, len(rows) - 1, min(len(rows), _NUM_PROBED)).astype(np.int64)]
         ids = table.ids_of(some)
         records = await self._store.call(lambda store: store.read(ids))
-        # Any of them may have been deleted, by another server, or be one that was just written.
-        is_lost = np.array([record is None for record in records], np.bool_)
-        if 2 * np.count_nonzero(is_lost) > len(some):
+        # A few may have been closed on another server.
+        num_lost = sum(record is None for record in records)
+        if num_lost and 2 * num_lost >= len(some):
             _LOG.warning("the state store has lost what it had: %d sessions are written anew", len(rows))
             table.durable_position[rows] = NOT_STORED
 
