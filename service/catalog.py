@@ -26,7 +26,7 @@ from eddy.service.config import Config
 from eddy.service.entry import Entry, EntryEvent, State, next_state
 from eddy.service.errors import ClientError, Detail, EddyError, ModelError, Reason
 from eddy.service.inventory import Found, digest_of, stamps_of, take_inventory
-from eddy.service.model import ModelFile, ServedModel
+from eddy.service.model import Backing, ModelFile, ServedModel
 from eddy.service.package import Package, Unreadable, read_package
 from eddy.service.repository import RepositoryError, version_key
 from eddy.service.roster import Roster
@@ -89,6 +89,8 @@ class Catalog:
         # Between `begin` and `finish`: none of their models is freed, because it may be taken back.
         self._loading: set[Key] = set()
         self.served = Roster()
+        # Set by the host before anything is loaded: the state store, where there is one.
+        self.backing: Backing | None = None
         # For the states of sessions that have no slot, of all models.
         self.host_memory = HostMemory(config.state.host_bytes)
 
@@ -267,6 +269,7 @@ class Catalog:
             self._on_ended,
             loading.history.stats,
             self.host_memory,
+            self.backing,
         )
 
     def finish(self, loading: Loading, outcome: Outcome, now: float = 0.0) -> Entry:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 
 import numpy as np
@@ -17,9 +17,11 @@ from eddy.service.adoption import choose
 from eddy.service.catalog import Catalog
 from eddy.service.checkpointer import Checkpointer
 from eddy.service.config import StateConfig
+from eddy.service.errors import ClientError, Detail, EddyError, Reason, ServerBug
 from eddy.service.health import StoreHealth
 from eddy.service.model import ServedModel
 from eddy.service.recall import Recaller
+from eddy.service.record import Record, decode
 from eddy.service.sessions import SessionTable
 from eddy.service.store import StateStore, StoreError
 from eddy.service.store_thread import StoreThread
@@ -68,6 +70,9 @@ class Durability:
             lambda record: choose(record.model, catalog.served),
         )
         self._task: asyncio.Task[None] | None = None
+        self._notify = notify
+        # Sessions on their way back, or out of the host's memory.
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
         """Opens the store, before there is an event loop.
@@ -86,6 +91,56 @@ class Durability:
         """Begins to write, on the running event loop."""
         self._task = asyncio.create_task(self.checkpointer.run())
 
+    def recall(self, model: ServedModel, rows: np.ndarray, done: Callable[[EddyError | None], None]) -> None:
+        """Has the states of open sessions, which are in the store only, placed (`model.Backing`)."""
+        self._do(model, done, self._recall(model, rows))
+
+    def on_pressure(self, model: ServedModel, rows: np.ndarray, done: Callable[[EddyError | None], None]) -> None:
+        """Has sessions written whose cells are wanted (`model.Backing`)."""
+        self._do(model, done, self._write(rows))
+
+    def _do(
+        self, model: ServedModel, done: Callable[[EddyError | None], None], work: Coroutine[None, None, None]
+    ) -> None:
+        async def carry_out() -> None:
+            problem: EddyError | None = None
+            try:
+                await work
+            except EddyError as error:
+                problem = error
+            except Exception:  # noqa: BLE001  the task's root: what waits for these sessions fails
+                _LOG.exception("sessions could not be brought back from their store, or taken there")
+                problem = ServerBug(Reason.INTERNAL, "the server failed to bring this session back from its store")
+            done(problem)
+            self._notify(model)
+
+        task = asyncio.get_running_loop().create_task(carry_out())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _recall(self, model: ServedModel, rows: np.ndarray) -> None:
+        ids, epochs = self._table.ids_of(rows), self._table.stored_epoch[rows].tolist()
+        records = await self._store.call(lambda store: _decode_all(store.read(ids)))
+        states = []
+        for row, epoch, record in zip(rows.tolist(), epochs, records, strict=True):
+            position = self._table.next_position.item(row)
+            if record is None or (record.epoch, record.next_position) != (epoch, position):
+                raise ClientError(
+                    Reason.FENCED,
+                    "handles: the state store has the session no more as it was: another server goes on with it",
+                    Detail("handles", "a record of another epoch" if record else "no record", f"epoch {epoch}"),
+                )
+            states.append(record.states)
+        model.place_states(rows, [np.stack(values) for values in zip(*states, strict=True)])
+
+    async def _write(self, rows: np.ndarray) -> None:
+        try:
+            await self.checkpointer.persist(rows)
+        except ClientError:
+            return  # Some of them were taken over elsewhere, and have ended; the others are written.
+        if self.health.problem:
+            raise self.health.refusal()
+
     def are_stored(self, handles: np.ndarray) -> bool:
         """All sessions of `handles` uint64 [B] are in the store, under their present epochs."""
         return bool((self._table.stored_epoch[self._table.rows_of(handles)] == handles >> np.uint64(32)).all())
@@ -101,6 +156,10 @@ class Durability:
         if num_left:
             _LOG.error("%d sessions could not be written to the state store before the end", num_left)
         return num_left
+
+
+def _decode_all(found: Sequence[bytes | None]) -> list[Record | None]:
+    return [None if data is None else decode(data, "handles") for data in found]
 
 
 def _open(url: str) -> StateStore:

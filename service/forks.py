@@ -126,6 +126,19 @@ def _fork_of_model(
     host: Host, model: ServedModel, parents: np.ndarray, stream: int, done: Callable[[np.ndarray | EddyError], None]
 ) -> None:
     """Forks sessions of one model, which are not busy now; `done` is told the new rows, or why there are none."""
+    if len(stored := model.residence.stored_of(parents)):
+        handles = host.table.handle[parents]
+
+        def recalled(error: EddyError | None) -> None:
+            if error is None and (host.table.handle[parents] != handles).any():
+                error = ClientError(Reason.SESSION_CLOSED, "a session ended meanwhile", Detail(field="handles"))
+            if error is None:
+                _fork_of_model(host, model, parents, stream, done)
+            else:
+                done(error)
+
+        model.recall_states(stored, recalled)
+        return
     try:
         rows = _open_beside(host, model, parents, stream)
     except EddyError as error:

@@ -113,6 +113,7 @@ class Host:
             if state.is_durable
             else None
         )
+        self.catalog.backing = self.durability
         # Refused requests and rows, by reason; counted where they are answered.
         self.refusals: dict[Reason, int] = {}
         # Calls, counted where they are served.

@@ -10,10 +10,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
 from eddy.service.arena import INITIAL_SLOT, NUM_RESERVED_SLOTS, SlotAllocator
+from eddy.service.backing import whom_to_write
 from eddy.service.cells import HostMemory
 from eddy.service.config import ModelConfig
 from eddy.service.contract import Contract
@@ -50,6 +52,19 @@ class ModelFile:
     package: str = ""
 
 
+class Backing(Protocol):
+    """A state store, as far as a model's sessions need it that neither slots nor cells have room for.
+
+    Whoever tells `done` sees to it that the model's queue is looked at afterwards.
+    """
+
+    def recall(self, model: ServedModel, rows: np.ndarray, done: Callable[[EddyError | None], None]) -> None:
+        """Has the states of the sessions in `rows` int64 [B] placed by `place_states`; tells `done`, once."""
+
+    def on_pressure(self, model: ServedModel, rows: np.ndarray, done: Callable[[EddyError | None], None]) -> None:
+        """Has the sessions in `rows` int64 [B] written, whose cells are wanted; tells `done`, once."""
+
+
 class ServedModel:
     """One version of one model, ready to serve.
 
@@ -60,7 +75,7 @@ class ServedModel:
         config: sizes and limits; provider: execution provider.
         on_ended: told the handles of sessions that ended by the server's will, by owner stream, and why.
         stats: what counts on from a model before it; new ones without.
-        memory: for the states of sessions that have no slot; none without. is_endless: see `Residence`.
+        memory: for the states of sessions that have no slot; none without. backing: the state store, if there is one.
 
     Raises:
         ModelError: the model does not load.
@@ -78,8 +93,7 @@ class ServedModel:
         on_ended: Callable[[int, np.ndarray, EddyError], None],
         stats: ModelStats | None = None,
         memory: HostMemory | None = None,
-        *,
-        is_endless: bool = False,
+        backing: Backing | None = None,
     ) -> None:
         self.file = file
         self.index = index
@@ -94,7 +108,12 @@ class ServedModel:
             graphs, contract, num_slots=num_slots + num_work_slots, provider=provider, num_threads=config.num_threads
         )
         self.stats = stats or ModelStats()
+        self._backing = backing
+        # The state store was asked to make room, and has not answered; what it said when it could not.
+        self._is_pressed = False
+        self._pressure_error: EddyError | None = None
         self.residence = Residence(
+            index,
             table,
             self.engine,
             contract.states,
@@ -102,7 +121,7 @@ class ServedModel:
             config.max_rows,
             memory or HostMemory(0),
             self.stats.observe_moves,
-            is_endless=is_endless,
+            is_endless=backing is not None,
         )
         self.replies = ReplyStore(
             contract.feeds,
@@ -126,6 +145,8 @@ class ServedModel:
             Outputs(contract.results, emits=contract.emits, unchecked=self.engine.unchecked),
             self.quarantine_sessions,
         )
+        self.scheduler.queue.send_for = self._send_for
+        self.scheduler.queue.make_room = self._make_room
         self._is_checked = [self.is_checked(state) for state in contract.states]
         # Of whole sequences, one block [B, U, ...] an output.
         self.whole_outputs = Outputs(contract.outputs, unchecked=self.engine.unchecked)
@@ -238,6 +259,9 @@ class ServedModel:
         Raises:
             CapacityError: QUEUE_FULL.
         """
+        if len(stored := self.residence.stored_of(rows)):
+            self.recall_states(stored, lambda error: done(error) if error else self._read_again(rows, done))
+            return
         places: list[Places] = []
         found: list[np.ndarray] = []
 
@@ -261,6 +285,54 @@ class ServedModel:
     def is_checked(self, state: State) -> bool:
         """Whether a session's `state` must be finite; False where it was not even for examples of inputs."""
         return state.name not in self.engine.unchecked
+
+    def _read_again(self, rows: np.ndarray, done: Callable[[list[np.ndarray] | EddyError], None]) -> None:
+        try:
+            self.read_states(rows, done)
+        except EddyError as error:
+            done(error)
+
+    # The store tier
+
+    def recall_states(self, rows: np.ndarray, done: Callable[[EddyError | None], None]) -> None:
+        """Has the states of the sessions in `rows` int64 [B], which are in the state store only, brought into cells.
+
+        They are busy until `done` is told. Where they cannot be brought, the chunks that wait for them fail.
+        """
+        assert self._backing is not None, "nobody has a state in a store that is not there"
+        queue = self.scheduler.queue
+        mine = rows[~self._table.is_busy[rows]]
+        queue.set_busy(mine, len(mine))
+        if (short := len(rows) - self.residence.cells.num_free) > 0:
+            self.residence.shelve(short, rows)
+
+        def recalled(error: EddyError | None) -> None:
+            queue.clear_busy(mine)
+            if error is not None:
+                queue.fail_waiting(rows, error)
+            done(error)
+
+        self._backing.recall(self, rows, recalled)
+
+    def _send_for(self, rows: np.ndarray) -> None:
+        self.recall_states(rows, lambda _: None)
+
+    def _make_room(self, num_rows: int) -> EddyError | None:
+        """Asks the state store to take sessions whose cells are wanted; why a chunk fails that finds no room."""
+        if self._is_pressed:
+            return None
+        error, self._pressure_error = self._pressure_error, None
+        rows = whom_to_write(self._table, self.index) if self._backing is not None else np.empty(0, np.int64)
+        if error is not None or self._backing is None or not len(rows):
+            return error or self.residence.refusal(num_rows)
+
+        def written(problem: EddyError | None) -> None:
+            self._is_pressed = False
+            self._pressure_error = problem
+
+        self._is_pressed = True
+        self._backing.on_pressure(self, rows, written)
+        return None
 
     def place_states(self, rows: np.ndarray, states: Sequence[np.ndarray]) -> None:
         """The sessions in `rows` int64 [B], open and not busy, have `states` from now on, one [B, ...] a state.

@@ -20,7 +20,7 @@ import numpy as np
 from eddy.service.arena import SlotAllocator
 from eddy.service.chunk import Chunk
 from eddy.service.cost import Budget
-from eddy.service.errors import CapacityError, Detail, Reason
+from eddy.service.errors import CapacityError, Detail, EddyError, Reason
 from eddy.service.residence import Residence
 from eddy.service.sessions import SessionTable
 from eddy.service.tick import Control, Job, slice_steps
@@ -52,6 +52,10 @@ class ChunkQueue:
     def __init__(self, table: SessionTable, work_slots: SlotAllocator, limits: Limits, residence: Residence) -> None:
         self.limits = limits
         self._residence = residence
+        # Set by the model: sends for sessions whose states are in the state store only; makes room where a chunk of so
+        # many sessions finds none, or says why not.
+        self.send_for: Callable[[np.ndarray], None] = _cannot
+        self.make_room: Callable[[int], EddyError | None] = residence.refusal
         self._table = table
         self._work_slots = work_slots
         # Changed only by the methods below.
@@ -154,7 +158,8 @@ class ChunkQueue:
            no slots for all of its sessions, or does not fit: held, with everything that shares its sessions after it;
         4. otherwise picked.
 
-        Where nothing is picked, nothing runs, and some chunk finds no slots, none would ever come: it fails.
+        Where nothing is picked, nothing runs, and some chunk finds no slots, none would ever come: it fails, unless the
+        state store makes room. Sessions whose states are there only are sent for, and are busy until they are back.
         """
         self._pass = self._table.next_mark()
         queue, table = self._queue, self._table
@@ -192,9 +197,12 @@ class ChunkQueue:
                     fits = False
                 if fits and (held or self._num_busy or self.uses_rings):
                     fits = not self._is_blocked(self.rows_of(item), self.uses_rings or bool(held))
-            if fits and not is_begun and self._residence.is_parked and not self._has_room(picked, num_rows, item):
-                fits = False
-                homeless = homeless or item
+            if fits and not is_begun and self._residence.is_parked:
+                if self._residence.num_stored and self._sends_for(item):
+                    fits = False
+                elif not self._has_room(picked, num_rows, item):
+                    fits = False
+                    homeless = homeless or item
             if not fits:
                 held.append(item)
                 table.mark[self.rows_of(item)] = self._pass
@@ -213,10 +221,37 @@ class ChunkQueue:
         if held:
             queue.extendleft(reversed(held))
         if homeless is not None and not picked and not self._num_busy:
-            queue.remove(homeless)
-            homeless.fail(self._residence.refusal(homeless.num_rows))
-            return self.pick(now)
+            error = self.make_room(homeless.num_rows)
+            if error is not None:
+                queue.remove(homeless)
+                homeless.fail(error)
+                return self.pick(now)
         return picked, num_steps
+
+    def _sends_for(self, chunk: Chunk) -> bool:
+        """Whether some of the chunk's sessions have their states in the state store only; they are sent for."""
+        rows = self.rows_of(chunk)
+        stored = self._residence.stored_of(rows[self._table.handle[rows] == np.frombuffer(chunk.handles, "<u8")])
+        if not len(stored):
+            return False
+        self.send_for(np.unique(stored))
+        return True
+
+    def fail_waiting(self, rows: np.ndarray, error: EddyError) -> None:
+        """Fails the chunks that wait for one of the sessions in `rows` int64 [n]."""
+        this_pass = self.begin_pass()
+        self._table.mark[rows] = this_pass
+        kept: list[Chunk | Control] = []
+        failed: list[Chunk] = []
+        for item in self._queue:
+            is_theirs = isinstance(item, Chunk) and (self._table.mark[self.rows_of(item)] == this_pass).any()
+            if is_theirs and isinstance(item, Chunk) and not item.is_begun:
+                failed.append(item)
+            else:
+                kept.append(item)
+        self._queue = deque(kept)
+        for chunk in failed:
+            chunk.fail(error)
 
     def _has_room(self, picked: list[Chunk], num_rows: int, chunk: Chunk) -> bool:
         """Whether the sessions of the `picked` chunks, of `num_rows` rows, and of `chunk` can have slots together."""
@@ -294,6 +329,10 @@ class ChunkQueue:
         """They have finished."""
         self._num_busy -= int(np.count_nonzero(self._table.is_busy[rows]))
         self._table.is_busy[rows] = False
+
+
+def _cannot(rows: np.ndarray) -> None:
+    raise AssertionError(f"{len(rows)} sessions are in a state store, and there is none")
 
 
 def _late() -> CapacityError:

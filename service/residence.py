@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eddy.service.arena import INITIAL_SLOT, NUM_RESERVED_SLOTS, SlotAllocator
+from eddy.service.backing import whose_cells
 from eddy.service.cells import Cells, HostMemory
 from eddy.service.errors import CapacityError, Detail, Reason
 from eddy.service.lifecycle import Tier
@@ -51,6 +52,7 @@ class Residence:
     """The places of one model's sessions.
 
     Args:
+        model: its index in the table.
         table: sessions; arena: what holds the slots' states; states: the model's.
         num_slots: S; most_rows: rows of one tick; memory: what cells may have.
         on_moved: told of page moves that were carried out.
@@ -59,6 +61,7 @@ class Residence:
 
     def __init__(
         self,
+        model: int,
         table: SessionTable,
         arena: Arena,
         states: Sequence[State],
@@ -69,6 +72,7 @@ class Residence:
         *,
         is_endless: bool = False,
     ) -> None:
+        self._model = model
         self._table = table
         self._arena = arena
         self._states = states
@@ -85,6 +89,8 @@ class Residence:
         # Some session has no slot; and how many have none.
         self.is_parked = False
         self.num_parked = 0
+        # Sessions whose states are in the state store only.
+        self.num_stored = 0
         # Who leaves next: rows in slots, the least recently used first, with what that was seen by.
         self._candidates = np.zeros(0, np.int64)
         self._seen = np.zeros(0, np.float64)
@@ -103,7 +109,9 @@ class Residence:
         """
         after = self.num_sessions + count
         wanted = self._cells_for(after)
-        if self.cells.reserve(max(wanted, self.cells.num_used)) < wanted and not self._is_endless:
+        reserved = self.cells.reserve(max(wanted, self.cells.num_used))
+        # Where the state store takes the rest: room for a tick of those who come from there, and of those who leave.
+        if reserved < wanted and not (self._is_endless and reserved >= 2 * self._num_spare):
             self._fit()
             most = self.slots.num_slots + max(0, self._most_cells() - self._num_spare)
             raise CapacityError(
@@ -145,7 +153,9 @@ class Residence:
         Of sessions that are busy others are being written, which stay.
         """
         if self.is_parked:
-            self._leave_cells(rows[~self._table.is_busy[rows]])
+            rows = rows[~self._table.is_busy[rows]]
+            self.num_stored -= len(self.stored_of(rows))
+            self._leave_cells(rows)
 
     def _vacate(self, rows: np.ndarray, *, keeps_slots: bool = False) -> None:
         """Takes slots and cells from sessions; their count as parked goes, too."""
@@ -156,6 +166,7 @@ class Residence:
             self.slots.free(held)
         if len(held) < len(rows):
             self._count_parked(len(held) - len(rows))
+            self.num_stored -= len(self.stored_of(rows))
             self._leave_cells(rows)
 
     def _leave_cells(self, rows: np.ndarray) -> None:
@@ -193,8 +204,8 @@ class Residence:
         return {
             Tier.DEVICE: self.num_sessions - num_parked,
             Tier.HOST: num_cells,
-            Tier.STORE: 0,
-            Tier.INITIAL: num_parked - num_cells,
+            Tier.STORE: self.num_stored,
+            Tier.INITIAL: max(0, num_parked - num_cells - self.num_stored),
         }
 
     def refusal(self, num_rows: int) -> CapacityError:
@@ -205,6 +216,25 @@ class Residence:
             f"{self.slots.num_slots} and too few of them can be made free; send fewer sessions at once",
             Detail("handles", f"{num_rows} sessions", f"at most {self.slots.num_slots} that are not held by beams"),
         )
+
+    # The store tier
+
+    def stored_of(self, rows: np.ndarray) -> np.ndarray:
+        """Those of the sessions in `rows` int64 [B] whose states are in the state store only."""
+        if not self.num_stored:
+            return rows[:0]
+        table = self._table
+        is_nowhere = (table.slot[rows] == NOWHERE) & (table.cell[rows] == NOWHERE) & (table.read_slot[rows] == NOWHERE)
+        return np.asarray(rows[is_nowhere])
+
+    def shelve(self, count: int, staying: np.ndarray) -> None:
+        """Takes `count` cells or more from sessions that the state store has as they are, as far as there are any.
+
+        None from those in `staying` int64 [B].
+        """
+        rows = whose_cells(self._table, self._model, count, staying)
+        self._leave_cells(rows)
+        self.num_stored += len(rows)
 
     # Making room
 
@@ -224,8 +254,10 @@ class Residence:
         can_leave &= ~np.isin(residents, rows, assume_unique=True)
         victims = residents[can_leave]
         # Who stands before the first step needs no cell.
-        num_blank = int(np.count_nonzero(self._is_blank(victims)))
-        return max(0, needed - len(victims), needed - num_blank - self.cells.num_free)
+        needed_cells = needed - int(np.count_nonzero(self._is_blank(victims)))
+        if self._is_endless and needed_cells > self.cells.num_free:
+            self.shelve(needed_cells - self.cells.num_free, rows)
+        return max(0, needed - len(victims), needed_cells - self.cells.num_free)
 
     def bring(self, rows: np.ndarray) -> PageMoves | None:
         """Gives slots to the sessions in `rows` int64 [B] that have none; there must be room.
@@ -374,6 +406,7 @@ class Residence:
     def locate(self, rows: np.ndarray) -> Places:
         """Where the states of the sessions in `rows` int64 [B] are for a job that runs now; `finish` is told later."""
         table = self._table
+        assert not len(self.stored_of(rows)), "states that are in the store only are recalled first"
         self._num_formed += 1
         cells = table.cell[rows].astype(np.int64)
         is_cell = cells != NOWHERE

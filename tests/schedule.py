@@ -55,6 +55,17 @@ CROWDED = st.lists(
 )
 
 
+# The same with a state store that answers late, and now and then fails.
+_SHELF = st.one_of(st.just(("answer",)), st.just(("answer",)), st.tuples(st.just("go_away"), st.booleans()))
+SHELVED = st.lists(
+    st.one_of(
+        _STEPS, _STEPS, _STEPS, _OPEN, _OPEN, _TICKS, _TICKS, _CONTROLS, _ENDS, _RETRIES, _FAILURES, _PAGES, _SHELF
+    ),
+    min_size=12,
+    max_size=60,
+)
+
+
 class Schedule:
     """Carries out actions on a rig.
 
@@ -84,6 +95,8 @@ class Schedule:
 
     def check(self, plain: PlainGraph) -> int:
         """Judges every session that ever was; returns the number of steps compared."""
+        if self.rig.shelf is not None:
+            self.rig.shelf.is_away = False
         self._notice_ends()
         return sum(check_writer(self.rig, plain, writer) for writer in (*self.writers, *self.finished))
 
@@ -331,6 +344,14 @@ class Schedule:
 
     def _wait(self) -> None:
         self.rig.clock.advance(1.0)
+
+    def _answer(self) -> None:
+        assert self.rig.shelf is not None
+        self.rig.shelf.work()
+
+    def _go_away(self, is_away: bool) -> None:
+        assert self.rig.shelf is not None
+        self.rig.shelf.is_away = is_away
 
     def _keep(self, pick: int) -> None:
         """Reads a session's states, as a checkpoint does."""

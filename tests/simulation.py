@@ -10,7 +10,7 @@ Dimension key: B batch, T steps.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -65,6 +65,77 @@ class Mailbox:
         self.order.append(chunk.tag)
 
 
+def _no_error(error: EddyError | None) -> None:
+    assert error is None, error
+
+
+class Shelf:
+    """A state store in memory (`model.Backing`), which answers when it is told to.
+
+    Attributes:
+        is_away: it fails what it is asked for.
+    """
+
+    def __init__(self) -> None:
+        self.is_away = False
+        self.num_recalled = 0
+        # By row and epoch: position and states [...] each.
+        self._kept: dict[tuple[int, int], tuple[int, list[np.ndarray]]] = {}
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def work(self) -> bool:
+        """Answers the oldest request; False when there is none."""
+        if not self._waiting:
+            return False
+        self._waiting.popleft()()
+        return True
+
+    def recall(self, model: ServedModel, rows: np.ndarray, done: Callable[[EddyError | None], None]) -> None:
+        """Places what was kept."""
+        table = model.residence._table  # noqa: SLF001  (the rig's own)
+
+        def place() -> None:
+            if self.is_away:
+                done(_AWAY)
+                return
+            found = [self._kept[int(row), int(table.stored_epoch[row])] for row in rows]
+            assert [position for position, _ in found] == table.next_position[rows].tolist()
+            model.place_states(
+                rows, [np.stack(values) for values in zip(*[states for _, states in found], strict=True)]
+            )
+            self.num_recalled += len(rows)
+            done(None)
+
+        self._waiting.append(place)
+
+    def on_pressure(self, model: ServedModel, rows: np.ndarray, done: Callable[[EddyError | None], None]) -> None:
+        """Keeps sessions as they are."""
+        table = model.residence._table  # noqa: SLF001  (the rig's own)
+        handles = table.handle[rows]
+
+        def read(states: list[np.ndarray] | EddyError) -> None:
+            assert not isinstance(states, EddyError), states
+            is_same = table.handle[rows] == handles
+            for place in np.flatnonzero(is_same).tolist():
+                row = rows[place]
+                epoch = int(handles[place]) >> 32
+                self._kept[int(row), epoch] = int(table.next_position[row]), [values[place] for values in states]
+                table.durable_position[row], table.stored_epoch[row] = table.next_position[row], epoch
+            done(None)
+
+        def write() -> None:
+            mine = rows[table.handle[rows] == handles]
+            if self.is_away or len(mine) < len(rows):
+                done(_AWAY if self.is_away else None)
+                return
+            model.read_states(rows, read)
+
+        self._waiting.append(write)
+
+
+_AWAY = ModelError(Reason.STORE_UNAVAILABLE, "the store is away")
+
+
 class BrokenArena:
     """An arena that cannot be written, and unless `gets_out` not read."""
 
@@ -90,6 +161,7 @@ class Rig:
     Args:
         family: the model; row_steps_budget: rows x steps in one tick; max_rows: rows in one tick.
         host_bytes: memory for the states of sessions without a slot.
+        shelf: a state store for what the host's memory has no room for.
         is_late: ticks that are formed and not committed are run only when they are to be committed.
         settings: further fields of `ModelConfig`.
     """
@@ -101,11 +173,13 @@ class Rig:
         row_steps_budget: int = 1 << 20,
         max_rows: int = 64,
         host_bytes: int = 0,
+        shelf: Shelf | None = None,
         is_late: bool = False,
         **settings: Any,
     ) -> None:
         self.family = family
         self.is_late = is_late
+        self.shelf = shelf
         self.clock = Clock()
         generator = np.random.default_rng(5)
         self.table = SessionTable(10_000, self.clock, generator.bytes)
@@ -123,6 +197,7 @@ class Rig:
             "CPUExecutionProvider",
             lambda stream, handles, error: self.ended.append((stream, handles.tolist(), error)),
             memory=HostMemory(host_bytes),
+            backing=shelf,
         )
         self.scheduler = self.model.scheduler
         # The measured cost would make the cutting of chunks depend on the machine.
@@ -135,7 +210,9 @@ class Rig:
 
     def open(self, num_sessions: int = 1, *, stream: int = STREAM, max_in_flight: int = 1) -> np.ndarray:
         """Opens sessions; returns their table rows, int64 [n]."""
-        return self.model.open_sessions(num_sessions, stream, max_in_flight, 600.0)
+        rows = self.model.open_sessions(num_sessions, stream, max_in_flight, 600.0)
+        self.table.is_durable[rows] = self.shelf is not None
+        return rows
 
     def begin(self, row: int, start: Start) -> None:
         """Has the session in `row` begin with `start`."""
@@ -200,6 +277,9 @@ class Rig:
     def state(self, row: int) -> list[np.ndarray]:
         """The states of the session in `row`, one [...] a state."""
         residence = self.model.residence
+        if len(residence.stored_of(np.array([row]))):
+            self.model.recall_states(np.array([row]), _no_error)
+            self.run_all()
         found = residence.read(residence.locate(np.array([row])))
         residence.finish()
         return [values[0] for values in found]
@@ -302,7 +382,7 @@ class Rig:
 
     def run_all(self) -> None:
         """Commits and runs until nothing waits."""
-        while self.commit_tick() or self.run_tick():
+        while self.commit_tick() or self.run_tick() or (self.shelf is not None and self.shelf.work()):
             pass
         assert self.scheduler.queue.is_idle, "something waits that nothing can move on"
 

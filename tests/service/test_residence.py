@@ -1,13 +1,14 @@
 """Residence by itself: cells and their budget, who leaves, what is opened, and what failing moves leave behind."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from graphs import family
 from hypothesis import given
 from hypothesis import strategies as st
-from simulation import Rig
+from simulation import Rig, Shelf
 
 from eddy.service.arena import INITIAL_SLOT
 from eddy.service.cells import Cells, HostMemory
@@ -169,3 +170,33 @@ def test_a_slot_that_is_left_is_not_read_again() -> None:
     assert _step(rig, late, 0, [1]) == [1]
     rig.model.reset_sessions(rows)
     assert _step(rig, rows, 0, [2, 3]) == [2, 3]
+
+
+def test_what_the_store_has_makes_room_in_memory() -> None:
+    """Sessions beyond slots and cells are written, give up their cells, and come back; a store that is away refuses."""
+    shelf = Shelf()
+    rig = Rig(HISTORY, max_slots=2, host_bytes=STATE_BYTES * 4, shelf=shelf)
+    rows = rig.open(8)
+    for position, wanted in enumerate((1, 11, 111)):
+        for row in rows:
+            rig.clock.advance(1.0)
+            assert _step(rig, np.array([row]), position, [1]) == [wanted]
+    counts = {tier: _tiers(rig, rows).count(tier) for tier in Tier}
+    assert counts[Tier.DEVICE] == 2
+    assert counts[Tier.STORE] >= 3
+    assert rig.model.residence.by_tier == counts
+    assert shelf.num_recalled >= 8
+    stored = rows[rig.table.tiers_of(rows) == Tier.STORE][:1]
+    shelf.is_away = True
+    result = rig.step(stored, [3], [np.array([[1]])])
+    assert result.failure is not None
+    assert result.failure.reason is Reason.STORE_UNAVAILABLE
+    shelf.is_away = False
+    rig.table.attach(int(stored[0]), 9)
+    read: list[Any] = []
+    rig.model.read_states(stored, read.append)
+    rig.run_all()
+    assert [values.tolist() for values in read[0]] == [[111]]
+    assert _step(rig, rows[rows != stored][:1], 3, [1]) == [1111]
+    rig.model.close_sessions(rows)
+    assert rig.model.residence.by_tier == dict.fromkeys(Tier, 0)

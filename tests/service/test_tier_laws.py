@@ -11,8 +11,10 @@ import pytest
 from graphs import FAMILIES, Family, family, shipped_families
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schedule import CALM, CROWDED, Action, Schedule, plain_graph
-from simulation import Rig
+from schedule import CALM, CROWDED, SHELVED, Action, Schedule, plain_graph
+from simulation import Rig, Shelf
+
+from eddy.service.contract import read_contract
 
 MODELS = Path(__file__).parents[2] / "models"
 BUDGETS = st.sampled_from([1 << 20, 16, 4, 1])
@@ -46,6 +48,25 @@ def test_crowded_schedules_over_few_slots(
     schedule.run(actions)
     schedule.check(plain_graph(family(name)))
     schedule.check_refusals()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@given(
+    actions=SHELVED, slots=st.integers(2, 6), spare=st.integers(0, 3), seed=st.integers(0, 1000), is_late=st.booleans()
+)
+def test_schedules_over_few_slots_and_cells(
+    name: str, actions: list[Action], slots: int, spare: int, seed: int, is_late: bool
+) -> None:
+    """Where the host's memory is short, too, states go to the state store and come back: also late, or not at first.
+
+    Only chunks are refused, by a store that is away; their sessions stay as they were.
+    """
+    spec = family(name)
+    state_bytes = max(1, sum(read_state.row_bytes for read_state in read_contract(spec.model()).states))
+    rig = Rig(spec, max_slots=slots, host_bytes=state_bytes * (2 * slots + spare), shelf=Shelf(), is_late=is_late)
+    schedule = Schedule(rig, seed=seed, marker=1e4)
+    schedule.run(actions)
+    schedule.check(plain_graph(spec))
 
 
 @pytest.mark.parametrize("spec", shipped_families(MODELS), ids=lambda spec: spec.name)
