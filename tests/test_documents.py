@@ -33,6 +33,7 @@ def test_the_readme_is_in_order() -> None:
     assert re.findall(r"^## (.*)$", README, re.MULTILINE) == [
         "Quick start",
         "Data flow",
+        "What Eddy promises",
         "Wire contract",
         "Configuration",
         "Metrics",

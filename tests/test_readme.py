@@ -1,5 +1,6 @@
 """The documents stay true: commands, code blocks and tables of README and docs, against the real thing."""
 
+import ast
 import os
 import re
 import shlex
@@ -406,3 +407,27 @@ def test_architecture_names_every_module() -> None:
     rows = table("docs/architecture.md", "| layer |")
     named = [name.strip(" `") for row in rows for name in row[1].split(",")]
     assert sorted(named) == sorted(path.stem for path in (ROOT / "service").glob("*.py") if path.stem != "__init__")
+
+
+def _names_in(path: Path) -> set[str]:
+    """Functions, classes and variables at a file's top."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+def test_every_promise_has_its_test() -> None:
+    """Each test that the table of promises names exists, and each promise names one."""
+    promises = table("README.md", "| promise | proof |")
+    assert len(promises) >= 8
+    for promise, proof in promises:
+        named = re.findall(r"tests/[\w/]+\.py(?:::\w+)?", proof)
+        assert named, promise
+        for each in named:
+            file, _, name = each.partition("::")
+            assert (ROOT / file).is_file(), each
+            assert not name or name in _names_in(ROOT / file), each
