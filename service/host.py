@@ -408,7 +408,7 @@ class Host:
         rows = table.rows_of(mine)
         return np.where(table.handle[rows] == mine, table.durable_position[rows], NOT_STORED)
 
-    async def recall(self, session_id: bytes) -> int:
+    async def recall(self, session_id: bytes, is_wanted: Callable[[], bool] = lambda: True) -> int:
         """The row of a session that is open, or that the state store has; see `Recaller.find`.
 
         Raises:
@@ -417,7 +417,7 @@ class Host:
         if self.durability is None or self.durability.recaller.is_present(session_id):
             return self.table.row_of_id(session_id)
         self.refuse_if_draining()
-        return await self.durability.recaller.find(session_id)
+        return await self.durability.recaller.find(session_id, is_wanted)
 
     def _end_fenced(self, rows: np.ndarray) -> None:
         """Ends sessions that another server goes on with, behind the chunks that they have sent."""
@@ -532,10 +532,11 @@ class Host:
     ) -> None:
         """`attach` for a session that the store has."""
         try:
-            await self.recall(session_id)
+            await self.recall(session_id, lambda: self.has_stream(stream))
             self._attach(session_id, resume_token, stream, done, holder, resumes=resumes, is_copy_known=True)
         except EddyError as error:
-            done(error)
+            if self.has_stream(stream):
+                done(error)
         except Exception:  # noqa: BLE001  the task's root: one request fails, with its traceback in the log
             _LOG.exception("a session could not be brought back")
             done(ServerBug(Reason.INTERNAL, "the server failed to bring this session back"))

@@ -61,13 +61,19 @@ class Recaller:
         self._adopt = adopt
         # Changed on the event loop only.
         self._pending: dict[bytes, asyncio.Task[None]] = {}
+        # Who asks for a session that is on its way: whether they are still there.
+        self._askers: dict[bytes, list[Callable[[], bool]]] = {}
 
     def is_present(self, session_id: bytes) -> bool:
         """The session is open here, and not on its way."""
         return session_id not in self._pending and bool(self._table.find(session_id))
 
-    async def find(self, session_id: bytes) -> int:
+    async def find(self, session_id: bytes, is_wanted: Callable[[], bool] = lambda: True) -> int:
         """The row of a session that is open here, or was brought back.
+
+        Args:
+            is_wanted: whether whoever asks is still there: a session that nobody asks for any more is not taken from
+                the server to which its client may have gone meanwhile.
 
         Raises:
             EddyError: UNKNOWN_SESSION, also when it has expired; STORE_UNAVAILABLE; SNAPSHOT_MISMATCH, its model is not
@@ -76,17 +82,25 @@ class Recaller:
         pending = self._pending.get(session_id)
         if pending is None and not self._table.find(session_id):
             pending = self._pending[session_id] = asyncio.ensure_future(self._recall(session_id))
-            pending.add_done_callback(lambda _: self._pending.pop(session_id))
+            pending.add_done_callback(lambda _: self._forget(session_id))
         if pending is not None:
+            self._askers.setdefault(session_id, []).append(is_wanted)
             await asyncio.shield(pending)
         return self._table.row_of_id(session_id)
+
+    def _forget(self, session_id: bytes) -> None:
+        del self._pending[session_id]
+        self._askers.pop(session_id, None)
+
+    def _is_wanted(self, session_id: bytes) -> bool:
+        return any(is_wanted() for is_wanted in self._askers.get(session_id, ()))
 
     async def _recall(self, session_id: bytes) -> None:
         for _ in range(_MAX_TRIES):
             if self._checkpointer.is_forgotten(session_id):
                 return
             record = await self._store.call(lambda store: _read(store, session_id))
-            if record is None:
+            if record is None or not self._is_wanted(session_id):
                 return  # Whoever asks finds that it is not there.
             model = self.model_for(record)
             epochs = np.array([record.epoch], np.uint32)

@@ -9,6 +9,7 @@ from graphs import family
 from loopback import Loopback, array, attach_request, chunk, configure, serve, write_model
 from records import find_redis, redis_server
 
+from eddy.service.errors import EddyError, Reason
 from eddy.v1 import inference_pb2
 
 pytestmark = pytest.mark.skipif(not find_redis(), reason="neither redis-server nor valkey-server is installed")
@@ -43,6 +44,31 @@ def test_a_session_that_comes_back_is_the_one_in_the_store(tmp_path: Path) -> No
             assert await _attach(second, opened, 2, 1) == 12
             assert await _attach(first, opened, 3, 2) == 123
             assert await _attach(second, opened, 4, 3) == 1234
+
+    with redis_server(tmp_path) as redis:
+        asyncio.run(go(redis.url()))
+
+
+def test_an_attach_whose_client_has_gone_takes_nothing(tmp_path: Path) -> None:
+    """A server that gets to a request when its client has gone leaves the session alone: another server may have it."""
+    repository = tmp_path / "models"
+    write_model(repository, "history")
+
+    async def go(url: str) -> None:
+        config = configure(repository, state={"store": url, "checkpoint_seconds": 1000.0, "max_lag_seconds": 1e6})
+        async with serve(config) as first, serve(config) as second:
+            async with first.stream() as stream:
+                opened = await stream.open("history")
+            assert await _attach(second, opened, 1, 0) == 1
+            async with serve(config) as third:
+                durability = third.host.durability
+                assert durability is not None
+                with pytest.raises(EddyError) as caught:
+                    await durability.recaller.find(opened.session_ids[0], lambda: False)
+                assert caught.value.reason is Reason.UNKNOWN_SESSION
+            async with second.stream() as stream:
+                attached = await stream.send(attach=attach_request(opened))
+                assert attached.attached.epoch == 4, "opened 1, brought back 2, attached 3 and 4, and nobody else"
 
     with redis_server(tmp_path) as redis:
         asyncio.run(go(redis.url()))
