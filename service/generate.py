@@ -17,6 +17,7 @@ from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
 from eddy.service.generation import FinishReason, Generation, Plan, Token, check_task
 from eddy.service.host import Host, Opened
 from eddy.service.model import ServedModel
+from eddy.service.prefixes import Prefix, PrefixCache
 from eddy.service.sampling import Sampling
 from eddy.service.sessions import NO_STREAM, NOT_STORED
 from eddy.service.start import Start, read_start
@@ -69,14 +70,26 @@ class GenerateCall:
         self._wants_logs = plan.wants_log_probabilities
         self._stops = StopMatcher(request.stop)
         self._opened: Opened | None = None
+        # Of a new session: where states after known prompts are, and the one that it begins with.
+        self._prefixes: PrefixCache | None = None
+        self._known: Prefix | None = None
         if row is None:
             start = self._read_start(request.open)
             host.refuse_if_draining()
+            if start is None and self._num_beams <= 1:
+                self._prefixes = host.prefixes.of(self._model)
+            if self._prefixes is not None:
+                # A session that stays has the reply to its last chunk, as it has where nothing is known.
+                self._known = self._prefixes.find(plan.prompt, takes_all=not self._keeps_session)
+            if self._known is not None:
+                start = Start(states={name: values[None] for name, values in self._known.states.items()})
             file, idle = self._model.file, request.open.idle_timeout_seconds
             self._opened = host.open(
                 file.name, file.version, 1, 1, idle, NO_STREAM, start, is_durable=request.keep_session
             )
             row = int(self._opened.rows[0])
+            # It stands as if it had been fed.
+            host.table.next_position[row] = self._num_cached
             host.table.is_bound[row] = self._num_beams > 1  # Beams are sessions of one model.
         self._row = row
         self._plan = plan
@@ -99,6 +112,9 @@ class GenerateCall:
         try:
             if self._opened is not None:
                 await self._opened.begun()
+            if self._known is not None and self._host.table.handle.item(self._row) == self._info.handle:
+                # What it began with is the model's own; what was fed since is only known already.
+                self._host.table.has_own_start[self._row] = False
             generation.start()
             await self._write(started=self._started())
             is_told = True
@@ -133,7 +149,12 @@ class GenerateCall:
         host, model, row, plan = self._host, self._model, self._row, self._plan
         if self._num_beams > 1:
             return BeamSearch(host, model, row, plan, self._num_beams, self._length_penalty, self._changed.set)
-        return Generation(host, model, row, plan, self._take_token, self._changed.set)
+        return Generation(host, model, row, plan, self._take_token, self._changed.set, self._prefixes, self._known)
+
+    @property
+    def _num_cached(self) -> int:
+        """Tokens of the prompt that are not fed."""
+        return 0 if self._known is None else self._known.num_tokens
 
     async def _settle(self) -> None:
         """Waits for what was sent for the session before, and looks where it stands then.
@@ -322,7 +343,8 @@ class GenerateCall:
             version=self._model.file.version,
             seed=self._plan.sampling.seed,
             num_prompt_tokens=len(self._plan.prompt),
-            position=self._info.next_position,
+            position=self._info.next_position - self._num_cached,
+            num_cached_tokens=self._num_cached,
             resume_token=b"" if self._opened is None else self._opened.resume_tokens[0],
         )
 

@@ -23,6 +23,7 @@ from eddy.service.chunk import Chunk, ChunkResult
 from eddy.service.errors import ClientError, Detail, EddyError, ModelError, Reason, ServerBug, invalid
 from eddy.service.host import Host
 from eddy.service.model import ServedModel
+from eddy.service.prefixes import BLOCK_TOKENS, Prefix, PrefixCache
 from eddy.service.sampling import Sampling, draw, log_probabilities
 from eddy.service.sessions import ANY_ROUTE, ROW_MASK
 from eddy.v1 import contract_pb2
@@ -121,6 +122,8 @@ class Generation:
         plan: what to generate.
         is_last: told each token as it is drawn; True ends the generation after it (a stop string).
         notify: called when there is something to take, or an end. Must not raise.
+        prefixes: where states after pieces of the prompt are kept, of a session that begins with it; known: the one
+            that the session stands at, whose tokens are not fed.
     """
 
     def __init__(
@@ -131,9 +134,13 @@ class Generation:
         plan: Plan,
         is_last: Callable[[int], bool],
         notify: Callable[[], None],
+        prefixes: PrefixCache | None = None,
+        known: Prefix | None = None,
     ) -> None:
         self._host = host
         self._model = model
+        self._prefixes = prefixes
+        self._known = known
         self._plan = plan
         self._is_last = is_last
         self._notify = notify
@@ -146,7 +153,7 @@ class Generation:
         self.num_tokens = 0
         self.finish: FinishReason | None = None
         self.failure: EddyError | None = None
-        self._num_prompt_fed = 0
+        self._num_prompt_fed = 0 if known is None else known.num_tokens
         self._arrival = host.clock()
         self._tokens: list[Token] = []
         # The end that follows once the last token is fed.
@@ -161,8 +168,11 @@ class Generation:
             EddyError: nothing was queued: an empty prompt without kept scores, draining, a full queue.
         """
         self._follow()
-        if self._plan.prompt:
+        if self._num_prompt_fed < len(self._plan.prompt):
             self._feed_prompt()
+            return
+        if self._known is not None:
+            self._go_on(self._known.outputs)
             return
         if self.position == 0:
             raise invalid(Reason.MISSING_FIELD, "prompt", "none", "at least one token: the session has taken no step")
@@ -195,10 +205,43 @@ class Generation:
             self._fail(result.failure or result.errors[0])
             return
         self.position += chunk.num_steps
+        outputs = result.outputs
+        prompt = self._plan.prompt
+        if self._prefixes is not None and self.position <= len(prompt) and self._prefixes.wants(prompt, self.position):
+            self._guarded(lambda: self._keep_prefix(outputs))
+        else:
+            self._fed(outputs)
+
+    def _fed(self, outputs: Sequence[bytes]) -> None:
+        """A chunk is through, with these outputs."""
         if self._num_prompt_fed < len(self._plan.prompt):
             self._guarded(self._feed_prompt)
         else:
-            self._guarded(lambda: self._go_on(result.outputs))
+            self._guarded(lambda: self._go_on(outputs))
+
+    def _keep_prefix(self, outputs: Sequence[bytes]) -> None:
+        """Copies the state after the tokens so far before the next ones are fed."""
+        table, model, position = self._host.table, self._model, self.position
+        row = self._handle & 0xFFFFFFFF
+
+        def read(states: list[np.ndarray] | EddyError) -> None:
+            stands = (
+                table.handle.item(row) == self._handle
+                and table.next_position.item(row) == position
+                and table.model_of(row) == model.index
+            )
+            if stands and not isinstance(states, EddyError) and model.finite_rows(states, 1).all():
+                named = {
+                    state.name: values[0].copy() for state, values in zip(model.contract.states, states, strict=True)
+                }
+                last = [self._last_step(outputs, number) for number in range(len(model.contract.outputs))]
+                assert self._prefixes is not None, "asked for with it"
+                self._prefixes.add(self._plan.prompt[:position], named, last)
+            if not self.is_gone:
+                self._fed(outputs)
+
+        model.read_states(np.array([row]), read)
+        self._host.dispatcher.notify(model)
 
     # Inner
 
@@ -255,7 +298,10 @@ class Generation:
 
     def _feed_prompt(self) -> None:
         begin = self._num_prompt_fed
-        part = self._plan.prompt[begin : begin + max_prompt_steps(self._model)]
+        most = max_prompt_steps(self._model)
+        if self._prefixes is not None:  # To where the state is copied.
+            most = min(most, BLOCK_TOKENS - begin % BLOCK_TOKENS)
+        part = self._plan.prompt[begin : begin + most]
         self._submit(np.array(part, self._dtype))
         self._num_prompt_fed += len(part)
 

@@ -25,6 +25,7 @@ from eddy.service.entry import Entry
 from eddy.service.errors import CapacityError, ClientError, EddyError, Reason, ServerBug, invalid
 from eddy.service.handover import Handover
 from eddy.service.model import ServedModel
+from eddy.service.prefixes import Prefixes
 from eddy.service.sessions import NO_STREAM, NOT_STORED, SessionTable, route
 from eddy.service.start import Start
 from eddy.service.stats import CallStats
@@ -93,11 +94,12 @@ class Host:
             self._announce,
         )
         # Changed only on the event loop, after `start`.
+        self.prefixes = Prefixes(config.state.prefix_cache_bytes)
+        self._release_listeners: list[Callable[[ServedModel], None]] = [self.prefixes.forget]
         self._dispatcher: Dispatcher | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._ended_listeners: dict[int, Callable[[np.ndarray, EddyError], None]] = {}
         self._change_listeners: list[Callable[[], None]] = []
-        self._release_listeners: list[Callable[[ServedModel], None]] = []
         self._next_stream = NO_STREAM + 1
         self._tasks: set[asyncio.Task[None]] = set()
         self._num_owners = 0

@@ -41,6 +41,11 @@ class ModelTotals:
     num_generated_tokens: int
     num_restarted_sequences: int
     num_adopted_sessions: int
+    num_prefix_hits: int
+    num_prefix_misses: int
+    num_cached_tokens: int
+    num_prefix_evictions: int
+    prefix_bytes: int
     tiers: Mapping[str, int]
     host_bytes: int
     num_page_ins: int
@@ -137,6 +142,7 @@ _MODEL_GAUGES = {
     "num_used_slots": ("eddy_arena_used_slots", "State slots that sessions hold."),
     "arena_bytes": ("eddy_arena_bytes", "Size of the state arena on its device."),
     "host_bytes": ("eddy_host_state_bytes", "Size of states in the host's memory, of sessions without a slot."),
+    "prefix_bytes": ("eddy_prefix_bytes", "Size of the kept states after known prompts."),
     "num_queued": ("eddy_queued_chunks", "Chunks that wait for a tick."),
     "kept_reply_bytes": ("eddy_kept_reply_bytes", "Size of replies kept for repeats."),
 }
@@ -153,6 +159,10 @@ _MODEL_COUNTERS = {
         "eddy_restarted_sequences",
         "Live sequences of the Open Inference Protocol that a START began anew.",
     ),
+    "num_prefix_hits": ("eddy_prefix_hits", "New texts that began from the kept state of a known beginning."),
+    "num_prefix_misses": ("eddy_prefix_misses", "New texts whose beginning was not known."),
+    "num_cached_tokens": ("eddy_prefix_cached_tokens", "Tokens of prompts that were not fed, their state being known."),
+    "num_prefix_evictions": ("eddy_prefix_evictions", "Kept states after prompts that went for others."),
     "num_adopted_sessions": ("eddy_adopted_sessions", "Sessions that came from another version, or other files."),
 }
 _MODEL_HISTOGRAMS = {

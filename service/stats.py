@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from eddy.service.chunk import Chunk
 from eddy.service.histogram import Histogram
@@ -28,6 +29,16 @@ DELAY_BOUNDS = (50e-6, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05
 RUN_BOUNDS = (1e-5, 2.5e-5, 50e-6, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 # A prompt of one token takes as long as a step, one of thousands is sliced into ticks that others share.
 FIRST_TOKEN_BOUNDS = (5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+@dataclass(slots=True)
+class PrefixStats:
+    """What came of looking: prompts found and not found, tokens that were not fed, entries that went for others."""
+
+    num_hits: int = 0
+    num_misses: int = 0
+    num_cached_tokens: int = 0
+    num_evictions: int = 0
 
 
 class ModelStats:
@@ -69,6 +80,7 @@ class ModelStats:
         "num_restarted_sequences",
         "num_whole_requests",
         "page_time",
+        "prefixes",
         "queue_delay",
         "rows_run",
         "run_time",
@@ -99,6 +111,7 @@ class ModelStats:
         self._alone: list[float] = [0, 0.0]
         self.rows_run: dict[int, list[float]] = {1: self._alone}
         self.num_adopted_sessions = 0
+        self.prefixes = PrefixStats()
         self.num_ended_sessions = dict.fromkeys(
             (Event.CLOSE, Event.EXPIRE, Event.FAIL, Event.RETIRE, Event.QUARANTINE, Event.FENCE), 0
         )

@@ -68,7 +68,7 @@ RANKS = {
             ("bulk", "engine", "queue"),
             ("scheduler",),
             ("model",),
-            ("entry", "roster"),
+            ("entry", "prefixes", "roster"),
             ("adoption", "changes", "checkpointer"),
             ("calls", "catalog", "dispatcher", "codec", "layout"),
             ("handover", "recall", "watcher"),
