@@ -13,7 +13,7 @@ import asyncio
 import shutil
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +26,13 @@ from eddy.v1 import errors_pb2, inference_pb2
 
 T = TypeVar("T")
 MODELS = Path(__file__).parents[1] / "models"
-FAMILIES = {"history": family("history"), "forecast-lstm": family_from_file(MODELS / "forecast-lstm/1/model.onnx")}
+_HISTORY = family("history")
+# Snapshots hold integers only within a range that the contract gives.
+_RANGED = tuple(replace(state, values=(-(2.0**62), 2.0**62)) for state in _HISTORY.states)
+FAMILIES = {
+    "history": replace(_HISTORY, states=_RANGED),
+    "forecast-lstm": family_from_file(MODELS / "forecast-lstm/1/model.onnx"),
+}
 NUM_STREAMS = 2
 # Nothing happens by itself: the clock stands still until a test moves it on.
 CHECKPOINT_SECONDS = 1000.0
