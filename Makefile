@@ -17,7 +17,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 LOCK = $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --python-version 3.11 \
 	--python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock'
 
-.PHONY: help setup demo test lint types format fuzz chaos bench gpu-check models protos image lock clean
+.PHONY: help setup demo test lint types format fuzz chaos soak bench gpu-check models protos image lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -65,6 +65,9 @@ fuzz: $(VENV)/.dev  ## damaged requests against a real server, MINUTES=10, SEED=
 chaos: $(VENV)/.dev  ## servers killed under load, every output compared: STORE=sqlite|redis|both, KILLS=200, STEPS=1000000, SEED=1
 	$(BIN)/python -m tests.chaos --store $(or $(STORE),both) --kills $(or $(KILLS),200) --steps $(or $(STEPS),1000000) \
 		--seed $(or $(SEED),1)
+
+soak: $(VENV)/.dev  ## ten million steps and a million sessions: what memory does, STORE=memory|sqlite
+	$(BIN)/python -m tests.soak --store $(or $(STORE),memory)
 
 bench: $(VENV)/.dev  ## speed figures; JSON=file writes them down
 	$(BIN)/python -m benchmarks $(if $(JSON),--json $(JSON))

@@ -323,10 +323,16 @@ class Chaos:
         await self._store_write()
 
     async def _answers(self, number: int) -> None:
-        """Waits until one client has had so many answers more."""
+        """Waits until one client has had so many answers more, and every client one.
+
+        Without the latter a client that comes back slowly would be starved by kills that others' answers decide.
+        """
         worker = self._dice.choice(self._workers)
         until, begin = worker.num_calls + number, time.monotonic()
-        while worker.num_calls < until:
+        before = [each.num_calls for each in self._workers]
+        while worker.num_calls < until or any(
+            each.num_calls == count for each, count in zip(self._workers, before, strict=True)
+        ):
             self._check()
             assert time.monotonic() < begin + 2 * PATIENCE_SECONDS, f"client {worker.spec.number} is not answered"
             await asyncio.sleep(_LOOK_SECONDS)

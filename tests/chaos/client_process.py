@@ -16,7 +16,7 @@ from worker import Spec
 
 _WORKER = Path(__file__).resolve().parent / "worker.py"
 # Beyond what any call takes while servers come and go: what takes longer hangs.
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 
 
 class ClientProcess:
