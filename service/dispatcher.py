@@ -178,9 +178,11 @@ def _observe(model: ServedModel, tick: AnyTick, now: float) -> None:
     if isinstance(tick, SingleTick):
         stats.observe_lone(tick.chunk.arrival, tick.started, now, tick.run_seconds)
         return
-    stats.observe_tick(tick.num_rows, tick.run_seconds)
     if isinstance(tick, Job):
+        if tick.is_run:
+            stats.observe_tick(tick.num_rows, tick.run_seconds)
         return
+    stats.observe_tick(tick.num_rows, tick.run_seconds)
     if tick.positions is not None:
         stats.observe_chunks(tick.chunks, tick.started, now)
     else:

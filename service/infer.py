@@ -235,7 +235,7 @@ class _Whole:
         for port, raw in zip(model.contract.inputs, inputs, strict=True):
             check_rows(port, port.view(raw, len(sequences), length), f"inputs[{port.name}]")
         run = partial(model.engine.run_whole, inputs, len(sequences), length)
-        self._job = Job(run, self._finish, len(sequences), length, deadline)
+        self._job = Job(run, self._finish, len(sequences), length, deadline, is_run=True)
         host.submit_job(model, self._job)
 
     def cancel(self) -> None:

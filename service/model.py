@@ -240,7 +240,8 @@ class ServedModel:
                 queue.clear_busy(rows)
                 done(next((each for each in outcomes if isinstance(each, EddyError)), []))
 
-        jobs = [Job(partial(write, part), written, len(rows[part]), start.num_steps) for part in parts]
+        is_run = bool(start.prime)
+        jobs = [Job(partial(write, part), written, len(rows[part]), start.num_steps, is_run=is_run) for part in parts]
         queue.submit_job(*jobs)
         is_parked = slots == NOWHERE
         if is_parked.any():

@@ -201,8 +201,9 @@ class Scheduler:
         """
         if not isinstance(tick, Job) and tick.moves is not None:
             self._residence.settle(tick.moves)
-        self.num_ticks += 1
-        self.num_row_steps += tick.num_rows * tick.num_steps
+        if not isinstance(tick, Job) or tick.is_run:
+            self.num_ticks += 1
+            self.num_row_steps += tick.num_rows * tick.num_steps
         if isinstance(tick, Job):
             tick.done(list(blocks))
         elif isinstance(tick, SingleTick):

@@ -98,12 +98,24 @@ class Job:
         num_rows, num_steps: B and T, for its cost.
         deadline: monotonic seconds; it begins before this time or fails.
         prepare: called when its turn has come, on the event loop, before it is run or told of a failure of that.
+        is_run: it runs a graph of the model, and counts as a tick; otherwise it copies states.
 
     Attributes:
         is_gone: nobody waits for it any more; it is dropped unless it has begun.
     """
 
-    __slots__ = ("deadline", "done", "is_gone", "num_rows", "num_steps", "prepare", "run", "run_seconds", "started")
+    __slots__ = (
+        "deadline",
+        "done",
+        "is_gone",
+        "is_run",
+        "num_rows",
+        "num_steps",
+        "prepare",
+        "run",
+        "run_seconds",
+        "started",
+    )
 
     def __init__(
         self,
@@ -113,7 +125,10 @@ class Job:
         num_steps: int,
         deadline: float = NO_DEADLINE,
         prepare: Callable[[], None] | None = None,
+        *,
+        is_run: bool = False,
     ) -> None:
+        self.is_run = is_run
         self.prepare = prepare
         self.run = run
         self.done = done

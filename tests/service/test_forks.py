@@ -63,6 +63,24 @@ def test_a_fork_goes_on_by_itself(repository: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_copies_are_no_steps(repository: Path) -> None:
+    """A fork and a snapshot run no graph of the model: neither counts as a tick or as steps."""
+
+    async def scenario() -> None:
+        async with serve(configure(repository)) as loopback, loopback.stream() as client:
+            opened = await client.open("history")
+            [handle] = np.frombuffer(opened.handles, "<u8").tolist()
+            await _answers(client, [handle], [0], [1])
+            scheduler = loopback.host.catalog.ready("history", "").scheduler
+            before = (scheduler.num_ticks, scheduler.num_row_steps)
+            await _fork(client, [handle])
+            taking = sessions_pb2.SnapshotSessionRequest(session_id=opened.session_ids[0])
+            await loopback.unary("SessionService/SnapshotSession", taking, sessions_pb2.SnapshotSessionResponse)
+            assert (scheduler.num_ticks, scheduler.num_row_steps) == before == (1, 1)
+
+    asyncio.run(scenario())
+
+
 def test_a_fork_of_what_never_stepped_begins_anew(repository: Path) -> None:
     """Nothing is copied where nothing was written, not even what an earlier session left in the slot."""
 
