@@ -494,7 +494,11 @@ class Host:
                     return
                 self.table.attach(found, stream, holder, resumes=resumes)
             except EddyError as error:
-                done(error)
+                is_gone = self.durability is not None and not self.table.find(session_id)
+                if is_gone and not is_copy_known:
+                    again()  # The copy has ended meanwhile; the store knows whether the session has.
+                else:
+                    done(error)
                 return
             handle = self.table.handle.item(found)
             if self.durability is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -60,7 +61,7 @@ class Recaller:
         self._health = health
         self._adopt = adopt
         # Changed on the event loop only.
-        self._pending: dict[bytes, asyncio.Task[None]] = {}
+        self._pending: dict[bytes, asyncio.Task[bool]] = {}
         # Who asks for a session that is on its way: whether they are still there.
         self._askers: dict[bytes, list[Callable[[], bool]]] = {}
 
@@ -79,29 +80,37 @@ class Recaller:
             EddyError: UNKNOWN_SESSION, also when it has expired; STORE_UNAVAILABLE; SNAPSHOT_MISMATCH, its model is not
                 served any more; SNAPSHOT_CORRUPT and SNAPSHOT_VERSION; no room; FENCED, others take it all the time.
         """
-        pending = self._pending.get(session_id)
-        if pending is None and not self._table.find(session_id):
-            pending = self._pending[session_id] = asyncio.ensure_future(self._recall(session_id))
-            pending.add_done_callback(lambda _: self._forget(session_id))
-        if pending is not None:
+        is_over = False
+        while not is_over:
+            pending = self._pending.get(session_id)
+            if pending is None or pending.done():
+                if self._table.find(session_id):
+                    break
+                pending = self._pending[session_id] = asyncio.ensure_future(self._recall(session_id))
+                pending.add_done_callback(partial(self._forget, session_id))
             self._askers.setdefault(session_id, []).append(is_wanted)
-            await asyncio.shield(pending)
+            # Whoever asked before may have gone just now, and the recall with them.
+            is_over = await asyncio.shield(pending) or not is_wanted()
         return self._table.row_of_id(session_id)
 
-    def _forget(self, session_id: bytes) -> None:
-        del self._pending[session_id]
-        self._askers.pop(session_id, None)
+    def _forget(self, session_id: bytes, task: asyncio.Task[bool]) -> None:
+        if self._pending.get(session_id) is task:
+            del self._pending[session_id]
+            self._askers.pop(session_id, None)
 
     def _is_wanted(self, session_id: bytes) -> bool:
         return any(is_wanted() for is_wanted in self._askers.get(session_id, ()))
 
-    async def _recall(self, session_id: bytes) -> None:
+    async def _recall(self, session_id: bytes) -> bool:
+        """Brings the session back, where it is in the store; False: it was left there, as nobody asks any more."""
         for _ in range(_MAX_TRIES):
             if self._checkpointer.is_forgotten(session_id):
-                return
+                return True
             record = await self._store.call(lambda store: _read(store, session_id))
-            if record is None or not self._is_wanted(session_id):
-                return  # Whoever asks finds that it is not there.
+            if record is None:
+                return True  # Whoever asks finds that it is not there.
+            if not self._is_wanted(session_id):
+                return False
             model = self.model_for(record)
             epochs = np.array([record.epoch], np.uint32)
             raw_id, token = (np.frombuffer(each, np.uint8)[None] for each in (session_id, record.resume_token))
@@ -122,7 +131,7 @@ class Recaller:
                 await self._checkpointer.persist(rows)
                 if self._table.stored_epoch.item(row) == handle >> 32:
                     self._health.stats.num_recalled += 1
-                    return
+                    return True
                 raise self._health.refusal()
             except EddyError as error:
                 if self._table.handle.item(row) == handle:  # The store's record is none of ours.

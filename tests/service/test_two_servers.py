@@ -72,3 +72,24 @@ def test_an_attach_whose_client_has_gone_takes_nothing(tmp_path: Path) -> None:
 
     with redis_server(tmp_path) as redis:
         asyncio.run(go(redis.url()))
+
+
+def test_who_asks_when_another_has_gone_is_answered(tmp_path: Path) -> None:
+    """Two ask for one session at once, and the first has gone: the second has it, whoever began to bring it back."""
+    repository = tmp_path / "models"
+    write_model(repository, "history")
+
+    async def go(url: str) -> None:
+        config = configure(repository, state={"store": url, "checkpoint_seconds": 1000.0, "max_lag_seconds": 1e6})
+        async with serve(config) as first, serve(config) as second:
+            async with first.stream() as stream:
+                opened = await stream.open("history")
+            durability = second.host.durability
+            assert durability is not None
+            find = durability.recaller.find
+            asked = [find(opened.session_ids[0], lambda: False), find(opened.session_ids[0])]
+            gone, there = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 30)
+            assert gone == there == second.host.table.row_of_id(opened.session_ids[0])
+
+    with redis_server(tmp_path) as redis:
+        asyncio.run(go(redis.url()))
