@@ -109,8 +109,10 @@ class Checkpointer:
         # Changed on the event loop only.
         self._asked: list[_Asked] = []
         self._due: deque[np.ndarray] = deque()
-        # Sessions to delete: the epoch that the store has them under, 0 when it has none yet.
+        # Sessions to delete, and those that the write under way deletes: the epoch that the store has them under, 0 when
+        # it has none yet.
         self._deletions: dict[bytes, int] = {}
+        self._deleting: dict[bytes, int] = {}
         self._wake = asyncio.Event()
         self._is_stopping = False
         self._next_at = clock() + config.checkpoint_seconds
@@ -157,7 +159,7 @@ class Checkpointer:
 
     def is_forgotten(self, session_id: bytes) -> bool:
         """The session has ended, and only the store does not know yet."""
-        return session_id in self._deletions
+        return session_id in self._deletions or session_id in self._deleting
 
     # Rounds
 
@@ -233,10 +235,20 @@ class Checkpointer:
 
     async def _write(self, rows: np.ndarray, asked: list[_Asked]) -> int:
         """Writes the sessions in `rows`; how many of them the store was expected to have, and had not."""
+        # Taken before the sessions are read: of one that ends from now on, what comes of the write tells the epoch.
+        self._deleting, self._deletions = self._deletions, {}
+        try:
+            return await self._write_and_delete(rows, asked, self._deleting)
+        except BaseException:
+            self._deletions = self._deleting | self._deletions
+            raise
+        finally:
+            self._deleting = {}
+
+    async def _write_and_delete(self, rows: np.ndarray, asked: list[_Asked], deletions: dict[bytes, int]) -> int:
         models = self._table.models_of(rows)
         reading = [self._gather(self._served[index], rows[models == index]) for index in np.unique(models).tolist()]
         gathered = [each for each in await asyncio.gather(*reading) if each is not None]
-        deletions, self._deletions = self._deletions, {}
         now, is_purge = self._wall_clock(), self._clock() >= self._next_purge_at
         if is_purge:
             self._next_purge_at = self._clock() + _PURGE_SECONDS
@@ -257,11 +269,7 @@ class Checkpointer:
         if not (checkpoints or deletions or is_purge or self._health.problem):
             self._told(asked, np.empty(0, np.int64))
             return 0
-        try:
-            outcomes, num_bytes = await self._store.call(carry_out)
-        except StoreError:
-            self._deletions = deletions | self._deletions
-            raise
+        outcomes, num_bytes = await self._store.call(carry_out)
         self._health.stats.written_bytes += num_bytes
         lost = [self._apply(each, outcome) for each, outcome in zip(gathered, outcomes, strict=True)]
         missing = np.concatenate((np.empty(0, np.int64), *lost))

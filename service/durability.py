@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from eddy.service.adoption import choose
 from eddy.service.catalog import Catalog
 from eddy.service.checkpointer import Checkpointer
 from eddy.service.config import StateConfig
-from eddy.service.errors import ClientError, Detail, EddyError, Reason, ServerBug
+from eddy.service.errors import ClientError, EddyError, Reason, ServerBug
 from eddy.service.health import StoreHealth
 from eddy.service.model import ServedModel
 from eddy.service.recall import Recaller
@@ -28,6 +29,7 @@ from eddy.service.store_thread import StoreThread
 from eddy.service.stores import open_store
 
 _LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 class Durability:
@@ -91,7 +93,7 @@ class Durability:
         """Begins to write, on the running event loop."""
         self._task = asyncio.create_task(self.checkpointer.run())
 
-    def recall(self, model: ServedModel, rows: np.ndarray, done: Callable[[EddyError | None], None]) -> None:
+    def recall(self, model: ServedModel, rows: np.ndarray, done: Callable[[np.ndarray | EddyError], None]) -> None:
         """Has the states of open sessions, which are in the store only, placed (`model.Backing`)."""
         self._do(model, done, self._recall(model, rows))
 
@@ -99,39 +101,37 @@ class Durability:
         """Has sessions written whose cells are wanted (`model.Backing`)."""
         self._do(model, done, self._write(rows))
 
-    def _do(
-        self, model: ServedModel, done: Callable[[EddyError | None], None], work: Coroutine[None, None, None]
-    ) -> None:
+    def _do(self, model: ServedModel, done: Callable[[_T | EddyError], None], work: Coroutine[None, None, _T]) -> None:
         async def carry_out() -> None:
-            problem: EddyError | None = None
+            outcome: _T | EddyError
             try:
-                await work
+                outcome = await work
             except EddyError as error:
-                problem = error
+                outcome = error
             except Exception:  # noqa: BLE001  the task's root: what waits for these sessions fails
                 _LOG.exception("sessions could not be brought back from their store, or taken there")
-                problem = ServerBug(Reason.INTERNAL, "the server failed to bring this session back from its store")
-            done(problem)
+                outcome = ServerBug(Reason.INTERNAL, "the server failed to bring this session back from its store")
+            done(outcome)
             self._notify(model)
 
         task = asyncio.get_running_loop().create_task(carry_out())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _recall(self, model: ServedModel, rows: np.ndarray) -> None:
+    async def _recall(self, model: ServedModel, rows: np.ndarray) -> np.ndarray:
         ids, epochs = self._table.ids_of(rows), self._table.stored_epoch[rows].tolist()
-        records = await self._store.call(lambda store: _decode_all(store.read(ids)))
-        states = []
-        for row, epoch, record in zip(rows.tolist(), epochs, records, strict=True):
-            position = self._table.next_position.item(row)
-            if record is None or (record.epoch, record.next_position) != (epoch, position):
-                raise ClientError(
-                    Reason.FENCED,
-                    "handles: the state store has the session no more as it was: another server goes on with it",
-                    Detail("handles", "a record of another epoch" if record else "no record", f"epoch {epoch}"),
-                )
-            states.append(record.states)
-        model.place_states(rows, [np.stack(values) for values in zip(*states, strict=True)])
+        records = await self._store.call(lambda store: [_decoded(data) for data in store.read(ids)])
+        # Another call may have brought some of them back meanwhile, and they may have been stepped since.
+        is_away = np.isin(rows, model.residence.stored_of(rows))
+        positions = self._table.next_position[rows].tolist()
+        wanted = zip(epochs, positions, strict=True)
+        stands = [record and (record.epoch, record.next_position) for record in records]
+        is_there = np.array([each == place for each, place in zip(stands, wanted, strict=True)], np.bool_)
+        found = np.flatnonzero(is_away & is_there).tolist()
+        if found:
+            states = [record.states for place in found if (record := records[place]) is not None]
+            model.place_states(rows[found], [np.stack(values) for values in zip(*states, strict=True)])
+        return np.asarray(rows[is_away & ~is_there])
 
     async def _write(self, rows: np.ndarray) -> None:
         try:
@@ -158,8 +158,13 @@ class Durability:
         return num_left
 
 
-def _decode_all(found: Sequence[bytes | None]) -> list[Record | None]:
-    return [None if data is None else decode(data, "handles") for data in found]
+def _decoded(data: bytes | None) -> Record | None:
+    """A record; None where it is not there, or cannot be read any more."""
+    try:
+        return None if data is None else decode(data, "handles")
+    except ClientError as error:
+        _LOG.error("%s", error.message)
+        return None
 
 
 def _open(url: str) -> StateStore:

@@ -58,8 +58,11 @@ class Backing(Protocol):
     Whoever tells `done` sees to it that the model's queue is looked at afterwards.
     """
 
-    def recall(self, model: ServedModel, rows: np.ndarray, done: Callable[[EddyError | None], None]) -> None:
-        """Has the states of the sessions in `rows` int64 [B] placed by `place_states`; tells `done`, once."""
+    def recall(self, model: ServedModel, rows: np.ndarray, done: Callable[[np.ndarray | EddyError], None]) -> None:
+        """Has the states of the sessions in `rows` int64 [B] placed by `place_states`; tells `done`, once.
+
+        `done` is told those that the store does not have as they were, int64 [n], because another server has them.
+        """
 
     def on_pressure(self, model: ServedModel, rows: np.ndarray, done: Callable[[EddyError | None], None]) -> None:
         """Has the sessions in `rows` int64 [B] written, whose cells are wanted; tells `done`, once."""
@@ -298,7 +301,8 @@ class ServedModel:
     def recall_states(self, rows: np.ndarray, done: Callable[[EddyError | None], None]) -> None:
         """Has the states of the sessions in `rows` int64 [B], which are in the state store only, brought into cells.
 
-        They are busy until `done` is told. Where they cannot be brought, the chunks that wait for them fail.
+        They are busy until `done` is told. Where the store fails, so do the chunks that wait for them. Those that it
+        does not have as they were end; of those that the caller itself keeps busy `done` is told, and they end later.
         """
         assert self._backing is not None, "nobody has a state in a store that is not there"
         queue = self.scheduler.queue
@@ -307,13 +311,24 @@ class ServedModel:
         if (short := len(rows) - self.residence.cells.num_free) > 0:
             self.residence.shelve(short, rows)
 
-        def recalled(error: EddyError | None) -> None:
+        def recalled(outcome: np.ndarray | EddyError) -> None:
             queue.clear_busy(mine)
-            if error is not None:
-                queue.fail_waiting(rows, error)
-            done(error)
+            if isinstance(outcome, EddyError):
+                queue.fail_waiting(rows, outcome)
+                done(outcome)
+                return
+            self._table.is_durable[outcome] = False
+            self.fence_sessions(outcome[~self._table.is_busy[outcome]])
+            held = outcome[self._table.is_busy[outcome]]
+            if len(held):
+                queue.submit_control(held, partial(self._fence_open, held, self._table.handle[held]))
+            done(self._table.ended_by(Event.FENCE) if len(held) else None)
 
         self._backing.recall(self, rows, recalled)
+
+    def _fence_open(self, rows: np.ndarray, handles: np.ndarray) -> None:
+        """The same for sessions that somebody kept busy, unless they have ended otherwise."""
+        self.fence_sessions(rows[self._table.handle[rows] == handles])
 
     def _send_for(self, rows: np.ndarray) -> None:
         self.recall_states(rows, lambda _: None)
@@ -440,7 +455,8 @@ class ServedModel:
 
     def fence_sessions(self, rows: np.ndarray) -> None:
         """Ends sessions that another server goes on with, with notice to their owners; `rows` not busy."""
-        self._end_with_notice(rows, Event.FENCE)
+        if len(rows):
+            self._end_with_notice(rows, Event.FENCE)
 
     def _fail_rows(self, rows: np.ndarray) -> None:
         self._end_with_notice(rows, Event.FAIL)
@@ -456,5 +472,6 @@ class ServedModel:
     def _end(self, rows: np.ndarray, event: Event) -> None:
         self.replies.close_rings(self._table.ring_start[rows], self._table.ring_size[rows])
         self.residence.leave(rows, keeps_slots=event is Event.QUARANTINE)  # Which are cleared first.
+        self._table.read_slot[rows] = INITIAL_SLOT  # Whoever was about to read them reads nothing of others.
         self._table.end(rows, event)
         self.stats.num_ended_sessions[event] += len(rows)

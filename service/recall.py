@@ -107,7 +107,7 @@ class Recaller:
             if self._checkpointer.is_forgotten(session_id):
                 return True
             record = await self._store.call(lambda store: _read(store, session_id))
-            if record is None:
+            if record is None or self._checkpointer.is_forgotten(session_id):
                 return True  # Whoever asks finds that it is not there.
             if not self._is_wanted(session_id):
                 return False
@@ -199,18 +199,18 @@ async def open_record(
         raise not_finite("the states that were stored")
     rows = model.open_sessions(1, NO_STREAM, max_in_flight, idle_timeout_seconds, identity)
     row = int(rows[0])
-    table.is_durable[rows] = True
+    # It is kept in the store once it is whole: a checkpoint of before would take it for one that the store has not.
     table.next_position[rows] = record.next_position
     if has_same_ports:
         start, size = table.ring_start.item(row), table.ring_size.item(row)
         try:
             table.ring_next[row] = model.replies.import_ring(start, size, record.replies)
         except EddyError:
-            table.is_durable[rows] = False
             model.close_sessions(rows)
             raise
     if record.is_initial:
         table.has_own_start[rows] = record.has_own_start
+        table.is_durable[rows] = True
         return row
     names = [state.name for state in model.contract.states]
     begin_with = Start(states={name: values[None] for name, values in zip(names, record.states, strict=True)})
@@ -225,10 +225,10 @@ async def open_record(
             raise outcome
     except EddyError:
         if table.handle.item(row) == handle:
-            table.is_durable[rows] = False
             model.close_sessions(rows)
         raise
     table.begin_at(rows, table.slot[rows])
     table.is_bound[rows] = False
     table.has_own_start[rows] = record.has_own_start
+    table.is_durable[rows] = True
     return row

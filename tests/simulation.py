@@ -90,7 +90,7 @@ class Shelf:
         self._waiting.popleft()()
         return True
 
-    def recall(self, model: ServedModel, rows: np.ndarray, done: Callable[[EddyError | None], None]) -> None:
+    def recall(self, model: ServedModel, rows: np.ndarray, done: Callable[[np.ndarray | EddyError], None]) -> None:
         """Places what was kept."""
         table = model.residence._table  # noqa: SLF001  (the rig's own)
 
@@ -104,7 +104,7 @@ class Shelf:
                 rows, [np.stack(values) for values in zip(*[states for _, states in found], strict=True)]
             )
             self.num_recalled += len(rows)
-            done(None)
+            done(rows[:0])
 
         self._waiting.append(place)
 

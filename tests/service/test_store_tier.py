@@ -4,9 +4,12 @@ import asyncio
 from pathlib import Path
 
 import numpy as np
+import pytest
 from graphs import family
-from loopback import array, chunk, configure, serve, write_model
+from loopback import array, attach_request, chunk, configure, serve, write_model
+from records import find_redis, redis_server
 
+from eddy.service.errors import Reason
 from eddy.service.lifecycle import Tier
 from eddy.v1 import inference_pb2
 
@@ -54,3 +57,50 @@ def test_sessions_come_back_from_the_store(tmp_path: Path) -> None:
             assert array(answer.step.outputs[0]).tolist() == [[10 * before + 6]]
 
     asyncio.run(check())
+
+
+@pytest.mark.skipif(not find_redis(), reason="neither redis-server nor valkey-server is installed")
+def test_sessions_that_another_server_took_from_the_store(tmp_path: Path) -> None:
+    """What is left of them here ends with FENCED; others in the message are stepped, and the rest stays durable.
+
+    Whoever comes back to one by its id finds it as the other server left it.
+    """
+    repository = tmp_path / "models"
+    write_model(repository, "history")
+
+    async def check(url: str) -> None:
+        state = {"store": url, "host_bytes": NUM_CELLS * _STATE_BYTES, "checkpoint_seconds": 1000.0}
+        state["max_lag_seconds"] = 1e6
+        small = configure(repository, model={"max_slots": NUM_SLOTS, "max_rows": NUM_SLOTS}, state=state)
+        async with serve(small) as first, serve(small) as second, first.stream() as stream:
+            opened = await stream.open("history", NUM_SESSIONS)
+            handles = np.frombuffer(opened.handles, "<u8").tolist()
+            for begin in range(0, NUM_SESSIONS, 3):
+                await stream.step(HISTORY, handles[begin : begin + 3], [0] * 3, [[1]] * 3)
+            table = first.host.table
+            rows = table.rows_of(np.array(handles, np.uint64))
+            stored = np.flatnonzero(table.tiers_of(rows) == Tier.STORE).tolist()
+            assert len(stored) >= 3
+            async with second.stream() as elsewhere:
+                for number in stored[:2]:
+                    attached = (await elsewhere.send(attach=attach_request(opened, number))).attached
+                    await elsewhere.step(HISTORY, [attached.handle], [1], [[2]])
+                taken = np.array([attached.handle], np.uint64)
+                await asyncio.wait_for(second.host.persist(second.host.table.rows_of(taken)), 30)
+            # By its handle: it alone is refused.
+            both = [handles[stored[0]], handles[stored[2]]]
+            result = await stream.step(HISTORY, both, [1, 1], [[3], [3]])
+            assert [(error.row, error.error.reason) for error in result.errors] == [(0, Reason.FENCED)]
+            assert array(result.outputs[0])[1, 0] == 13
+            # By its id.
+            response = await stream.send(attach=attach_request(opened, stored[1]))
+            assert response.attached.next_position == 2, response
+            answer = await stream.step(HISTORY, [response.attached.handle], [2], [[4]])
+            assert array(answer.outputs[0]).tolist() == [[124]]
+            # And the store is written to as before.
+            mine = table.rows_of(np.array(both[1:], np.uint64))
+            await asyncio.wait_for(first.host.persist(mine), 30)
+            assert table.durable_position[mine].tolist() == [2]
+
+    with redis_server(tmp_path) as redis:
+        asyncio.run(check(redis.url()))
