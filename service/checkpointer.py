@@ -109,8 +109,8 @@ class Checkpointer:
         # Changed on the event loop only.
         self._asked: list[_Asked] = []
         self._due: deque[np.ndarray] = deque()
-        # Sessions to delete, and those that the write under way deletes: the epoch that the store has them under, 0 when
-        # it has none yet.
+        # Sessions to delete, and those that the write under way deletes: the epoch that the store has them under, 0
+        # when it has none yet.
         self._deletions: dict[bytes, int] = {}
         self._deleting: dict[bytes, int] = {}
         self._wake = asyncio.Event()

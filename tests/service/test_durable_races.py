@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 from graphs import family
-from loopback import PATIENCE_SECONDS, Loopback, array, attach_request, configure, serve, until
+from loopback import PATIENCE_SECONDS, Loopback, attach_request, configure, serve, until
 
 from eddy.service.errors import Reason
-from eddy.v1 import inference_pb2, sessions_pb2
 
 HISTORY = family("history")
 
