@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eddy.clients.connection import Connection
-from eddy.clients.errors import BatchError, Disconnected, EddyError, SessionEnded, from_detail, invalid
+from eddy.clients.errors import BatchError, Disconnected, EddyError, InvalidInput, SessionEnded, from_detail, invalid
 from eddy.clients.group import END, Group
 from eddy.clients.link import Link
 from eddy.clients.results import Results, no_results
@@ -263,6 +263,10 @@ class SessionBatch:
             await self._link.request(build, flow)
         except Disconnected:
             pass  # They end once they are idle for too long.
+        except InvalidInput:
+            if flow.live_handles():
+                raise
+            # None is left: they were closed before, and only the answer was lost.
         finally:
             flow.end(SessionEnded("the sessions were closed", "SESSION_CLOSED"))
 
