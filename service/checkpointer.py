@@ -29,7 +29,7 @@ from eddy.service.config import StateConfig
 from eddy.service.errors import ClientError, EddyError, Reason, ServerBug
 from eddy.service.health import StoreHealth
 from eddy.service.instruction_set import instruction_set
-from eddy.service.lifecycle import Event
+from eddy.service.lifecycle import Event, Tier
 from eddy.service.model import ServedModel
 from eddy.service.record import Checkpoint, encode
 from eddy.service.record_model import Model, model_of
@@ -113,6 +113,8 @@ class Checkpointer:
         # when it has none yet.
         self._deletions: dict[bytes, int] = {}
         self._deleting: dict[bytes, int] = {}
+        # The store's, when it was last written to.
+        self._generation = ""
         self._wake = asyncio.Event()
         self._is_stopping = False
         self._next_at = clock() + config.checkpoint_seconds
@@ -254,7 +256,7 @@ class Checkpointer:
             self._next_purge_at = self._clock() + _PURGE_SECONDS
         checkpoints = [each.checkpoint for each in gathered]
 
-        def carry_out(store: StateStore) -> tuple[list[np.ndarray], int]:
+        def carry_out(store: StateStore) -> tuple[list[np.ndarray], int, str]:
             batches = [encode(checkpoint) for checkpoint in checkpoints]
             outcomes = [store.write(batch) for batch in batches]
             known = {session_id: epoch for session_id, epoch in deletions.items() if epoch}
@@ -264,16 +266,20 @@ class Checkpointer:
                 store.purge(now)
             if not batches and not known:
                 store.read([bytes(SESSION_ID_BYTES)])  # Whether it is there.
-            return outcomes, sum(len(batch.data) for batch in batches)
+            return outcomes, sum(len(batch.data) for batch in batches), store.generation()
 
-        if not (checkpoints or deletions or is_purge or self._health.problem):
+        # Where nothing has changed, it is asked all the same once a checkpoint whether it was restarted.
+        if asked and not (checkpoints or deletions or is_purge or self._health.problem):
             self._told(asked, np.empty(0, np.int64))
             return 0
-        outcomes, num_bytes = await self._store.call(carry_out)
+        outcomes, num_bytes, generation = await self._store.call(carry_out)
         self._health.stats.written_bytes += num_bytes
         lost = [self._apply(each, outcome) for each, outcome in zip(gathered, outcomes, strict=True)]
         missing = np.concatenate((np.empty(0, np.int64), *lost))
         self._told(asked, missing)
+        if self._generation not in ("", generation):
+            self._doubt("was restarted, perhaps with less than it had")
+        self._generation = generation
         return len(missing)
 
     async def _look_for_loss(self, written: np.ndarray) -> None:
@@ -290,8 +296,15 @@ class Checkpointer:
         # A few may have been closed on another server.
         num_lost = sum(record is None for record in records)
         if num_lost and 2 * num_lost >= len(some):
-            _LOG.warning("the state store has lost what it had: %d sessions are written anew", len(rows))
-            table.durable_position[rows] = NOT_STORED
+            self._doubt("has lost what it had")
+
+    def _doubt(self, why: str) -> None:
+        """The store may not have what it had: every session is written anew, but those whose states are only there."""
+        table = self._table
+        rows = np.flatnonzero(table.is_durable & (table.durable_position != NOT_STORED))
+        rows = rows[table.tiers_of(rows) != Tier.STORE]
+        _LOG.warning("the state store %s: %d sessions are written anew", why, len(rows))
+        table.durable_position[rows] = NOT_STORED
 
     # Reading
 
@@ -373,6 +386,7 @@ class Checkpointer:
         self._health.stats.num_written += int(np.count_nonzero(is_written))
         done = is_written & is_same
         table.stored_epoch[rows[done]] = checkpoint.epochs[done]
+        done &= table.models_of(rows) == gathered.model.index  # Those that were handed over since are written again.
         table.durable_position[rows[done]] = checkpoint.next_positions[done]
         for place in np.flatnonzero(is_written & ~is_same).tolist():
             row, session_id = rows.item(place), checkpoint.session_ids[place].tobytes()

@@ -57,16 +57,16 @@ class Durability:
         self._clock = clock
         self._table = table
         self.health = StoreHealth(config, clock)
-        self._store = StoreThread(partial(_open, config.store))
+        self.store = StoreThread(partial(_open, config.store))
         writer = int.from_bytes(random_bytes(8), "little") or 1
         self.checkpointer = Checkpointer(
-            table, catalog.served, notify, self._store, self.health, config, writer, clock, end, quarantine
+            table, catalog.served, notify, self.store, self.health, config, writer, clock, end, quarantine
         )
         self.recaller = Recaller(
             table,
             catalog,
             notify,
-            self._store,
+            self.store,
             self.checkpointer,
             self.health,
             lambda record: choose(record.model, catalog.served),
@@ -83,7 +83,7 @@ class Durability:
             StoreError: it cannot be opened, and the server is not to start without it.
         """
         try:
-            self._store.open()
+            self.store.open()
         except StoreError as error:
             if self._config.on_failure == "refuse" or self._config.store.startswith("sqlite:"):
                 raise
@@ -120,7 +120,7 @@ class Durability:
 
     async def _recall(self, model: ServedModel, rows: np.ndarray) -> np.ndarray:
         ids, epochs = self._table.ids_of(rows), self._table.stored_epoch[rows].tolist()
-        records = await self._store.call(lambda store: [_decoded(data) for data in store.read(ids)])
+        records = await self.store.call(lambda store: [_decoded(data) for data in store.read(ids)])
         # Another call may have brought some of them back meanwhile, and they may have been stepped since.
         is_away = np.isin(rows, model.residence.stored_of(rows))
         positions = self._table.next_position[rows].tolist()
@@ -152,7 +152,7 @@ class Durability:
             self.checkpointer.stop()
             await self._task
             num_left = await self.checkpointer.flush(deadline)
-        await asyncio.to_thread(self._store.close)
+        await asyncio.to_thread(self.store.close)
         if num_left:
             _LOG.error("%d sessions could not be written to the state store before the end", num_left)
         return num_left

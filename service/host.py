@@ -492,6 +492,8 @@ class Host:
                 found = self.table.row_of_id(session_id)
                 if stream not in self._ended_listeners:
                     return
+                if self.table.is_durable[found]:  # Before its owner is fenced.
+                    self.refuse_without_store()
                 self.table.attach(found, stream, holder, resumes=resumes)
             except EddyError as error:
                 is_gone = self.durability is not None and not self.table.find(session_id)
@@ -567,7 +569,13 @@ class Host:
         self.by_model(rows, lambda model, mine: model.close_sessions(mine), done)
 
     def reset(self, rows: np.ndarray, done: Callable[[np.ndarray], None]) -> None:
-        """Sets sessions back to the start once the chunks before this are through; `done` as in `close`."""
+        """Sets sessions back to the start once the chunks before this are through; `done` as in `close`.
+
+        Raises:
+            CapacityError: STORE_UNAVAILABLE; nothing was changed.
+        """
+        if self.table.is_durable[rows].any():
+            self.refuse_without_store()
         if self.durability is None:
             self.by_model(rows, lambda model, mine: model.reset_sessions(mine), done)
             return

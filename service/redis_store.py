@@ -177,6 +177,11 @@ class RedisStore:
         """See `StateStore`: Redis forgets what has expired by itself."""
         return 0
 
+    def generation(self) -> str:
+        """See `StateStore`: a Redis that was started again, or another one after a failover, has another run id."""
+        with self._failing():
+            return str(self._redis.info("server")["run_id"])
+
     def count(self) -> int:
         """See `StateStore`: all keys of the database, which is best left to sessions alone."""
         with self._failing():

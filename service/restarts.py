@@ -23,9 +23,11 @@ async def restart(host: Host, row: int, start: Start) -> bool:
         Whether it was: False where it was ended, reset or taken over while this waited.
 
     Raises:
-        EddyError: QUEUE_FULL, nothing was changed; MODEL_FAILED, the session has ended; what the store says, which
-            has the session as it was.
+        EddyError: QUEUE_FULL or STORE_UNAVAILABLE, nothing was changed; MODEL_FAILED, the session has ended; what the
+            store says, which has the session as it was.
     """
+    if host.table.is_durable[row]:
+        host.refuse_without_store()
     outcome: asyncio.Future[bool | EddyError] = asyncio.get_running_loop().create_future()
 
     def tell(result: bool | EddyError) -> None:
@@ -35,6 +37,7 @@ async def restart(host: Host, row: int, start: Start) -> bool:
     def apply(model: ServedModel, rows: np.ndarray) -> None:
         def begun(result: list[bytes] | EddyError) -> None:
             if isinstance(result, EddyError):
+                host.table.is_durable[rows] = False  # What the store has of it stays.
                 model.close_sessions(rows)
                 tell(result)
                 return

@@ -505,8 +505,10 @@ class SessionTable:
     ) -> None:
         """Sessions go on with another model, in its `slots`, `cells` and rings, int [B] each.
 
-        Those that have written no state go on with the initial one.
+        Those that have written no state go on with the initial one. What the state store has of them is the other
+        model's: it is to be written anew, because a model that adopts from this one may not adopt from that.
         """
+        self.durable_position[rows] = NOT_STORED
         is_initial = self.read_slot[rows] == initial_slot
         self.route[rows] = self.route[rows] & ~MODEL_MASK | model
         self.slot[rows] = slots

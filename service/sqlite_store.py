@@ -204,6 +204,10 @@ class SqliteStore:
         """Rows that the last statement changed; Python's own count knows no statement that begins with WITH."""
         return int(self._database.execute("SELECT changes()").fetchone()[0])
 
+    def generation(self) -> str:
+        """See `StateStore`: the file is this process' own, and keeps what it was given."""
+        return "one"
+
     def count(self) -> int:
         """See `StateStore`; with those that have expired and are not purged yet."""
         with self._failing():

@@ -58,6 +58,9 @@ class StateStore(Protocol):
     def purge(self, now: float) -> int:
         """Deletes what has expired by `now`, unix seconds, where the store does not by itself; how many there were."""
 
+    def generation(self) -> str:
+        """Another one than before: the store was restarted since, and may have less than was written; never empty."""
+
     def count(self) -> int:
         """Sessions in the store; those of all servers, where it is shared."""
 

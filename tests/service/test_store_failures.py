@@ -21,6 +21,7 @@ from loopback import chunk
 from test_durable import Life, life, spelled, taken
 
 from eddy.service.errors import Reason
+from eddy.service.record import decode
 
 HISTORY = family("history")
 PATIENCE_SECONDS = 30.0
@@ -158,6 +159,35 @@ def test_served_while_the_store_is_away(repository: Path, store: Redis) -> None:
                 attached = await taken(after, opened)
                 assert spelled(await after.step(attached.handle, 3, [4])) == 1234
                 assert spelled(await after.step((await taken(after, later)).handle, 1, [8])) == 98
+
+    asyncio.run(scenario())
+
+
+def test_a_store_that_comes_back_with_less(repository: Path, store: Redis) -> None:
+    """A Redis restarted from an older copy: what was durable is again, though nobody steps the session meanwhile."""
+
+    async def scenario() -> None:
+        async with life(repository, store.url, *OFTEN) as server, session_on(server) as (opened, handle):
+            key = f"eddy:{opened.session_ids[0].hex()}"
+
+            def position() -> int:
+                with store.client() as client:
+                    record = client.get(key)
+                assert isinstance(record, bytes)
+                return decode(record).next_position
+
+            with store.client() as client:
+                client.save()
+            await server.step(handle, 1, [2])
+            await until_durable(server, handle, 2, 2)
+            store.kill()
+            store.start()
+            await until(lambda: position() == 2)
+            server.kill()
+            async with life(repository, store.url) as after:
+                again = await taken(after, opened)
+                assert again.next_position == 2
+                assert spelled(await after.step(again.handle, 2, [3])) == 123
 
     asyncio.run(scenario())
 
