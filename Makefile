@@ -95,8 +95,8 @@ image:  ## container image eddy:VERSION-EXTRA; EXTRA=gpu for NVIDIA GPUs
 		--build-arg CREATED=$(shell date -u +%Y-%m-%dT%H:%M:%SZ) .
 
 lock: $(VENV)/.dev  ## newer versions and their hashes for the image, within the bounds of pyproject.toml
-	$(LOCK) pyproject.toml --extra cpu --output-file deploy/requirements-cpu.txt
-	$(LOCK) pyproject.toml --extra gpu --output-file deploy/requirements-gpu.txt
+	$(LOCK) pyproject.toml --extra cpu --extra redis --output-file deploy/requirements-cpu.txt
+	$(LOCK) pyproject.toml --extra gpu --extra redis --output-file deploy/requirements-gpu.txt
 	echo setuptools | $(LOCK) --no-annotate - --output-file deploy/requirements-build.txt
 
 clean:  ## remove what was generated
