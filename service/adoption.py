@@ -35,6 +35,11 @@ def disagreement(new: Contract, old: Contract) -> str:
     return ""
 
 
+def have_same_ports(one: Contract, other: Contract) -> bool:
+    """What is sent to one of them, and what it answers, could as well be the other's."""
+    return _ports(one) == _ports(other)
+
+
 def adopts(new: ServedModel, old: ServedModel) -> bool:
     """Sessions of `old` may go on with `new`."""
     return (

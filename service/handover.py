@@ -82,6 +82,8 @@ class Handover:
         self._holding: set[int] = set()
         # Heirs that the sessions of a model went to once: while it is served itself, those opened later stay.
         self._settled: dict[int, int] = {}
+        # Some sessions have been handed over: a client may send them together with others of their old model.
+        self.has_moved = False
 
     def is_unused(self, model: ServedModel) -> bool:
         """No session is on its way from or to `model`."""
@@ -213,6 +215,7 @@ class Handover:
         new.scheduler.queue.put_behind(waiting)
         new.stats.num_adopted_sessions += len(rows)
         self._settled[old.index] = new.index
+        self.has_moved = True
         _LOG.info("%s: %d sessions go on with version %s", _name(old), len(rows), new.file.version)
         bad = np.concatenate(move.bad) if move.bad else rows[:0]
         if len(bad):

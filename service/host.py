@@ -181,6 +181,11 @@ class Host:
         self.adopt_sessions()
         self._announce()
 
+    @property
+    def has_handed_over(self) -> bool:
+        """Some sessions have gone on with another model, since the start."""
+        return self._handover.has_moved
+
     def adopt_sessions(self) -> int:
         """Has models that adopt others' sessions take them; returns from how many models."""
         return self._handover.consider()

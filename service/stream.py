@@ -22,6 +22,7 @@ from eddy.service.errors import EddyError, Reason, ServerBug, invalid
 from eddy.service.forks import Forked, fork
 from eddy.service.host import Host, Opened
 from eddy.service.layout import Layouts, StepLayout
+from eddy.service.mixed import submit_apart
 from eddy.service.model import ServedModel
 from eddy.service.sessions import EPOCH_SHIFT, MODEL_BITS, MODEL_MASK, ROW_MASK, SESSION_ID_BYTES, cannot_reset
 from eddy.service.start import read_start
@@ -150,6 +151,8 @@ class StreamConnection(Connection):
         chunk = Chunk(handles, positions, num_steps, feeds, route, self, tag, model.contract, now, deadline)
         self._chunk_bytes += chunk.num_bytes
         try:
+            if host.has_handed_over and chunk.num_rows > 1 and submit_apart(host, model, chunk, self.number):
+                return
             host.submit(model, chunk)
         except EddyError:
             self._chunk_bytes -= chunk.num_bytes

@@ -74,7 +74,7 @@ RANKS = {
             ("handover", "recall", "watcher"),
             ("durability",),
             ("host", "oip_codec"),
-            ("forks", "restarts", "snapshots", "totals"),
+            ("forks", "mixed", "restarts", "snapshots", "totals"),
             (
                 "coalescer",
                 "connection",

@@ -32,6 +32,7 @@ from loopback import (
 from eddy.service.adoption import disagreement, names_version
 from eddy.service.contract import Contract, read_contract
 from eddy.service.engine import Engine
+from eddy.service.errors import Reason
 from eddy.v1 import contract_pb2, errors_pb2, inference_pb2
 
 HISTORY = family("history")
@@ -335,3 +336,35 @@ def test_after_a_restart(tmp_path: Path, adopts: str) -> None:
     shutil.rmtree(tmp_path / "models" / "history" / "1")
     _put(tmp_path / "models", 7, "3", [adopts])
     asyncio.run(second(opened))
+
+
+def test_moved_sessions_share_messages_with_those_that_stay(tmp_path: Path) -> None:
+    """A session opened later on the old version, and moved ones, in one message: each is stepped by its own model."""
+    _put(tmp_path, 10)
+
+    async def check() -> None:
+        async with serve(_config(tmp_path)) as running, running.stream() as stream:
+            handles = await stream.handles("history", 3, max_in_flight=2)
+            await _step(stream, handles, 0, 1)
+            _put(tmp_path, 7, "2", ["1"])
+            await _settle(running)
+            new = running.host.catalog.ready("history", "2")
+            await until(lambda: new.num_sessions == 3)
+            later = await stream.handles("history", 2, version="1", max_in_flight=2)
+            await _step(stream, later, 0, 1)
+            # Two messages at once, one of which begins with the old model's; a row of no session fails alone.
+            mixed = [handles[0], later[0], handles[1], later[1], 12345 << 32 | 7]
+            posts = [
+                await stream.post(step=chunk(HISTORY, mixed, [1] * 5, [[2], [3], [4], [5], [6]])),
+                await stream.post(step=chunk(HISTORY, mixed[1::-1], [2] * 2, [[6], [7]])),
+            ]
+            first, second = [(await asyncio.wait_for(each, PATIENCE_SECONDS)).step for each in posts]
+            assert array(first.outputs[0])[:, 0].tolist() == [9, 13, 11, 15, 0]
+            assert [(error.row, error.error.reason) for error in first.errors] == [(4, Reason.UNKNOWN_SESSION)]
+            assert array(second.outputs[0])[:, 0].tolist() == [136, 70]
+            # And again: kept replies of both.
+            again = await stream.step(HISTORY, mixed[1::-1], [2] * 2, [[6], [7]])
+            assert array(again.outputs[0])[:, 0].tolist() == [136, 70]
+            assert np.frombuffer(again.replayed_rows, "<u4").tolist() == [0, 1]
+
+    asyncio.run(check())

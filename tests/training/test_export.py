@@ -8,6 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from eddy.training.__main__ import main
 from eddy.training.builder import check_structure
 from eddy.training.checkpoint import load_checkpoint
 from eddy.training.contract import METADATA_KEY, read_contract, write_contract
@@ -79,6 +80,13 @@ def test_one_file_holds_graph_and_contract(text_checkpoint: Path, tmp_path: Path
     assert not any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer)
     assert "## What it writes\n" in (tmp_path / "README.md").read_text(encoding="utf-8")
     assert '"schema_version": 1' in model.metadata_props[0].value
+
+
+def test_export_says_whose_sessions_it_adopts(text_checkpoint: Path, tmp_path: Path) -> None:
+    """`--adopts` is in the contract, version by version; without it, nobody is adopted."""
+    for adopts, wanted in ((["--adopts", " 1,3 ,"], ["1", "3"]), (["--adopts", "*"], ["*"]), ([], [])):
+        assert main(["export", str(text_checkpoint), "--output", str(tmp_path), *adopts]) == 0
+        assert list(read_contract(tmp_path / "model.onnx").adopts) == wanted
 
 
 def test_text_contract_says_everything(text_checkpoint: Path, tmp_path: Path) -> None:
