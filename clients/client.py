@@ -5,15 +5,18 @@ Owns the stream shared by all sessions, and their opening; calls that need no st
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar, Unpack
 
+from eddy.clients.backoff import Backoff
 from eddy.clients.batch import SessionBatch
 from eddy.clients.connection import Connection
+from eddy.clients.continuation import Calls
 from eddy.clients.errors import EddyError, invalid
-from eddy.clients.generation import Calls, Completion, Continued, Generation
+from eddy.clients.generation import Completion, Continued, Generation
 from eddy.clients.group import Group
 from eddy.clients.link import Link
 from eddy.clients.moves import MoveCalls
@@ -23,7 +26,7 @@ from eddy.clients.session import Session, SessionGrant
 from eddy.clients.start import Prime, Primes, Start, States, start_of_many, start_of_one
 from eddy.clients.tensors import MESSAGE_OVERHEAD_BYTES, Signature
 from eddy.clients.unary import ClientOptions
-from eddy.v1 import generation_pb2, inference_pb2
+from eddy.v1 import contract_pb2, generation_pb2, inference_pb2
 
 _T = TypeVar("_T")
 
@@ -49,6 +52,7 @@ class Client(MoveCalls):
         super().__init__(target, **options)
         # Changed only by the methods below, on one event loop.
         self._link_now: Link | None = None
+        self._holder = 0
         self._room = Room(self._patience)
         self._sessions: dict[int, Session] = {}
 
@@ -177,8 +181,21 @@ class Client(MoveCalls):
         Raises:
             SessionEnded: no such session is open; NotAllowed: the token is not the session's.
         """
-        holder = self._patience.holder()
-        attach = inference_pb2.AttachSession(session_id=session_id, resume_token=resume_token, holder=holder)
+        return await self._attach(session_id, resume_token, self._patience.holder())
+
+    async def _take(self, session_id: bytes, resume_token: bytes, epoch: int) -> Session:
+        """As `attach`, where the session was in `epoch` when this client had it last.
+
+        Another epoch is the server's, which has brought it back, or another client's, who keeps it then.
+        """
+        is_same = (await self.find_session(session_id)).epoch == epoch
+        self._holder = self._holder or self._patience.holder()
+        return await self._attach(session_id, resume_token, self._holder, resumes=not is_same)
+
+    async def _attach(self, session_id: bytes, resume_token: bytes, holder: int, *, resumes: bool = False) -> Session:
+        attach = inference_pb2.AttachSession(
+            session_id=session_id, resume_token=resume_token, holder=holder, resumes=resumes
+        )
         response, stream = await self._link().request(lambda: inference_pb2.StreamRequest(attach=attach))
         attached = response.attached
         group = await self._catalog.group(attached.model, attached.version, attached.package_digest, attached.limits)
@@ -297,9 +314,16 @@ class Client(MoveCalls):
             raise invalid("MISSING_FIELD", "model, session", received, "one of them")
         request = generate_request(model, prompt, options)
 
+        deadline: float | None = None
+
         def begin(data: bytes) -> Any:
+            nonlocal deadline
             method = self._open_channel().unary_stream("/eddy.v1.GenerationService/Generate")
-            return method(data, timeout=timeout_seconds)
+            if timeout_seconds is None:
+                return method(data, timeout=None)
+            now = self._patience.clock()
+            deadline = now + timeout_seconds if deadline is None else deadline
+            return method(data, timeout=max(0.0, deadline - now))
 
         prime, states = options.get("prime"), options.get("initial_states")
         if states is not None and prime is None:
@@ -310,7 +334,29 @@ class Client(MoveCalls):
             if prime is not None or states is not None:
                 await self._write_start(request.open, partial(start_of_one, prime=prime, states=states))
 
-        return Generation(Calls(prepare, begin, self.find_session, self.attach), request, session)
+        return Generation(self._generation_calls(prepare, begin), request, session, secrets.randbits(64))
+
+    def _generation_calls(
+        self, prepare: Callable[[generation_pb2.GenerateRequest], Awaitable[None]], begin: Callable[[bytes], Any]
+    ) -> Calls:
+        async def contract(model: str, version: str) -> contract_pb2.ModelContract:
+            return (await self._catalog.served(model, version)).contract
+
+        return Calls(
+            returns=self._patience.is_any,
+            backoff=lambda: Backoff(self._patience),
+            retry=self._wait_to_retry,
+            prepare=prepare,
+            begin=begin,
+            answered=self._has_answered,
+            contract=contract,
+            find=self.find_session,
+            attach=self.attach,
+            take=self._take,
+            snapshot=self.snapshot_session,
+            restore=self.restore_session,
+            close=self.close_session,
+        )
 
     async def complete(
         self,

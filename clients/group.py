@@ -73,6 +73,7 @@ class PendingStep:
     position: int | None = None
     is_answered: bool = False
     digest: int | None = None
+    holds_turn: bool = True
 
     @property
     def num_positions(self) -> int:

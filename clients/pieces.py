@@ -13,6 +13,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from eddy.clients.origin import Origin
 from eddy.clients.tensors import read_tensor
 from eddy.v1 import generation_pb2
 
@@ -132,6 +133,8 @@ class KeptSession:
         id: whoever knows it can go on with the session; `Client.attach` steps it, `Client.close_session` ends it.
         position: where the next generation must begin; None when the last one was cut off: then the next
             one takes the session over, where it is.
+        resume_token: what `Client.attach` asks for; with it a generation goes on by itself after a cut.
+        origin: how the session came to stand there, where that is known.
     """
 
     id: bytes
@@ -140,6 +143,7 @@ class KeptSession:
     model: str
     version: str
     resume_token: bytes = b""
+    origin: Origin | None = field(default=None, repr=False, compare=False)
 
 
 def piece(message: generation_pb2.GeneratedTokens) -> Piece:

@@ -17,6 +17,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 
 import numpy as np
@@ -38,7 +39,10 @@ from eddy.clients.log import SessionLog
 from eddy.clients.room import Room
 from eddy.clients.tensors import Inputs, Outputs
 from eddy.clients.turns import Turns
-from eddy.v1 import inference_pb2
+from eddy.v1 import contract_pb2, inference_pb2
+
+# Tokens that a generation fed are fed again so many at a time: each is answered with its scores.
+_FED_STEPS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,11 @@ class Session:
     def position(self) -> int:
         """The position of the next step to send."""
         return self.sent_position
+
+    @property
+    def vocabulary(self) -> contract_pb2.Vocabulary:
+        """The model's."""
+        return self._group.signature.contract.vocabulary
 
     @property
     def is_open(self) -> bool:
@@ -216,7 +225,7 @@ class Session:
     def drop(self, step: PendingStep) -> None:
         """As `group.Steppable`."""
         del self._unplaced[step]
-        self._turns.release()
+        self._release(step)
         self._taken()
 
     def answer(self, step: PendingStep, outputs: list[np.ndarray], durable_position: int | None) -> None:
@@ -229,7 +238,7 @@ class Session:
         if is_first:
             if not step.done.done():  # Otherwise it was cancelled after it was sent.
                 step.done.set_result(outputs)
-            self._turns.release()
+            self._release(step)
         self._taken()
         if durable_position is not None:
             self._room.tell()
@@ -269,7 +278,11 @@ class Session:
     def _fail(self, step: PendingStep, error: EddyError) -> None:
         if not step.done.done():
             step.done.set_exception(error)
-        self._turns.release()
+        self._release(step)
+
+    def _release(self, step: PendingStep) -> None:
+        if step.holds_turn:
+            self._turns.release()
 
     # Taken back after a stream was lost (`link.Resumable`)
 
@@ -396,6 +409,16 @@ class Session:
         if self._end is not None:
             raise self._end
 
+    def check(self) -> None:
+        """Raises what ended the session, if it has ended."""
+        self._check_end()
+
+    def let_go(self) -> EddyError | None:
+        """Leaves the session open at the server, to whoever takes it; returns what has ended it, if it has ended."""
+        found = self._end
+        self.end(SessionEnded("the session was let go", "SESSION_CLOSED"))
+        return found
+
     async def lend(self) -> None:
         """Hands the session to a generation (called by it), after the steps before; until then steps are refused.
 
@@ -412,8 +435,9 @@ class Session:
             raise
         self._is_lent = True
 
-    def take_back(self, position: int) -> None:
-        """The generation has ended, and the session stands at `position`."""
+    def take_back(self, position: int, begin: int = 0, fed: Sequence[int] = ()) -> None:
+        """The generation has ended, and the session stands at `position`; `fed`, `begin`: as for `recover`."""
+        self._log_fed(begin, fed[: max(0, position - begin)], position)
         self._is_lent = False
         self.sent_position = position
         self._turns.release(self.max_in_flight)
@@ -423,25 +447,39 @@ class Session:
         self._log.clear()
         self._log.durable_position = 0
 
-    async def recover(self) -> None:
+    async def retake(self) -> None:
+        """Takes the session over anew while it is lent: what of the generation is still under way is fenced.
+
+        Raises:
+            EddyError: it is gone, or somebody else's, or there was no server for it.
+        """
+        await asyncio.shield(self._link.begin(self._attach_anew(self._retaken)))
+
+    def _retaken(self, response: inference_pb2.StreamResponse) -> None:
+        self._renew(response.attached.handle)
+
+    async def recover(self, begin: int = 0, fed: Sequence[int] = ()) -> None:
         """The generation has ended nobody knows where.
 
         The session is taken over anew: what of the generation is still under way is fenced, and the server says where
         the session stands. Where that fails, so does the next step, and says why.
-        """
-        await asyncio.shield(self._link.begin(self._recover()))
 
-    async def _recover(self) -> None:
+        Args:
+            fed: tokens that are the session's, from position `begin` on; it is fed those that it misses.
+        """
+        await asyncio.shield(self._link.begin(self._recover(begin, fed)))
+
+    async def _recover(self, begin: int, fed: Sequence[int]) -> None:
+        missing: list[PendingStep] = []
         try:
             if self._end is None:
 
-                def build() -> inference_pb2.StreamRequest:
-                    self._check_end()
-                    return inference_pb2.StreamRequest(attach=self._attachment())
+                def recovered(response: inference_pb2.StreamResponse) -> None:
+                    self._renew(response.attached.handle)
+                    missing.extend(self._level(response.attached.next_position, begin, fed))
 
-                _, connection = await self._link.request(build, self, self._recovered)
-                if self._is_closing:  # By the handle of before, which is fenced.
-                    connection.discard(self.handle)
+                await self._attach_anew(recovered)
+                await asyncio.gather(*[step.done for step in missing])
         except ServerBusy:
             pass
         except EddyError as error:
@@ -450,9 +488,45 @@ class Session:
             self._is_lent = False
             self._turns.release(self.max_in_flight)
 
-    def _recovered(self, response: inference_pb2.StreamResponse) -> None:
-        self._renew(response.attached.handle)
-        self.sent_position = response.attached.next_position
+    async def _attach_anew(self, on_response: Callable[[inference_pb2.StreamResponse], None]) -> None:
+        def build() -> inference_pb2.StreamRequest:
+            self._check_end()
+            return inference_pb2.StreamRequest(attach=self._attachment())
+
+        _, connection = await self._link.request(build, self, on_response)
+        if self._is_closing:  # By the handle of before, which is fenced.
+            connection.discard(self.handle)
+
+    def _level(self, position: int, begin: int, fed: Sequence[int]) -> list[PendingStep]:
+        """The server stands at `position`: the steps that feed it what it misses, each under way."""
+        missing = self._log_fed(begin, fed, position)
+        self._is_lent = False
+        self.sent_position = max(position, begin + len(fed)) if fed else position
+        try:
+            self._backlog = deque(self._log.resent(position, self.sent_position, self.num_rewinds))
+        except EddyError as error:
+            self.end(error)
+        self._give()
+        return missing
+
+    def _log_fed(self, begin: int, fed: Sequence[int], position: int) -> list[PendingStep]:
+        """Keeps what was fed, as far as it could be lost; returns what is behind `position`, still to be fed."""
+        missing = []
+        places = [*range(0, len(fed), _FED_STEPS), len(fed)]
+        if begin < position < begin + len(fed):
+            places = sorted({*places, position - begin})
+        for first, end in pairwise(places):
+            arrays, _ = self._group.signature.arrays(np.array(fed[first:end], np.int64), 0)
+            done: asyncio.Future[list[np.ndarray]] = asyncio.get_running_loop().create_future()
+            step = PendingStep(self, [array.tobytes() for array in arrays], end - first, done, self.num_rewinds)
+            step.position, step.holds_turn = begin + first, False
+            step.is_answered = begin + end <= position
+            if not step.is_answered:
+                missing.append(step)
+            elif not self._log.is_durable:
+                continue
+            self._log.add(step)
+        return missing
 
     async def close(self) -> None:
         """Ends the session; ending it twice is fine. While there is no stream, it ends once there is."""

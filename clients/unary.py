@@ -290,6 +290,20 @@ class UnaryCalls:
                 self._contact.is_made = True
                 return response_type.FromString(data)
 
+    async def _wait_to_retry(self, backoff: Backoff) -> bool:
+        """A call has failed: waits before the next attempt, at another address; False: there is none."""
+        backoff.failed()
+        delay = self._delay_seconds(backoff)
+        if delay is None:
+            return False
+        self._try_next()
+        if delay:
+            await self._patience.sleep(delay)
+        return True
+
+    def _has_answered(self) -> None:
+        self._contact.is_made = True
+
     def _delay_seconds(self, backoff: Backoff) -> float | None:
         """Before the next attempt; None: there is none. What never answered is not waited for."""
         if self._contact.is_made and self._patience.is_any:

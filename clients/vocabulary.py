@@ -1,11 +1,11 @@
-"""Text as token ids, by the vocabulary in a model's contract.
+"""Text as token ids and back, by the vocabulary in a model's contract.
 
-Owns the encoding, which is the service's own. Must not know models beyond the vocabulary.
+Owns encoding and decoding, which are the service's own. Must not know models beyond the vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from eddy.clients.errors import invalid
 from eddy.v1 import contract_pb2
@@ -65,3 +65,12 @@ class Encoder:
             part = next((rest[at:end] for end in ends if rest[at:end] in self._ids), rest[at])
             yield part
             at += len(part)
+
+
+def text_of(vocabulary: contract_pb2.Vocabulary, ids: Sequence[int]) -> str:
+    """The text of token ids, as the service tells it; empty for a model without text."""
+    if vocabulary.unit not in ("character", "piece") or not vocabulary.symbols:
+        return ""
+    silent = {getattr(vocabulary, name) for name in ("start_id", "end_id") if vocabulary.HasField(name)}
+    text = "".join([vocabulary.symbols[number] for number in ids if number not in silent])
+    return text.replace(_SPACE, " ") if vocabulary.unit == "piece" else text
