@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eddy.clients.backoff import Backoff
-from eddy.clients.errors import Disconnected, EddyError, InvalidInput
+from eddy.clients.errors import Disconnected, EddyError, Fenced, InvalidInput
 from eddy.clients.moves import Moved
 from eddy.clients.origin import Origin
 from eddy.clients.pieces import KeptSession, Started
@@ -75,8 +75,11 @@ class Continuation:
         self.own: Session | None = None
         self._num_before = 0
 
-    async def retake(self, source: Session | KeptSession) -> None:
+    async def retake(self, source: Session | KeptSession, *, is_begun: bool) -> None:
         """Takes the generation's own session over, which fences what is left of the call before.
+
+        Args:
+            is_begun: the server had begun the generation; otherwise the session may have been reset before.
 
         Raises:
             SessionEnded, Fenced: it is gone, or somebody else's.
@@ -86,6 +89,8 @@ class Continuation:
         elif self.own is None:
             self.own = await self._calls.take(source.id, source.resume_token, source.epoch)
             await self.own.lend()
+            if not is_begun and self.own.position == 0 != source.position:
+                raise Fenced(f"the session was at position {source.position} and is at 0: it was reset", "FENCED")
             return
         assert self.own is not None
         await self.own.retake()

@@ -391,12 +391,7 @@ class Generation:
         if attempt is not None:
             attempt.cancel()
         is_again = self._rest is not None
-        # A session that was taken back on another stream is in another epoch.
-        source, epoch = self._source, self._request.existing.epoch
-        is_moved = (
-            isinstance(error, Fenced) and isinstance(source, Session) and source.is_open and source.epoch != epoch
-        )
-        is_passing = is_moved or may_pass(error, is_again=is_again)
+        is_passing = may_pass(error, is_again=is_again) or (not is_again and self._is_perhaps_ours(error))
         if not (self._origin is not None and self._calls.returns and is_passing):
             self._failure = error
             raise error
@@ -408,6 +403,12 @@ class Generation:
         if not is_any:
             self._failure = error
             raise error
+
+    def _is_perhaps_ours(self, error: EddyError) -> bool:
+        """The session may have been brought back by another server since, in another epoch."""
+        if isinstance(self._source, KeptSession):
+            return self._started is None and (isinstance(error, Fenced) or error.reason == "UNKNOWN_SESSION")
+        return isinstance(error, Fenced) and isinstance(self._source, Session)
 
     async def _begin_again(self) -> None:
         """Begins the next call, the first one as it was asked for."""
@@ -427,7 +428,7 @@ class Generation:
         rest, source, started = self._rest, self._source, self._started
         if self._keeps:
             assert not isinstance(source, bytes), "without a token nothing is known of where it begins"
-            await rest.retake(source or self._kept())
+            await rest.retake(source or self._kept(), is_begun=started is not None)
         model, version = started or rest.own, started or rest.own
         assert model is not None
         assert version is not None

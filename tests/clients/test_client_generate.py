@@ -381,10 +381,13 @@ def test_a_generation_that_takes_too_long() -> None:
 
 
 def test_a_server_that_goes_while_it_writes() -> None:
-    """A draining server finishes with DRAINING; a connection that breaks is `Disconnected`."""
+    """To a client that does not come back a draining server ends with DRAINING; a cut is `Disconnected`."""
 
     async def scenario() -> None:
-        async with connected() as (loopback, client):
+        async with (
+            connected() as (loopback, _),
+            Client(channel=loopback.channel, reconnect_seconds=0) as client,
+        ):
             async with client.generate(MODEL, PROMPT, keep_session=True) as generation:
                 await anext(generation)
                 loopback.host.is_draining = True

@@ -11,16 +11,18 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from proxy import BadNetwork
+from bad_network import BadNetwork
 from target import READY
 from test_client_returns import impatient
 from wire import run, spelled
 
 from eddy import Client
 from eddy.clients.errors import ReplayFull, StepsLost
+from examples.server import MODELS
 
 # A server process starts within seconds, or many where the machine is busy.
 _SECONDS = 120.0
@@ -171,5 +173,77 @@ def test_steps_that_nobody_has_are_named(repository: Path, tmp_path: Path) -> No
                 await session.step(5)
             assert caught.value.first <= 1
             assert caught.value.end == 3
+
+    run(scenario(), _SECONDS)
+
+
+@pytest.mark.parametrize("seconds", [0.02, 3600.0], ids=["durable", "not durable"])
+def test_a_server_that_is_killed_while_it_writes(tmp_path: Path, seconds: float) -> None:
+    """Tokens, text and log-probabilities go on, in an open session and in one that is kept, and both can be stepped.
+
+    Whatever was durable: the server stands where the state store has the session, and is fed the rest again.
+    """
+    repository = tmp_path / "models"
+    shutil.copytree(MODELS / "text-lstm", repository / "text-lstm")
+
+    async def scenario() -> None:
+        options: Any = {"max_tokens": 300, "seed": 5, "log_probabilities": True, "stop": "\0"}
+        async with (
+            server(repository, tmp_path, seconds) as killed,
+            Client(f"127.0.0.1:{killed.network.port}", patience=impatient(reconnect_seconds=60.0)) as client,
+        ):
+
+            async def again() -> None:
+                killed.kill()
+                await killed.start()
+
+            async def written(kills: bool, *names: str, **named: Any) -> tuple[Any, ...]:
+                async with client.generate(*names, **named, **options) as generation:
+                    first = await anext(generation)
+                    if kills:
+                        await again()
+                    rest = await generation.read()
+                return first.text + rest.text, first.tokens + rest.tokens, rest.finished, rest.session
+
+            async def drive(kills: bool) -> list[Any]:
+                async with client.session("text-lstm") as session:
+                    await session.step([3, 4, 5])
+                    seen: list[Any] = [(await written(kills, session=session, prompt="The class "))[:3]]
+                    if kills:
+                        await again()
+                    seen += [(await session.step([6])).tobytes(), session.position]
+                *first, kept = await written(kills, "text-lstm", "The class ", keep_session=True)
+                *then, kept = await written(kills, session=kept, prompt=" is ")
+                session = await client.attach(kept.id, kept.resume_token)
+                seen += [first, then, session.position, (await session.step([6])).tobytes()]
+                await session.close()
+                return seen
+
+            wanted = await drive(kills=False)
+            assert await drive(kills=True) == wanted
+
+    run(scenario(), _SECONDS)
+
+
+def test_a_kept_session_after_the_server_ended(tmp_path: Path) -> None:
+    """Its next turn goes on on the next server, also where the turn before was not durable in whole."""
+    repository = tmp_path / "models"
+    shutil.copytree(MODELS / "text-lstm", repository / "text-lstm")
+
+    async def scenario() -> None:
+        async with (
+            server(repository, tmp_path) as killed,
+            Client(f"127.0.0.1:{killed.network.port}", patience=impatient(reconnect_seconds=60.0)) as client,
+        ):
+            wanted = await client.complete("text-lstm", "The class ", max_tokens=80, seed=1)
+            first = await client.complete("text-lstm", "The class ", max_tokens=40, seed=1, keep_session=True)
+            assert first.session is not None
+            while not (await client.find_session(first.session.id)).durable_position:  # noqa: ASYNC110  it has no event
+                await asyncio.sleep(0.01)
+            killed.kill()
+            await killed.start()
+            then = await client.complete(session=first.session, max_tokens=40, seed=1)
+            assert first.text + then.text == wanted.text
+            assert then.finished.next_position == wanted.finished.next_position
 
     run(scenario(), _SECONDS)
