@@ -119,8 +119,8 @@ def _add_generate(commands: Any) -> None:
             '  eddy client generate text-lstm "The class " --temperature 0.6 --max-tokens 300\n'
             "  eddy client generate text-lstm \"def \" --stop $'\\n\\n' --seed 1\n"
             "  head -c 200 README.md | eddy client generate text-lstm-2layer\n"
-            '  eddy client generate text-lstm "The " --keep        # says the session\'s id\n'
-            "  eddy client generate text-lstm --session ID         # goes on where it was\n"
+            '  eddy client generate text-lstm "The " --keep        # says the session\'s ID:TOKEN\n'
+            "  eddy client generate text-lstm --session ID:TOKEN   # goes on where it was\n"
             '  eddy client generate MODEL --source "Open the file" --beams 4 --attention    # a translator'
         ),
     )
@@ -138,8 +138,8 @@ def _add_generate(commands: Any) -> None:
     generate.add_argument("--attention", action="store_true", help="show where each symbol looked in the source")
     generate.add_argument("--log-probabilities", action="store_true", help="of each token, in the lines of --json")
     generate.add_argument("--alternatives", type=int, default=0, metavar="N", help="of each token, likewise")
-    generate.add_argument("--keep", action="store_true", help="leave the session open and say its id")
-    generate.add_argument("--session", metavar="ID", help="go on with a session that was kept; it stays open")
+    generate.add_argument("--keep", action="store_true", help="leave the session open and say its ID:TOKEN")
+    generate.add_argument("--session", metavar="ID:TOKEN", help="go on with a session that was kept; it stays open")
     generate.add_argument("--timeout", type=float, metavar="SECONDS", help="for the whole text")
 
 
@@ -183,7 +183,7 @@ def _add_listings(commands: Any) -> None:
         description="Ends a session by its id, whoever has it.",
         epilog="example: eddy client close 5f0c1d9be2a84f7793ab01c2d3e4f506",
     )
-    close.add_argument("session", metavar="ID", help="as `generate --keep` said it")
+    close.add_argument("session", metavar="ID", help="as `generate --keep` said it; :TOKEN may follow")
 
 
 def _add_moves(commands: Any) -> None:
@@ -212,7 +212,7 @@ def _add_moves(commands: Any) -> None:
         epilog="example: eddy client reset 5f0c1d9be2a84f7793ab01c2d3e4f506 --states states.npz",
     )
     for parser in (fork, snapshot, reset):
-        parser.add_argument("session", metavar="ID", help="as `generate --keep` said it")
+        parser.add_argument("session", metavar="ID", help="as `generate --keep` said it; :TOKEN may follow")
     reset.add_argument("--states", metavar="FILE", help="states to begin again with, by name: numpy's .npz")
     restore = _add(
         commands,

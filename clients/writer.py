@@ -17,8 +17,9 @@ from rich.text import Text
 from eddy.clients.attention import draw_attention
 from eddy.clients.blocking import SyncGeneration
 from eddy.clients.display import write_json
-from eddy.clients.pieces import Finished, Piece, Token
+from eddy.clients.pieces import Finished, KeptSession, Piece, Token
 from eddy.clients.sampling import GenerateOptions
+from eddy.clients.session import Session
 from eddy.clients.source import STANDARD_INPUT, SourceError, opened
 from eddy.clients.sync import SyncClient
 from eddy.clients.vocabulary import Encoder
@@ -29,18 +30,30 @@ _ATTENTION = "attention"
 
 
 def session_id(text: str) -> bytes:
-    """A session's id, as the command line says it.
+    """A session's id, as the command line says it, with its resume token or without."""
+    return session_key(text)[0]
+
+
+def session_key(text: str) -> tuple[bytes, bytes]:
+    """A session's id, and its resume token where the command line says it: `ID` or `ID:TOKEN`.
 
     Raises:
-        SourceError: that is no id.
+        SourceError: that is neither.
     """
+    parts = text.split(":")
     try:
-        found = bytes.fromhex(text)
+        found = [bytes.fromhex(part) for part in parts]
     except ValueError:
-        found = b""
-    if len(found) != _ID_BYTES:
-        raise SourceError(f"{text!r} is no session id: expected {2 * _ID_BYTES} hexadecimal digits")
-    return found
+        found = []
+    if len(found) not in (1, 2) or any(len(each) != _ID_BYTES for each in found):
+        digits = 2 * _ID_BYTES
+        raise SourceError(f"{text!r} is no session: expected its id, {digits} hexadecimal digits, or ID:TOKEN")
+    return found[0], b"".join(found[1:])
+
+
+def _key(session: KeptSession | Session) -> str:
+    """As `session_key` reads it."""
+    return ":".join([each.hex() for each in (session.id, session.resume_token) if each])
 
 
 def generate(options: argparse.Namespace, client: SyncClient) -> int:
@@ -52,12 +65,14 @@ def generate(options: argparse.Namespace, client: SyncClient) -> int:
     prompt = _prompt(options)
     settings = _settings(options)
     looked_at = _source_symbols(options, client) if options.attention else []
-    source = None
+    source: KeptSession | bytes | None = None
     if options.session:
-        source = session_id(options.session)
-        model = client.find_session(source).model
-        if model != options.model:
-            raise SourceError(f"--session: that session is of {model}, not of {options.model}")
+        source, token = session_key(options.session)
+        found = client.find_session(source)
+        if found.model != options.model:
+            raise SourceError(f"--session: that session is of {found.model}, not of {options.model}")
+        if token:  # Then it goes on by itself after a cut.
+            source = KeptSession(source, found.epoch, found.next_position, found.model, found.version, token)
     elif not prompt and not options.source:
         raise SourceError('no prompt: give one, as in `eddy client generate MODEL "Once "`, or pipe one in')
     with client.generate(
@@ -188,16 +203,18 @@ def _tell_end(options: argparse.Namespace, generation: SyncGeneration) -> None:
     finished = generation.finished
     is_kept = bool(options.session) or (options.keep if finished is None else finished.session_kept)
     kept = generation.session if is_kept else None
-    shown = kept.id.hex() if kept is not None else None
     if options.json:
-        write_json({"event": "finished", **_end(finished), "session_id": shown})
+        told: dict[str, str | None] = {"session_id": None, "resume_token": None}
+        if kept is not None:
+            told = {"session_id": kept.id.hex(), "resume_token": kept.resume_token.hex() or None}
+        write_json({"event": "finished", **_end(finished), **told})
         return
     if sys.stderr.isatty():
         console = Console(stderr=True, highlight=False)
         console.print(Text(f"[{_summary(generation)}]", "dim"))
-    if shown is not None:
+    if kept is not None:
         where = "" if finished is None else f" at position {finished.next_position}"
-        command = f"eddy client generate {options.model} --session {shown} --target {options.target}"
+        command = f"eddy client generate {options.model} --session {_key(kept)} --target {options.target}"
         print(f"the session stays open{where}; go on with: {command}", file=sys.stderr)
 
 

@@ -223,11 +223,14 @@ def test_generate_in_turns(server: ServerProcess, client: SyncClient) -> None:
     assert all(len(token["alternatives"]) == 2 for event in events[1:-1] for token in event["tokens"])
     text = "".join(event["text"] for event in events[1:-1])
     assert (events[-1]["reason"], events[-1]["next_position"]) == ("max_tokens", 40)
-    session = events[-1]["session_id"]
-    assert f"--session {session}" in first.stderr or not first.stderr
-    second = run(server, "generate", "text-lstm", "--session", session, *options, "10")
-    assert text + second.stdout == whole.text + "\n"
+    session = events[-1]["session_id"] + ":" + events[-1]["resume_token"]
+    second = run(server, "generate", "text-lstm", "--session", session, *options, "6")
     assert f"--session {session} --target {server.target}" in second.stderr
+    only_id = session.partition(":")[0]
+    third = run(server, "generate", "text-lstm", "--session", only_id, *options, "4")
+    assert text + second.stdout.removesuffix("\n") + third.stdout == whole.text + "\n"
+    assert f"--session {only_id} --target {server.target}" in third.stderr
+    assert run(server, "generate", "text-lstm", "--session", session + ":00").returncode == 2
     assert run(server, "generate", "text-rnn", "--session", session).returncode == 2
     listed = [json.loads(line) for line in run(server, "sessions", "--json").stdout.splitlines()]
     assert [(row["model"], row["position"]) for row in listed] == [("text-lstm", 50)]
