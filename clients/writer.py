@@ -47,7 +47,7 @@ def session_key(text: str) -> tuple[bytes, bytes]:
         found = []
     if len(found) not in (1, 2) or any(len(each) != _ID_BYTES for each in found):
         digits = 2 * _ID_BYTES
-        raise SourceError(f"{text!r} is no session: expected its id, {digits} hexadecimal digits, or ID:TOKEN")
+        raise SourceError(f"{text!r} is no session id: expected {digits} hexadecimal digits, or ID:TOKEN")
     return found[0], b"".join(found[1:])
 
 
