@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from graphs import family
-from loopback import array, attach_request, chunk, configure, serve, write_model
+from loopback import array, attach_request, chunk, configure, serve, until, write_model
 from records import find_redis, redis_server
 
 from eddy.service.errors import Reason
@@ -104,3 +104,33 @@ def test_sessions_that_another_server_took_from_the_store(tmp_path: Path) -> Non
 
     with redis_server(tmp_path) as redis:
         asyncio.run(check(redis.url()))
+
+
+def test_states_that_are_sent_for_twice(tmp_path: Path) -> None:
+    """Two readers send for a session in the store at once, and it is stepped as soon as it is back: no step is lost."""
+    write_model(tmp_path, "history")
+    state = {"store": f"sqlite:{tmp_path / 'sessions'}", "host_bytes": NUM_CELLS * _STATE_BYTES}
+
+    async def check() -> None:
+        config = configure(tmp_path, model={"max_slots": NUM_SLOTS, "max_rows": NUM_SLOTS}, state=state)
+        async with serve(config) as running, running.stream() as stream:
+            handles = await stream.handles("history", NUM_SESSIONS)
+            for begin in range(0, NUM_SESSIONS, 3):
+                await stream.step(HISTORY, handles[begin : begin + 3], [0] * 3, [[1]] * 3)
+            model, table = running.host.catalog.ready("history", ""), running.host.table
+            rows = table.rows_of(np.array(handles, np.uint64))
+            stored = int(np.flatnonzero(table.tiers_of(rows) == Tier.STORE)[0])
+            read: list[object] = []
+            for _ in range(2):
+                model.read_states(rows[[stored]], read.append)
+            for position, wanted in ((1, 12), (2, 123), (3, 1234)):
+                answer = await stream.step(HISTORY, [handles[stored]], [position], [[position + 1]])
+                assert array(answer.outputs[0]).tolist() == [[wanted]]
+            await until(lambda: len(read) == 2)
+            for states in read:
+                assert isinstance(states, list)
+                assert int(states[0].reshape(-1)[0]) in (1, 12, 123, 1234)
+            assert sum(model.residence.by_tier.values()) == NUM_SESSIONS
+            assert model.residence.num_stored == int(np.count_nonzero(table.tiers_of(rows) == Tier.STORE))
+
+    asyncio.run(check())
