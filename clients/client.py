@@ -18,11 +18,12 @@ from eddy.clients.continuation import Calls
 from eddy.clients.errors import EddyError, invalid
 from eddy.clients.generation import Completion, Continued, Generation
 from eddy.clients.group import Group
+from eddy.clients.lane import SessionGrant
 from eddy.clients.link import Link
 from eddy.clients.moves import MoveCalls
 from eddy.clients.room import Room
 from eddy.clients.sampling import GenerateOptions, Prompt, generate_request
-from eddy.clients.session import Session, SessionGrant
+from eddy.clients.session import Session
 from eddy.clients.start import Prime, Primes, Start, States, start_of_many, start_of_one
 from eddy.clients.tensors import MESSAGE_OVERHEAD_BYTES, Signature
 from eddy.clients.unary import ClientOptions
