@@ -337,7 +337,7 @@ class Checkpointer:
             read([np.zeros(shape, state.dtype) for shape, state in zip(shapes, model.contract.states, strict=True)])
             return found
         try:
-            model.read_states(rows, read)
+            model.read_states(rows, read, is_refusable=False)
             self._notify(model)
         except EddyError as error:
             found.set_exception(error)

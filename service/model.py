@@ -252,13 +252,16 @@ class ServedModel:
         queue.set_busy(rows, len(rows))
         self._table.has_own_start[rows] = True
 
-    def read_states(self, rows: np.ndarray, done: Callable[[list[np.ndarray] | EddyError], None]) -> None:
+    def read_states(
+        self, rows: np.ndarray, done: Callable[[list[np.ndarray] | EddyError], None], *, is_refusable: bool = True
+    ) -> None:
         """Copies the states of the sessions in `rows` int64 [B], which are open and may be busy.
 
         Args:
             done: told, once, one array a state, [B, ...], as they are after the steps that the table counts when it is
                 told: `next_position` belongs to them. A session whose handle is another by then is for the caller
                 to leave out.
+            is_refusable: somebody asked for it, who can ask again; not so the server's own checkpoints.
 
         Raises:
             CapacityError: QUEUE_FULL.
@@ -283,7 +286,11 @@ class ServedModel:
                 self.residence.finish()
             done(outcome if isinstance(outcome, EddyError) else found)
 
-        self.scheduler.queue.submit_job(Job(read, finished, len(rows), 1, prepare=prepare))
+        job = Job(read, finished, len(rows), 1, prepare=prepare)
+        if is_refusable:
+            self.scheduler.queue.submit_job(job)
+        else:
+            self.scheduler.queue.add_job(job)
         self.num_reads += 1
 
     def is_checked(self, state: State) -> bool:

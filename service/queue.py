@@ -100,7 +100,7 @@ class ChunkQueue:
         self._jobs.extend(jobs)
 
     def add_job(self, job: Job) -> None:
-        """Queues a job that cleans up after others, and is never refused."""
+        """Queues a job of the server's own, which is never refused."""
         self._jobs.append(job)
 
     def refuse_job(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from eddy.service.store import StateStore
+from eddy.service.store import StateStore, StoreError
 
 _T = TypeVar("_T")
 
@@ -28,6 +28,7 @@ class StoreThread:
         # Changed on the store's thread only, once there is one.
         self._store: StateStore | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="eddy-store")
+        self._is_closed = False
 
     def open(self) -> None:
         """Opens the store, on the caller's thread, before anything is asked.
@@ -39,7 +40,12 @@ class StoreThread:
 
     def call(self, work: Callable[[StateStore], _T]) -> asyncio.Future[_T]:
         """Has `work` done with the store behind what was asked before; its result, or its error (`StoreError`)."""
-        return asyncio.get_running_loop().run_in_executor(self._executor, self._do, work)
+        loop = asyncio.get_running_loop()
+        if self._is_closed:
+            late: asyncio.Future[_T] = loop.create_future()
+            late.set_exception(StoreError("the state store is closed: the server is ending"))
+            return late
+        return loop.run_in_executor(self._executor, self._do, work)
 
     def _do(self, work: Callable[[StateStore], _T]) -> _T:
         if self._store is None:
@@ -48,6 +54,7 @@ class StoreThread:
 
     def close(self) -> None:
         """Ends the thread after what was asked, and lets the store go."""
+        self._is_closed = True
         self._executor.shutdown(wait=True)
         if self._store is not None:
             self._store.close()
