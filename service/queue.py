@@ -123,6 +123,10 @@ class ChunkQueue:
 
     # Leaving
 
+    def close(self) -> None:
+        """Nothing will be queued any more: who would find states and slots is let go."""
+        self.send_for, self.make_room = _cannot, self._residence.refusal
+
     def begin_pass(self) -> int:
         """A mark of its own for rows in the table's scratch column."""
         self._pass = self._table.next_mark()

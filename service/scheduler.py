@@ -78,6 +78,7 @@ class Scheduler:
     def close(self) -> None:
         """Nothing will run any more: who would be told of failures is let go."""
         self._on_failed = self._on_quarantined = _tell_nobody
+        self.queue.close()
 
     # Deciding
 

@@ -25,7 +25,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         "snapshot",
         help="show what a snapshot of a session is",
         description="Shows of which model a snapshot is, where its session stood, and where it was taken.",
-        epilog="example: eddy snapshot session.eddy",
+        epilog="examples:\n  eddy snapshot session.eddy\n  eddy snapshot --json session.eddy",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", metavar="FILE", help="- for stdin")
