@@ -175,12 +175,13 @@ def test_eddy_commands_have_these_options(words: list[str]) -> None:
 
 
 def test_client_commands_run(server: ServerProcess) -> None:
-    """Every `eddy client` command of the documents runs as it stands, in this order; ID is the session kept before."""
+    """Every `eddy client` command of the documents runs as it stands, in this order; ID and TOKEN are those of the session kept before."""
     found = ""
     for where, words in commands():
         if words[1] != "client":
             continue
-        arguments = [found if word == "ID" else word for word in words[1:]]
+        kept = {"ID": found.partition(":")[0], "ID:TOKEN": found}
+        arguments = [kept.get(word, word) for word in words[1:]]
         run = subprocess.run(  # noqa: S603  # our own command
             [sys.executable, "-W", "error", "-m", "eddy.cli", *arguments, "--target", server.target],
             stdin=subprocess.DEVNULL,
@@ -193,7 +194,7 @@ def test_client_commands_run(server: ServerProcess) -> None:
         assert run.returncode == 0, f"{where}: {run.stderr}"
         assert run.stdout or words[2] == "close", where
         if "--keep" in words:
-            [found] = re.findall(r"--session (\w+)", run.stderr)
+            [found] = re.findall(r"--session (\w+:\w+)", run.stderr)
 
 
 @pytest.mark.parametrize("words", commands_of("docker", "run"))
