@@ -175,7 +175,10 @@ def test_eddy_commands_have_these_options(words: list[str]) -> None:
 
 
 def test_client_commands_run(server: ServerProcess) -> None:
-    """Every `eddy client` command of the documents runs as it stands, in this order; ID and TOKEN are those of the session kept before."""
+    """Every `eddy client` command of the documents runs as it stands, in this order.
+
+    ID and TOKEN are those of the session kept before.
+    """
     found = ""
     for where, words in commands():
         if words[1] != "client":
