@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.figure import Measurement, Note, figure
-from benchmarks.packed import NUM_STREAMS
+from benchmarks.packed import throughput
 from benchmarks.plan import Plan
 from benchmarks.server import EddyServer
 from benchmarks.shape import LSTM_128
@@ -35,19 +35,8 @@ def measure(repository: Path, names: Sequence[str], plan: Plan) -> Measurement: 
     ):
 
         def run(server: EddyServer) -> float:
-            answer = load.ask(
-                "throughput",
-                server="eddy",
-                target=server.target,
-                pid=server.pid,
-                model=model,
-                streams=NUM_STREAMS,
-                rows=_NUM_ROWS,
-                turns=_NUM_TURNS,
-                warm_up_seconds=plan.warm_up_seconds,
-                seconds=plan.checkpoint_seconds,
-            )
-            return float(answer["steps_per_second"])
+            answer = throughput(load, server, model, plan, plan.checkpoint_seconds, rows=_NUM_ROWS, turns=_NUM_TURNS)
+            return answer["steps_per_second"]
 
         run(plain)
         for _ in range(plan.repetitions):

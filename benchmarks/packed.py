@@ -70,17 +70,7 @@ class _Bench:
 
     def _packed(self, seconds: float) -> _Run:
         before = self._totals()
-        answer = self._load.ask(
-            "throughput",
-            server="eddy",
-            target=self._server.target,
-            pid=self._server.pid,
-            model=self._model,
-            streams=NUM_STREAMS,
-            rows=NUM_ROWS,
-            warm_up_seconds=self._plan.warm_up_seconds,
-            seconds=seconds,
-        )
+        answer = throughput(self._load, self._server, self._model, self._plan, seconds)
         steps, ticks = (now - then for now, then in zip(self._totals(), before, strict=True))
         return _Run(
             answer["steps_per_second"], answer["server_cpu_share"], answer["load_cpu_share"], round(steps / ticks)
@@ -95,6 +85,24 @@ class _Bench:
     def _bare(self, rows: int) -> float:
         answer = self._ceiling.ask("bare", model=self._model, rows=rows, seconds=self._plan.ceiling_seconds)
         return float(answer["steps_per_second"])
+
+
+def throughput(
+    load: Worker, server: EddyServer, model: str, plan: Plan, seconds: float, *, rows: int = NUM_ROWS, turns: int = 1
+) -> dict[str, float]:
+    """What the load generator says of 4 streams with messages of `rows` sessions, `turns` of them in turn."""
+    return load.ask(
+        "throughput",
+        server="eddy",
+        target=server.target,
+        pid=server.pid,
+        model=model,
+        streams=NUM_STREAMS,
+        rows=rows,
+        turns=turns,
+        warm_up_seconds=plan.warm_up_seconds,
+        seconds=seconds,
+    )
 
 
 def measure(repository: Path, names: Sequence[str], plan: Plan) -> Measurement:

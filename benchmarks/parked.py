@@ -14,7 +14,7 @@ from statistics import median
 
 from benchmarks.figure import Measurement, Note, figure
 from benchmarks.models import write_repository
-from benchmarks.packed import NUM_STREAMS
+from benchmarks.packed import throughput
 from benchmarks.plan import Plan
 from benchmarks.server import EddyServer
 from benchmarks.shape import LSTM_128
@@ -48,18 +48,7 @@ def measure(repository: Path, names: Sequence[str], plan: Plan) -> Measurement: 
     ):
 
         def run(server: EddyServer) -> float:
-            answer = load.ask(
-                "throughput",
-                server="eddy",
-                target=server.target,
-                pid=server.pid,
-                model=model,
-                streams=NUM_STREAMS,
-                rows=_NUM_ROWS,
-                warm_up_seconds=plan.warm_up_seconds,
-                seconds=plan.packed_seconds,
-            )
-            return float(answer["steps_per_second"])
+            return throughput(load, server, model, plan, plan.packed_seconds, rows=_NUM_ROWS)["steps_per_second"]
 
         filled = load.ask(
             "fill",
