@@ -155,7 +155,8 @@ async def echo_loops(
 ) -> AsyncIterator[list[Loop]]:
     """The same streams on the echo server."""
     channels = [open_channel(target) for _ in range(1 if one_connection else num_streams)]
-    [size] = reply_sizes(contract, num_rows)
+    # Those of a server that keeps nothing are the smallest.
+    size = min(reply_sizes(contract, num_rows))
     loops = []
     for number in range(num_streams):
         call: Any = channels[number % len(channels)].stream_stream(ECHO_METHOD)(metadata=((REPLY_BYTES, str(size)),))

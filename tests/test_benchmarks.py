@@ -1,10 +1,12 @@
 """The benchmarks measure what they say: ceilings do the engine's work, and every way to write int8 is an LSTM."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.__main__ import main as measure
 from benchmarks.bare import BareModel
 from benchmarks.families import SPECS, main
 from benchmarks.figure import DEFINITIONS
@@ -85,3 +87,13 @@ def test_every_way_to_write_eight_bits_is_the_same_lstm(variant: object) -> None
     # Four bits a weight are the coarsest.
     assert difference < 0.1
     assert (difference == 0) == (variant is FLOAT32)
+
+
+@pytest.mark.parametrize(
+    "name", ["latency_excess_us", "singles_cpu_ratio", "coalescing_gain", "checkpoint_cost", "idle_session_bytes"]
+)
+def test_a_figure_can_be_measured(name: str, tmp_path: Path) -> None:
+    """Servers, echoes and load generator understand each other; what the figure is says nothing here."""
+    found = tmp_path / "figures.json"
+    assert measure(["--quick", "--repetitions", "1", "--only", name, "--json", str(found)]) == 0
+    assert list(json.loads(found.read_text())["figures"]) == [name]
