@@ -1,8 +1,10 @@
 """One session alone: what Eddy adds to a round trip that does nothing and to a step that nobody waits for.
 
 Eddy and the echo are stepped in alternating blocks by the same process; the bare step is measured before and after.
-The bare step has two rows, as the server never runs fewer. Beside it: what an echo that runs the bare step itself adds
-to the same sum. A step that follows a message finds the caches full of gRPC, so even that is not nothing.
+The bare step has two rows, as the server never runs fewer. The echo is gRPC as it comes; Eddy chooses how sockets are
+waited for (`eddy.service.polling`). Beside it: the excess over an echo that waits as Eddy's gRPC does, and what that
+echo adds to the same sum when it runs the bare step itself, which is not nothing: a step that follows a message finds
+the caches full of gRPC.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ def measure(repository: Path, names: Sequence[str], plan: Plan) -> Measurement:
     with (
         EddyServer(repository) as eddy,
         EchoServer() as echo,
-        EchoServer(str(repository), LSTM_128.name) as floor,
+        EchoServer(is_like_eddy=True) as alike,
+        EchoServer(str(repository), LSTM_128.name, is_like_eddy=True) as floor,
         Worker("benchmarks.load", str(repository)) as load,
         Worker("benchmarks.ceiling", str(repository)) as ceiling,
     ):
@@ -38,6 +41,7 @@ def measure(repository: Path, names: Sequence[str], plan: Plan) -> Measurement:
                     "latency",
                     eddy=eddy.target,
                     echo=echo.target,
+                    alike=alike.target,
                     floor=floor.target,
                     model=LSTM_128.name,
                     block_steps=plan.latency_block_steps,
@@ -47,16 +51,19 @@ def measure(repository: Path, names: Sequence[str], plan: Plan) -> Measurement:
             steps.append((before + _bare(ceiling)) / 2)
     ours = [(each["eddy"]["median_seconds"], each["eddy"]["p99_seconds"]) for each in rounds]
     bare = [(each["echo"]["median_seconds"], each["echo"]["p99_seconds"]) for each in rounds]
+    alikes = [each["alike"]["median_seconds"] for each in rounds]
     floors = [each["floor"]["median_seconds"] for each in rounds]
     excess = [(mine[0] - its[0] - step) * 1e6 for mine, its, step in zip(ours, bare, steps, strict=True)]
     tails = [(mine[1] / mine[0]) / (its[1] / its[0]) for mine, its in zip(ours, bare, strict=True)]
     figures = (figure("latency_excess_us", excess), figure("latency_tail_ratio", tails))
     values = [median(column) * 1e6 for column in (*zip(*ours, strict=True), *zip(*bare, strict=True), steps)]
-    floor_excess = [floor - its[0] - step for floor, its, step in zip(floors, bare, steps, strict=True)]
-    values.append(median(floor_excess) * 1e6)
+    alike_excess = [mine[0] - its - step for mine, its, step in zip(ours, alikes, steps, strict=True)]
+    floor_excess = [floor - its - step for floor, its, step in zip(floors, alikes, steps, strict=True)]
+    values += [median(column) * 1e6 for column in (alikes, alike_excess, floor_excess)]
     note = (
-        "one session {:.0f} us (p99 {:.0f}), echo {:.0f} us (p99 {:.0f}), bare step of two rows {:.0f} us; "
-        "an echo that runs the bare step itself has an excess of {:.0f} us"
+        "one session {:.0f} us (p99 {:.0f}), echo {:.0f} us (p99 {:.0f}), bare step of two rows {:.0f} us; over an "
+        "echo that waits for its sockets as Eddy does, {:.0f} us, the excess is {:.0f} us, and that of such an echo "
+        "that runs the bare step itself {:.0f} us"
     )
     return Measurement(
         tuple(each for each in figures if each.definition.name in names), (Note("latency", note.format(*values)),)

@@ -30,7 +30,7 @@ from benchmarks.window import no_collection, watch
 from benchmarks.worker import run_commands
 from eddy.service.contract import Contract, read_contract
 
-_LOOPS = {"eddy": eddy_loops, "oip": oip_loops, "echo": echo_loops}
+_LOOPS = {"eddy": eddy_loops, "oip": oip_loops, "echo": echo_loops, "alike": echo_loops}
 
 
 class Load:
@@ -64,7 +64,8 @@ class Load:
         """Closed loops for a while: messages/s, steps/s and the server's CPU a message, after a warm-up.
 
         Args:
-            server: "eddy", "oip" (Eddy by the Open Inference Protocol) or "echo"; pid: its process, to read its CPU.
+            server: "eddy", "oip" (Eddy by the Open Inference Protocol), "echo" or "alike" (an echo, too).
+            pid: its process, to read its CPU.
             streams: closed loops; rows: B of each message.
             one_connection: all streams share one, otherwise each has its own.
             turns: messages of a stream that take turns, each with sessions of its own; of Eddy's streams.
@@ -82,21 +83,30 @@ class Load:
             return (await window).report(rows)
 
     async def latency(
-        self, eddy: str, echo: str, floor: str, model: str, block_steps: int, num_blocks: int, warm_up_steps: int = 200
+        self,
+        eddy: str,
+        echo: str,
+        alike: str,
+        floor: str,
+        model: str,
+        block_steps: int,
+        num_blocks: int,
+        warm_up_steps: int = 200,
     ) -> Mapping[str, Any]:
-        """One session alone, and two echoes alone, in alternating blocks of closed-loop steps: median and p99, seconds.
+        """One session alone, and echoes alone, in alternating blocks of closed-loop steps: median and p99, seconds.
 
         Args:
-            floor: the echo that runs a bare step.
+            echo: gRPC as it comes; alike: one that waits for its sockets as Eddy; floor: that runs a bare step, too.
         """
         contract = self._contract(model)
-        samples: dict[str, list[float]] = {"eddy": [], "echo": [], "floor": []}
+        samples: dict[str, list[float]] = {"eddy": [], "echo": [], "alike": [], "floor": []}
         async with (
             eddy_loops(eddy, contract, 1, 1) as ours,
             echo_loops(echo, contract, 1, 1) as bare,
+            echo_loops(alike, contract, 1, 1) as waiting,
             echo_loops(floor, contract, 1, 1) as stepping,
         ):
-            ways = {"eddy": ours[0], "echo": bare[0], "floor": stepping[0]}
+            ways = {"eddy": ours[0], "echo": bare[0], "alike": waiting[0], "floor": stepping[0]}
             with no_collection():
                 for loop in ways.values():
                     await _block(loop, warm_up_steps)

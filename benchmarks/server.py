@@ -6,6 +6,7 @@ Owns their start, their readiness and their end; reads the metrics of a server. 
 from __future__ import annotations
 
 import http.client
+import os
 import re
 import signal
 import socket
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from benchmarks.worker import ROOT
+from eddy.service.polling import COMPLETION_QUEUE_POLLS
 
 _START_SECONDS = 60.0
 _SAMPLE = re.compile(r'^(?P<name>\w+)\{model="(?P<model>[^"]*)",version="[^"]*"\} (?P<value>\S+)$', re.MULTILINE)
@@ -143,15 +145,18 @@ class EchoServer:
 
     Args:
         arguments: its own.
+        is_like_eddy: its gRPC waits for sockets as that of `eddy serve` does, not as gRPC does by itself.
     """
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, is_like_eddy: bool = False) -> None:
+        environment = os.environ | ({"GRPC_EXPERIMENTS": COMPLETION_QUEUE_POLLS} if is_like_eddy else {})
         self._process = subprocess.Popen(  # noqa: S603  (what we measure)
             [sys.executable, "-m", "benchmarks.echo", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            env=environment,
         )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

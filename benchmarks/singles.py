@@ -7,7 +7,8 @@ singles'. Order of a repetition: singles, Open Inference Protocol, echo, coalesc
 are turned round.
 
 Every stream has a connection of its own, as 64 devices have. The ratio for 64 streams that share one connection is
-printed beside: frames of many streams then share system calls, which makes the echo cheaper.
+printed beside: frames of many streams then share system calls, which makes the echo cheaper. So is the ratio to an echo
+whose gRPC waits for its sockets as Eddy's does (`eddy.service.polling`); the yardstick is gRPC as it comes.
 """
 
 from __future__ import annotations
@@ -40,26 +41,32 @@ def measure(repository: Path, names: Sequence[str], plan: Plan) -> Measurement:
         "eddy": [],
         "oip": [],
         "echo": [],
+        "alike": [],
         "coalesced": [],
         "shared eddy": [],
         "shared echo": [],
     }
-    with EddyServer(repository) as eddy, EchoServer() as echo, Worker("benchmarks.load", str(repository)) as load:
+    with (
+        EddyServer(repository) as eddy,
+        EchoServer() as echo,
+        EchoServer(is_like_eddy=True) as alike,
+        Worker("benchmarks.load", str(repository)) as load,
+    ):
         servers: list[tuple[str, EddyServer | EchoServer]] = [("eddy", eddy)]
         if wants_oip:
             servers.append(("oip", eddy))
         if wants_ratio:
-            servers.append(("echo", echo))
+            servers += [("echo", echo), ("alike", alike)]
         for number in range(plan.repetitions):
             for kind, server in servers[:: -1 if number % 2 else 1]:
                 answers[kind].append(_singles(load, kind, server, plan))
-                if wants_ratio and number < _NUM_SHARED and kind != "oip":
+                if wants_ratio and number < _NUM_SHARED and kind in ("eddy", "echo"):
                     answers[f"shared {kind}"].append(_singles(load, kind, server, plan, one_connection=True))
             if wants_gain:
                 answers["coalesced"].append(_coalesced(load, eddy, plan))
     found = []
     if wants_ratio:
-        found.append(_cpu_ratio(answers["eddy"], answers["echo"], answers["shared eddy"], answers["shared echo"]))
+        found.append(_cpu_ratio(answers))
     if wants_oip:
         found.append(_oip_ratio(answers["oip"], answers["eddy"]))
     if wants_gain:
@@ -96,15 +103,20 @@ def _coalesced(load: Worker, server: EddyServer, plan: Plan) -> Answer:
     )
 
 
-def _cpu_ratio(singles: Answers, echoes: Answers, shared: Answers, shared_echoes: Answers) -> tuple[Figure, Note]:
+def _cpu_ratio(answers: dict[str, Answers]) -> tuple[Figure, Note]:
+    singles, echoes, alikes = answers["eddy"], answers["echo"], answers["alike"]
+    ratios = _ratios(singles, echoes, "server_cpu_seconds_per_message")
+    to_alikes = _ratios(singles, alikes, "server_cpu_seconds_per_message")
+    shared = _ratios(answers["shared eddy"], answers["shared echo"], "server_cpu_seconds_per_message")
     text = (
         f"server CPU {_median(singles, 'server_cpu_seconds_per_message') * 1e6:.1f} us a step at "
         f"{_median(singles, 'messages_per_second'):,.0f} steps/s, "
         f"echo {_median(echoes, 'server_cpu_seconds_per_message') * 1e6:.1f} us a message at "
         f"{_median(echoes, 'messages_per_second'):,.0f} messages/s; "
-        f"{median(_ratios(shared, shared_echoes, 'server_cpu_seconds_per_message')):.2f} when all share one connection"
+        f"{median(to_alikes):.2f} to an echo that waits for its sockets as Eddy does, "
+        f"{_median(alikes, 'server_cpu_seconds_per_message') * 1e6:.1f} us; "
+        f"{median(shared):.2f} when all share one connection"
     )
-    ratios = _ratios(singles, echoes, "server_cpu_seconds_per_message")
     return figure("singles_cpu_ratio", ratios), Note("singles_cpu_ratio", text)
 
 

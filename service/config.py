@@ -151,6 +151,12 @@ class ServerConfig:
     inline_tick_seconds: float = key(
         200e-6, "ticks expected to be shorter run on the event loop, others on the engine thread", minimum=0
     )
+    busy_poll_seconds: float = key(
+        500e-6,
+        "while one session steps alone in a closed loop, how long to look for its next step before sleeping: lower "
+        "latency for up to one processor; 0 sleeps at once",
+        minimum=0,
+    )
     keepalive_seconds: float = key(
         30.0, "silence after which a client is asked for a sign of life; it has a third as long to give one"
     )

@@ -17,6 +17,7 @@ from queue import SimpleQueue
 
 from eddy.service.errors import EddyError, Reason, ServerBug
 from eddy.service.model import ServedModel
+from eddy.service.polling import BusyPoll
 from eddy.service.tick import AnyTick, Job, SingleTick
 
 _LOG = logging.getLogger(__name__)
@@ -33,12 +34,20 @@ class Dispatcher:
         loop: the server's event loop; all methods are called on it.
         clock: monotonic seconds.
         inline_tick_seconds: longest expected tick to run on the loop.
+        busy_poll_seconds: how long the loop looks for the next step of a session alone before it sleeps.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float], inline_tick_seconds: float) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        inline_tick_seconds: float,
+        busy_poll_seconds: float = 0.0,
+    ) -> None:
         self._loop = loop
         self._clock = clock
         self._inline_tick_seconds = inline_tick_seconds
+        self._busy_poll = BusyPoll(loop, clock, busy_poll_seconds)
         # Changed only on the loop.
         self._pending: dict[ServedModel, None] = {}
         self._ticks_away: dict[ServedModel, int] = {}
@@ -134,7 +143,10 @@ class Dispatcher:
             _LOG.exception("model %s version %s: a tick was not committed", model.file.name, model.file.version)
             model.scheduler.abort(tick, _bug(), was_begun=was_begun)
             return
-        _observe(model, tick, self._clock())
+        now = self._clock()
+        _observe(model, tick, now)
+        if isinstance(tick, SingleTick):
+            self._busy_poll.stepped(now)
 
     def _finish(self, model: ServedModel, tick: AnyTick, outcome: list[bytes] | EddyError) -> None:
         self._ticks_away[model] -= 1

@@ -209,7 +209,10 @@ class Host:
 
     def start(self) -> None:
         """Begins to run ticks and to expire idle sessions, on the running event loop."""
-        self._dispatcher = Dispatcher(asyncio.get_running_loop(), self.clock, self.config.server.inline_tick_seconds)
+        server = self.config.server
+        self._dispatcher = Dispatcher(
+            asyncio.get_running_loop(), self.clock, server.inline_tick_seconds, server.busy_poll_seconds
+        )
         self._sweeper = asyncio.create_task(self._sweep())
         if self.durability is not None:
             self.durability.start()

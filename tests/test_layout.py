@@ -22,6 +22,7 @@ RANKS = {
                 "index",
                 "instruction_set",
                 "lifecycle",
+                "polling",
                 "ports",
                 "runs",
                 "stops",

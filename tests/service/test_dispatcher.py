@@ -20,6 +20,7 @@ from eddy.service.cost import TickCost
 from eddy.service.dispatcher import Dispatcher
 from eddy.service.engine import Engine
 from eddy.service.errors import ClientError, Detail, Reason, ServerBug
+from eddy.service.polling import BusyPoll
 from eddy.service.scheduler import Scheduler
 from eddy.service.tick import Tick
 from eddy.v1 import contract_pb2, inference_pb2
@@ -363,3 +364,26 @@ def test_a_result_is_delivered_once() -> None:
     chunk.reply(ChunkResult())
     with pytest.raises(AssertionError, match="twice"):
         chunk.reply(ChunkResult())
+
+
+@pytest.mark.parametrize("cost", [INLINE, THREAD], ids=["inline", "thread"])
+@pytest.mark.parametrize(("num_sessions", "expected"), [(1, 3), (2, 0)])
+def test_only_a_session_alone_is_polled_for(
+    num_sessions: int, expected: int, cost: TickCost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps of a session alone are told to the poll, once each, after their answers; ticks of several are not."""
+    told: list[tuple[float, int]] = []
+
+    async def scenario() -> None:
+        rig = _breakable(cost)
+        monkeypatch.setattr(BusyPoll, "stepped", lambda _, now: told.append((now, len(rig.mailbox.order))))
+        floor = Floor(rig)
+        rows = rig.open(num_sessions).tolist()
+        for step in range(3):
+            for row in rows:
+                floor.submit(rig, row, step, [1])
+            await floor.settle()
+        floor.dispatcher.close()
+
+    _run(scenario())
+    assert [answered for _, answered in told] == list(range(1, expected + 1))

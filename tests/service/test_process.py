@@ -101,6 +101,45 @@ def test_sigterm_while_models_load(tmp_path: Path) -> None:
     assert (process.returncode, out) == (0, "")
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts of a process's threads are Linux's")
+@pytest.mark.parametrize(("asked", "is_woken"), [("", False), ("event_engine_listener", True)])
+def test_messages_do_not_wake_grpcs_event_engine(
+    asked: str, is_woken: bool, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its threads sleep while messages come, unless the environment asks for it; gRPC knows the setting."""
+    num_steps = 300
+
+    async def steps(port: int) -> None:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stream = StreamClient(channel)
+            handles = await stream.handles("history", 1)
+            for position in range(num_steps):
+                await stream.step(HISTORY, handles, [position], [[1]])
+            await stream.close()
+
+    monkeypatch.delenv("GRPC_EXPERIMENTS", raising=False)
+    if asked:
+        monkeypatch.setenv("GRPC_EXPERIMENTS", asked)
+    with _serving(repository) as server:
+        before = _num_wakes(server.process.pid, "event_engine")
+        asyncio.run(steps(server.grpc_port))
+        num_wakes = _num_wakes(server.process.pid, "event_engine") - before
+        server.process.send_signal(signal.SIGTERM)
+        _, log = server.process.communicate(timeout=20)
+    assert (num_wakes > num_steps // 2) == is_woken, num_wakes
+    assert "experiment" not in log
+
+
+def _num_wakes(pid: int, thread: str) -> int:
+    """How often threads of that name went to sleep by themselves."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        if (task / "comm").read_text().strip() == thread:
+            lines = (task / "status").read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+    return total
+
+
 def test_ready_metrics_and_a_quiet_end(repository: Path) -> None:
     """The three HTTP paths answer, metrics count what was done, and SIGTERM ends an idle server with 0 in no time."""
 

@@ -44,6 +44,9 @@ def _run(options: argparse.Namespace) -> int:
     logging.basicConfig(
         level=config.server.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
+    from eddy.service.polling import let_completion_queue_poll
+
+    let_completion_queue_poll()
     from eddy.service.main import serve
 
     return serve(config)
