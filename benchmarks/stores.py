@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -48,6 +48,7 @@ def _checkpoint(num_sessions: int, expected_epoch: int, draw: np.random.Generato
         idle_timeout_seconds=np.full(num_sessions, 600.0),
         expires_at=np.full(num_sessions, time.time() + 600),
         written_at=time.time(),
+        holders=np.zeros(num_sessions, np.uint64),
         has_own_start=np.zeros(num_sessions, np.bool_),
         is_initial=np.zeros(num_sessions, np.bool_),
         states=tuple(draw.standard_normal((num_sessions, 1, 128)).astype(_FLOAT) for _ in _STATES),
@@ -104,17 +105,17 @@ def measure(url: str, num_sessions: int, repetitions: int) -> None:
     store.close()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the arguments and measures each store."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stores", description=__doc__)
     parser.add_argument("urls", nargs="*", help="stores; without any, SQLite in a folder that is removed afterwards")
     parser.add_argument("--sessions", type=int, default=10_000)
     parser.add_argument("--repetitions", type=int, default=9)
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     print(", ".join(f"{name} {value}" for name, value in describe_machine().items()))
     with tempfile.TemporaryDirectory() as folder:
-        for url in arguments.urls or [f"sqlite:{Path(folder) / 'state.db'}"]:
-            measure(url, arguments.sessions, arguments.repetitions)
+        for url in options.urls or [f"sqlite:{Path(folder) / 'state.db'}"]:
+            measure(url, options.sessions, options.repetitions)
 
 
 if __name__ == "__main__":

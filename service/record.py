@@ -63,11 +63,14 @@ def encode(checkpoint: Checkpoint) -> Batch:
     # 3. Records whose parts are equally long are the rows of one array.
     data = np.empty(int(sizes.sum()), np.uint8)
     shapes = np.stack([state_bytes, table_bytes, data_bytes], axis=1)
-    for rows in _alike(shapes):
+    groups = _alike(shapes)
+    for rows in groups:
         first = rows[0]
-        parts = [heads[rows], np.broadcast_to(model, (len(rows), len(model)))]
+        # All of them are taken where they lie.
+        mine = rows if len(groups) > 1 else slice(None)
+        parts = [heads[mine], np.broadcast_to(model, (len(rows), len(model)))]
         if state_bytes[first]:
-            parts += [state[rows] for state in states]
+            parts += [state[mine] for state in states]
         parts.append(_spans(tables, (reply_ends[rows] - replies.counts[rows]) * REPLY.itemsize, table_bytes[first]))
         parts.append(_spans(kept, data_starts[rows], data_bytes[first]))
         _place(data, offsets, sizes, rows, parts)

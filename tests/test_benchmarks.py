@@ -15,6 +15,7 @@ from benchmarks.message import StepMessage, open_message, reply_sizes
 from benchmarks.models import build_model, model_path
 from benchmarks.quantized import FLOAT32, VARIANTS
 from benchmarks.shape import Shape
+from benchmarks.stores import main as measure_stores
 from benchmarks.values import draw_inputs
 from eddy.service.arena import NUM_RESERVED_SLOTS
 from eddy.service.contract import read_contract
@@ -97,3 +98,9 @@ def test_a_figure_can_be_measured(name: str, tmp_path: Path) -> None:
     found = tmp_path / "figures.json"
     assert measure(["--quick", "--repetitions", "1", "--only", name, "--json", str(found)]) == 0
     assert list(json.loads(found.read_text())["figures"]) == [name]
+
+
+def test_stores_can_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every step of it."""
+    measure_stores([f"sqlite:{tmp_path}/state.db", "--sessions", "20", "--repetitions", "1"])
+    assert "decode one" in capsys.readouterr().out
