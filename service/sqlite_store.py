@@ -9,6 +9,7 @@ Dimension key: B records of a call.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ import numpy as np
 
 from eddy.service.record_format import SESSION_ID_BYTES, Batch
 from eddy.service.store import Outcome, StoreError
+
+_LOG = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 _APPLICATION_ID = 0x45444459  # "EDDY"
@@ -67,14 +70,20 @@ WHERE CASE WHEN s.expires > :now THEN s.epoch ELSE 0 END != {expected}
 
 
 @lru_cache(maxsize=64)
-def _write(epochs: str, expires: str, offsets: str, sizes: str) -> str:
+def _write(epochs: str, expires: str, offsets: str, sizes: str, condition: str) -> str:
     return f"""{_ROWS}
 INSERT INTO sessions (id, epoch, writer, expires, record)
 SELECT {_ID}, {epochs}, :writer, {expires} / 1000.0, substr(:data, {offsets} + 1, {sizes})
 FROM row WHERE true
 ON CONFLICT (id) DO UPDATE
 SET epoch = excluded.epoch, writer = excluded.writer, expires = excluded.expires, record = excluded.record
+WHERE {condition}
 """  # noqa: S608
+
+
+# Which of the rows that are there may be written over: the session goes on under its epoch; `_refused` has looked.
+_GOES_ON = "sessions.epoch = excluded.epoch AND sessions.expires > :now"
+_ANY = "true"
 
 
 @lru_cache(maxsize=64)
@@ -145,16 +154,41 @@ class SqliteStore:
     def write(self, batch: Batch) -> np.ndarray:
         """See `StateStore`."""
         outcomes = np.full(len(batch), Outcome.WRITTEN, np.int8)
-        with self._failing(), self._transaction():
-            for rows in _pieces(batch):
-                outcomes[rows] = self._write(batch, rows)
+        pieces = _pieces(batch)
+        with self._failing():
+            # Nearly every batch: sessions that the store has and that go on under their epochs.
+            if (batch.epochs == batch.expected_epochs).all() and batch.epochs.all():
+                try:
+                    self._write_known(batch, pieces)
+                except _UnknownError:
+                    _LOG.debug("state store sqlite:%s: a batch is looked at one by one", self._path)
+                else:
+                    return outcomes
+            with self._transaction():
+                for rows in pieces:
+                    outcomes[rows] = self._write_checked(batch, rows)
         return outcomes
 
-    def _write(self, batch: Batch, rows: np.ndarray) -> np.ndarray:
-        """Writes `rows` of `batch`, consecutive; their outcomes."""
+    def _write_known(self, batch: Batch, pieces: list[np.ndarray]) -> None:
+        """Writes the batch.
+
+        Raises:
+            _UnknownError: the store lacks a session of it, or has it under another epoch; nothing was written.
+        """
+        with self._transaction():
+            # A row that was not there gets a number above all others.
+            last = self._last_row()
+            for rows in pieces:
+                self._put(batch, rows, batch.offsets.item(rows[0]), _GOES_ON)
+                if self._num_changes() != len(rows):
+                    raise _UnknownError
+            if self._last_row() != last:
+                raise _UnknownError
+
+    def _write_checked(self, batch: Batch, rows: np.ndarray) -> np.ndarray:
+        """Writes those of `rows` of `batch`, consecutive, that may be; their outcomes."""
         outcomes = np.full(len(rows), Outcome.WRITTEN, np.int8)
         start = batch.offsets.item(rows[0])
-        end = batch.offsets.item(rows[-1]) + batch.sizes.item(rows[-1])
         columns = _Columns(self._about(batch, rows))
         statement = _refused(
             columns.add("expected", batch.expected_epochs[rows]), columns.add("epochs", batch.epochs[rows])
@@ -163,15 +197,21 @@ class SqliteStore:
             outcomes[index] = Outcome.MISSING if is_missing else Outcome.FENCED
         rows = rows[outcomes == Outcome.WRITTEN]
         if len(rows):
-            columns = _Columns(self._about(batch, rows) | {"data": batch.data.data[start:end]})
-            statement = _write(
-                columns.add("epochs", batch.epochs[rows]),
-                columns.add("expires", np.clip(batch.expires_at[rows] * 1000, 0, _MAX_NUMBER)),
-                columns.add("offsets", batch.offsets[rows] - start),
-                columns.add("sizes", batch.sizes[rows]),
-            )
-            self._database.execute(statement, columns.bound)
+            self._put(batch, rows, start, _ANY)
         return outcomes
+
+    def _put(self, batch: Batch, rows: np.ndarray, start: int, condition: str) -> None:
+        """Inserts `rows` of `batch`, whose records lie behind `start`, or writes over those there, on a condition."""
+        end = batch.offsets.item(rows[-1]) + batch.sizes.item(rows[-1])
+        columns = _Columns(self._about(batch, rows) | {"data": batch.data.data[start:end]})
+        statement = _write(
+            columns.add("epochs", batch.epochs[rows]),
+            columns.add("expires", np.clip(batch.expires_at[rows] * 1000, 0, _MAX_NUMBER)),
+            columns.add("offsets", batch.offsets[rows] - start),
+            columns.add("sizes", batch.sizes[rows]),
+            condition,
+        )
+        self._database.execute(statement, columns.bound)
 
     def _about(self, batch: Batch, rows: np.ndarray) -> dict[str, object]:
         return {
@@ -207,13 +247,15 @@ class SqliteStore:
     def purge(self, now: float) -> int:
         """See `StateStore`; looks at so many sessions a call, in turn, and so finds all after a few calls."""
         with self._failing(), self._transaction():
-            (last,) = self._database.execute("SELECT coalesce(max(rowid), 0) FROM sessions").fetchone()
-            first = self._next_purged if self._next_purged <= last else 0
+            first = self._next_purged if self._next_purged <= self._last_row() else 0
             self._next_purged = first + _PURGE_ROWS
             self._database.execute(
                 "DELETE FROM sessions WHERE rowid >= ? AND rowid < ? AND expires <= ?", (first, self._next_purged, now)
             )
             return self._num_changes()
+
+    def _last_row(self) -> int:
+        return int(self._database.execute("SELECT coalesce(max(rowid), 0) FROM sessions").fetchone()[0])
 
     def _num_changes(self) -> int:
         """Rows that the last statement changed; Python's own count knows no statement that begins with WITH."""
@@ -280,6 +322,10 @@ def _why(error: Exception) -> str:
     name = getattr(error, "sqlite_errorname", "")
     known = next((text for code, text in _REASONS.items() if name == code or name.startswith(f"{code}_")), "")
     return f"{known} ({error})" if known else str(error)
+
+
+class _UnknownError(Exception):
+    """The store lacks a session of a batch, or has it under another epoch."""
 
 
 class _Columns:
