@@ -37,7 +37,10 @@ def finite_rows(states: Sequence[np.ndarray]) -> np.ndarray:
     good = np.ones(len(states[0]), np.bool_)
     for values in states:
         if values.dtype.kind == "f" and values.size:
-            good &= np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            is_finite = np.isfinite(values)
+            # As a rule; row by row takes three times as long.
+            if not is_finite.all():
+                good &= is_finite.reshape(len(values), -1).all(axis=1)
     return good
 
 

@@ -203,6 +203,38 @@ def test_thousands_of_sessions_of_all_sizes_in_one_batch(url: str) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("change", ["none", "missing", "missing_last", "fenced", "writer"])
+def test_sessions_that_go_on(url: str, change: str) -> None:
+    """Thousands in more than one statement, all as the store has them but one: that one alone is not written."""
+    ids = [number.to_bytes(16, "big") for number in range(5000)]
+    store = _open(url)
+    store.write(batch(ids, [3] * 5000, [0] * 5000))
+    odd = {"missing_last": 4999}.get(change, 4321)
+    if change.startswith("missing"):
+        assert store.delete([ids[odd]], np.array([3], np.uint32)) == 1
+    if change == "fenced":
+        store.write(batch([ids[odd]], [4], [3]))
+    before = store.read([ids[odd]])
+    second = batch(ids, [3] * 5000, [3] * 5000, seed=1)
+    if change == "writer":
+        second = replace(second, writer=second.writer + 1)
+    expected = np.full(5000, Outcome.WRITTEN, np.int8)
+    if change.startswith("missing"):
+        expected[odd] = Outcome.MISSING
+    if change == "fenced":
+        expected[odd] = Outcome.FENCED
+    assert np.array_equal(store.write(second), expected)
+    records = store.read(ids)
+    for row in range(5000):
+        wanted = second.record(row) if expected[row] == Outcome.WRITTEN else before[0]
+        assert records[row] == wanted, row
+    # What is missing can be written when it is known to be.
+    if change.startswith("missing"):
+        assert store.write(batch([ids[odd]], [3], [0])).tolist() == [Outcome.WRITTEN]
+    assert store.delete(ids, np.full(5000, 3, np.uint32)) == 5000 - (change == "fenced")
+    store.close()
+
+
 def test_large_states_in_more_than_one_piece(url: str) -> None:
     """A mebibyte a session, forty of them: more than one statement takes; some of them fenced."""
     ids = [bytes([number]) * 16 for number in range(40)]
