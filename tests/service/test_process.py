@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +134,10 @@ def _num_wakes(pid: int, thread: str) -> int:
     """How often threads of that name went to sleep by themselves."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
-        if (task / "comm").read_text().strip() == thread:
+        with suppress(FileNotFoundError, ProcessLookupError):  # It has ended meanwhile.
             lines = (task / "status").read_text().splitlines()
-            total += sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+            if lines[0].split() == ["Name:", thread]:
+                total += sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
     return total
 
 
