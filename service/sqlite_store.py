@@ -9,10 +9,9 @@ Dimension key: B records of a call.
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,8 +19,6 @@ import numpy as np
 
 from eddy.service.record_format import SESSION_ID_BYTES, Batch
 from eddy.service.store import Outcome, StoreError
-
-_LOG = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 _APPLICATION_ID = 0x45444459  # "EDDY"
@@ -37,6 +34,7 @@ _PIECE_BYTES = 32 << 20
 _PIECE_ROWS = 4096
 # Rows that one call of `purge` looks at, so that no checkpoint waits long for it.
 _PURGE_ROWS = 50_000
+
 _CREATE = f"""
 CREATE TABLE sessions (
   id BLOB NOT NULL UNIQUE,
@@ -158,11 +156,8 @@ class SqliteStore:
         with self._failing():
             # Nearly every batch: sessions that the store has and that go on under their epochs.
             if (batch.epochs == batch.expected_epochs).all() and batch.epochs.all():
-                try:
+                with suppress(_UnknownError):
                     self._write_known(batch, pieces)
-                except _UnknownError:
-                    _LOG.debug("state store sqlite:%s: a batch is looked at one by one", self._path)
-                else:
                     return outcomes
             with self._transaction():
                 for rows in pieces:

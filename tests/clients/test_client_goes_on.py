@@ -1,7 +1,7 @@
 """A generation that is cut off goes on by itself: its caller sees the tokens and the text of one without a cut."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -35,6 +35,14 @@ async def far(**options: Any) -> AsyncIterator[tuple[Loopback, BadNetwork, Clien
         Client(f"127.0.0.1:{network.port}", patience=impatient(**options)) as client,
     ):
         yield loopback, network, client
+
+
+async def _same_when_cut(drive: Callable[[Client], Awaitable[list[Any]]], cuts: list[int]) -> None:
+    """What `drive` sees does not change when its connections are cut after so many bytes."""
+    async with far() as (_, network, client):
+        wanted = await drive(client)
+        network.plan(cuts)
+        assert await drive(client) == wanted
 
 
 def told(completion: Completion) -> tuple[Any, ...]:
@@ -93,13 +101,7 @@ def test_random_cuts_within_an_open_session(cuts: list[int], options: dict[str, 
             seen.append((await session.step([6, 7])).tobytes())
         return seen
 
-    async def scenario() -> None:
-        async with far() as (_, network, client):
-            wanted = await drive(client)
-            network.plan(cuts)
-            assert await drive(client) == wanted
-
-    run(scenario())
+    run(_same_when_cut(drive, cuts))
 
 
 @settings(max_examples=8)
@@ -120,13 +122,7 @@ def test_random_cuts_of_kept_sessions(cuts: list[int], options: dict[str, Any]) 
         await session.close()
         return [told(first), told(second), told(third), last.tobytes()]
 
-    async def scenario() -> None:
-        async with far() as (_, network, client):
-            wanted = await drive(client)
-            network.plan(cuts)
-            assert await drive(client) == wanted
-
-    run(scenario())
+    run(_same_when_cut(drive, cuts))
 
 
 def test_the_server_is_further_than_what_came() -> None:

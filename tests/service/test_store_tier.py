@@ -1,12 +1,14 @@
 """Sessions beyond slots and host memory, over the wire: their states are in a state store, and come back from there."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from graphs import family
-from loopback import array, attach_request, chunk, configure, serve, until, write_model
+from loopback import Loopback, StreamClient, array, attach_request, chunk, configure, serve, until, write_model
 from records import find_redis, redis_server
 
 from eddy.service.errors import Reason
@@ -18,15 +20,21 @@ NUM_SLOTS, NUM_CELLS, NUM_SESSIONS = 4, 9, 24
 _STATE_BYTES = 8
 
 
+@asynccontextmanager
+async def _crowd(folder: Path) -> AsyncIterator[tuple[Loopback, StreamClient, list[int]]]:
+    """A server with a store and room for few sessions, a stream of it, and the handles of more."""
+    write_model(folder, "history")
+    state = {"store": f"sqlite:{folder / 'sessions'}", "host_bytes": NUM_CELLS * _STATE_BYTES}
+    config = configure(folder, model={"max_slots": NUM_SLOTS, "max_rows": NUM_SLOTS}, state=state)
+    async with serve(config) as running, running.stream() as stream:
+        yield running, stream, await stream.handles("history", NUM_SESSIONS)
+
+
 def test_sessions_come_back_from_the_store(tmp_path: Path) -> None:
     """Twenty-four sessions over four slots and nine cells: every answer spells its session's own history."""
-    write_model(tmp_path, "history")
-    state = {"store": f"sqlite:{tmp_path / 'sessions'}", "host_bytes": NUM_CELLS * _STATE_BYTES}
 
     async def check() -> None:
-        config = configure(tmp_path, model={"max_slots": NUM_SLOTS, "max_rows": NUM_SLOTS}, state=state)
-        async with serve(config) as running, running.stream() as stream:
-            handles = await stream.handles("history", NUM_SESSIONS)
+        async with _crowd(tmp_path) as (running, stream, handles):
             model = running.host.catalog.ready("history", "")
             for position in range(4):
                 for begin in range(0, NUM_SESSIONS, 3):
@@ -108,13 +116,9 @@ def test_sessions_that_another_server_took_from_the_store(tmp_path: Path) -> Non
 
 def test_states_that_are_sent_for_twice(tmp_path: Path) -> None:
     """Two readers send for a session in the store at once, and it is stepped as soon as it is back: no step is lost."""
-    write_model(tmp_path, "history")
-    state = {"store": f"sqlite:{tmp_path / 'sessions'}", "host_bytes": NUM_CELLS * _STATE_BYTES}
 
     async def check() -> None:
-        config = configure(tmp_path, model={"max_slots": NUM_SLOTS, "max_rows": NUM_SLOTS}, state=state)
-        async with serve(config) as running, running.stream() as stream:
-            handles = await stream.handles("history", NUM_SESSIONS)
+        async with _crowd(tmp_path) as (running, stream, handles):
             for begin in range(0, NUM_SESSIONS, 3):
                 await stream.step(HISTORY, handles[begin : begin + 3], [0] * 3, [[1]] * 3)
             model, table = running.host.catalog.ready("history", ""), running.host.table
