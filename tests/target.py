@@ -25,7 +25,12 @@ MAX_BYTES, MAX_ROWS, MAX_STEPS = 64 << 10, 64, 96
 # Small limits, so that all of them are reached.
 _SETTINGS: dict[str, dict[str, float]] = {
     "server": {"max_message_bytes": MAX_BYTES, "handshake_seconds": 2.0},
-    "session": {"max_sessions": 4096, "idle_timeout_seconds": 3.0, "sweep_seconds": 0.25},
+    "session": {
+        "max_sessions": 4096,
+        "idle_timeout_seconds": 3.0,
+        "max_idle_timeout_seconds": 10.0,
+        "sweep_seconds": 0.25,
+    },
     "state": {"host_bytes": 1 << 20},
     "model": {
         "max_slots": 512,

@@ -118,13 +118,15 @@ async def _campaign(
 
 async def _until_empty(target: Target, num_descriptors: int) -> None:
     """Sessions expire, and connections are let go."""
-    async with asyncio.timeout(_END_SECONDS):
-        while True:
-            async with grpc.aio.insecure_channel(target.address) as channel:
-                method = channel.unary_unary(
-                    "/eddy.v1.SessionService/ListSessions", None, sessions_pb2.ListSessionsResponse.FromString
-                )
-                total = (await method(b"")).total
-            if total == 0 and target.num_descriptors <= num_descriptors + _MAX_GROWN_DESCRIPTORS:
-                return
-            await asyncio.sleep(0.1)
+    deadline = time.monotonic() + _END_SECONDS
+    while True:
+        async with grpc.aio.insecure_channel(target.address) as channel:
+            method = channel.unary_unary(
+                "/eddy.v1.SessionService/ListSessions", None, sessions_pb2.ListSessionsResponse.FromString
+            )
+            left = await method(b"")
+        num_grown = target.num_descriptors - num_descriptors
+        if left.total == 0 and num_grown <= _MAX_GROWN_DESCRIPTORS:
+            return
+        assert time.monotonic() < deadline, f"left: {num_grown} descriptors more, {target.peers}, sessions {left}"
+        await asyncio.sleep(0.1)
