@@ -1,51 +1,63 @@
 """The state store in one file, by SQLite: nothing to install and no server, for one process at a time.
 
-Owns the only import of sqlite3, the file's schema and its lock. Must not know what is in a record. A batch is one
-transaction, on the disk when `write` returns; its rows are cut out of a few bound blobs inside SQLite, by one
-statement, so that Python's lock is free meanwhile.
+Owns the only import of sqlite3, the file's schema and its lock, and what of it lies in the log beside it. Must not know
+what is in a record. A batch goes into the log (`record_log`) and is on the disk when `write` returns; a session that is
+written every second is folded into the file once in many of them, with all that lies in a full log. Until then the log
+is what holds: the index of it (`record_index`) is asked first. Rows are cut out of a few bound blobs inside SQLite, by
+one statement, so that Python's lock is free meanwhile.
+
+Ordering rules: when all of the log is folded, a transaction that writes another salt begins it anew; nothing is
+appended between. Whatever ends before it has the same log to fold again, which changes nothing.
 
 Dimension key: B records of a call.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from eddy.service.record_format import SESSION_ID_BYTES, Batch
+from eddy.service.record_index import PLACE, RecordIndex
+from eddy.service.record_log import ENTRY, SALT_BYTES, LogDamaged, RecordLog
 from eddy.service.store import Outcome, StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# Version 1 had no log; a file of it is taken over.
+_SCHEMA_WITHOUT_LOG = 1
 _APPLICATION_ID = 0x45444459  # "EDDY"
 # A few records a page; SQLite's usual 4,096 bytes hold two of LSTM 128 and leave a quarter empty.
 _PAGE_BYTES = 16384
-# The log is copied into the file when it is so long: by a busy server every few seconds, not with every batch.
+# SQLite's own log is copied into the file when it is so long.
 _LOG_PAGES = 8192
-# Pages that a batch changes stay in memory until it is written.
+# Pages that a transaction changes stay in memory until it is written.
 _CACHE_KIB = 65536
 # Of one statement's blobs: what SQLite takes is bounded, and so is the memory that copies of them need.
 _PIECE_BYTES = 32 << 20
 # Of one statement's rows.
 _PIECE_ROWS = 4096
+# The record log is folded into the file when it has so much, in turns, with each batch twice what that brings.
+_MAX_LOG_BYTES = 256 << 20
+_MAX_LOG_SESSIONS = 1 << 17
 # Rows that one call of `purge` looks at, so that no checkpoint waits long for it.
 _PURGE_ROWS = 50_000
 
-_CREATE = f"""
+_CREATE_SESSIONS = """
 CREATE TABLE sessions (
   id BLOB NOT NULL UNIQUE,
   epoch INTEGER NOT NULL,
   writer BLOB NOT NULL,
   expires REAL NOT NULL,
   record BLOB NOT NULL
-);
-PRAGMA application_id = {_APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
-"""
+)"""
+_CREATE_LOG = "CREATE TABLE log (salt BLOB NOT NULL)"
 # Rows to count by: a scan of it takes a third of what counting by recursion does.
 _COUNT = f"""
 CREATE TEMPORARY TABLE numbers (i INTEGER PRIMARY KEY);
@@ -56,46 +68,25 @@ INSERT INTO numbers SELECT i FROM number;
 _ROWS = "WITH row(i) AS (SELECT i FROM numbers WHERE i < :count)"
 _ID = f"substr(:ids, i * {SESSION_ID_BYTES} + 1, {SESSION_ID_BYTES})"
 _READ = f"{_ROWS} SELECT i, s.record FROM row JOIN sessions s ON s.id = {_ID} WHERE s.expires > :now"  # noqa: S608
-
-
-@lru_cache(maxsize=64)
-def _refused(expected: str, epochs: str) -> str:
-    return f"""{_ROWS}
-SELECT i, s.id IS NULL OR s.expires <= :now FROM row LEFT JOIN sessions s ON s.id = {_ID}
-WHERE CASE WHEN s.expires > :now THEN s.epoch ELSE 0 END != {expected}
-  AND NOT coalesce(s.expires > :now AND s.epoch = {epochs} AND s.writer = :writer, 0)
+_LOOK = f"{_ROWS} SELECT i, s.epoch, s.writer, s.expires FROM row JOIN sessions s ON s.id = {_ID}"  # noqa: S608
+_DELETE = f"""{_ROWS}
+DELETE FROM sessions WHERE rowid IN (SELECT s.rowid FROM row JOIN sessions s ON s.id = {_ID})
 """  # noqa: S608
 
 
 @lru_cache(maxsize=64)
-def _write(epochs: str, expires: str, offsets: str, sizes: str, condition: str) -> str:
+def _put(epochs: str, expires: str, offsets: str, sizes: str) -> str:
     return f"""{_ROWS}
 INSERT INTO sessions (id, epoch, writer, expires, record)
-SELECT {_ID}, {epochs}, :writer, {expires} / 1000.0, substr(:data, {offsets} + 1, {sizes})
+SELECT {_ID}, {epochs}, substr(:writers, i * 8 + 1, 8), {expires} / 1000.0, substr(:data, {offsets} + 1, {sizes})
 FROM row WHERE true
 ON CONFLICT (id) DO UPDATE
 SET epoch = excluded.epoch, writer = excluded.writer, expires = excluded.expires, record = excluded.record
-WHERE {condition}
-"""  # noqa: S608
-
-
-# Which of the rows that are there may be written over: the session goes on under its epoch; `_refused` has looked.
-_GOES_ON = "sessions.epoch = excluded.epoch AND sessions.expires > :now"
-_ANY = "true"
-
-
-@lru_cache(maxsize=64)
-def _delete(epochs: str) -> str:
-    return f"""{_ROWS}
-DELETE FROM sessions WHERE rowid IN (
-  SELECT s.rowid FROM row JOIN sessions s ON s.id = {_ID}
-  WHERE s.epoch = {epochs} AND s.expires > :now
-)
 """  # noqa: S608
 
 
 class SqliteStore:
-    """A `StateStore` in the file at `path`.
+    """A `StateStore` in the file at `path`, and in the log beside it, `PATH-log`.
 
     Args:
         clock: unix seconds.
@@ -106,8 +97,11 @@ class SqliteStore:
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self._path = path
+        self._log_path = path.with_name(f"{path.name}-log")
         self._clock = clock
         # Used by one thread at a time.
+        self._index = RecordIndex()
+        self._is_folding = False
         self._next_purged = 0
         with self._failing():
             # An absent folder is told better by SQLite than by the first write; no time is waited for a lock.
@@ -115,6 +109,7 @@ class SqliteStore:
         try:
             with self._failing():
                 self._prepare()
+                self._log = self._open_log()
         except BaseException:
             self._database.close()
             raise
@@ -131,7 +126,7 @@ class SqliteStore:
         database.execute("COMMIT")
         if has_tables and application != _APPLICATION_ID:
             raise self._error("it is a database of something else: name another file")
-        if has_tables and version != SCHEMA_VERSION:
+        if has_tables and version not in (_SCHEMA_WITHOUT_LOG, SCHEMA_VERSION):
             raise self._error(f"it has schema version {version}, this server reads {SCHEMA_VERSION}")
         (mode,) = database.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
@@ -143,118 +138,185 @@ class SqliteStore:
         database.execute(f"PRAGMA journal_size_limit = {2 * _LOG_PAGES * _PAGE_BYTES}")
         database.execute("BEGIN EXCLUSIVE")
         if not has_tables:
-            for statement in filter(str.strip, _CREATE.split(";")):
-                database.execute(statement)
+            database.execute(_CREATE_SESSIONS)
+            database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        if not has_tables or version == _SCHEMA_WITHOUT_LOG:
+            database.execute(_CREATE_LOG)
+            database.execute("INSERT INTO log VALUES (?)", (os.urandom(SALT_BYTES),))
+            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         database.execute("COMMIT")
         database.execute("PRAGMA temp_store = MEMORY")
         database.executescript(_COUNT)
 
+    def _open_log(self) -> RecordLog:
+        """The log, with what it has in the index."""
+        (salt,) = self._database.execute("SELECT salt FROM log").fetchone()
+        log = RecordLog(self._log_path, salt)
+        try:
+            for entries, offsets in log.replay():
+                ids = entries["session_id"].tolist()
+                numbers, known = self._look(ids)
+                self._index.put(ids, numbers, _places(entries, offsets, known["is_in_base"]))
+        except BaseException:
+            log.close()
+            raise
+        return log
+
     def write(self, batch: Batch) -> np.ndarray:
         """See `StateStore`."""
-        outcomes = np.full(len(batch), Outcome.WRITTEN, np.int8)
-        pieces = _pieces(batch)
         with self._failing():
-            # Nearly every batch: sessions that the store has and that go on under their epochs.
-            if (batch.epochs == batch.expected_epochs).all() and batch.epochs.all():
-                with suppress(_UnknownError):
-                    self._write_known(batch, pieces)
-                    return outcomes
-            with self._transaction():
-                for rows in pieces:
-                    outcomes[rows] = self._write_checked(batch, rows)
+            self._make_room(len(batch))
+            all_ids, now = _voids(batch.session_ids), self._clock()
+            numbers, known = self._look(all_ids.tolist())
+            is_alive = known["expires_at"] > now
+            is_expected = np.where(is_alive, known["epoch"], 0) == batch.expected_epochs
+            is_repeated = is_alive & (known["epoch"] == batch.epochs) & (known["writer"] == np.uint64(batch.writer))
+            outcomes = np.where(is_alive, Outcome.FENCED, Outcome.MISSING).astype(np.int8)
+            outcomes[is_expected | is_repeated] = Outcome.WRITTEN
+            rows = np.flatnonzero(outcomes == Outcome.WRITTEN)
+            if len(rows):
+                entries = np.zeros(len(rows), ENTRY)
+                entries["session_id"], entries["writer"] = all_ids[rows], batch.writer
+                entries["expires_at"], entries["epoch"] = batch.expires_at[rows], batch.epochs[rows]
+                entries["size"] = batch.sizes[rows]
+                self._append(entries, _records(batch, rows), numbers[rows], known["is_in_base"][rows])
         return outcomes
-
-    def _write_known(self, batch: Batch, pieces: list[np.ndarray]) -> None:
-        """Writes the batch.
-
-        Raises:
-            _UnknownError: the store lacks a session of it, or has it under another epoch; nothing was written.
-        """
-        with self._transaction():
-            # A row that was not there gets a number above all others.
-            last = self._last_row()
-            for rows in pieces:
-                self._put(batch, rows, batch.offsets.item(rows[0]), _GOES_ON)
-                if self._num_changes() != len(rows):
-                    raise _UnknownError
-            if self._last_row() != last:
-                raise _UnknownError
-
-    def _write_checked(self, batch: Batch, rows: np.ndarray) -> np.ndarray:
-        """Writes those of `rows` of `batch`, consecutive, that may be; their outcomes."""
-        outcomes = np.full(len(rows), Outcome.WRITTEN, np.int8)
-        start = batch.offsets.item(rows[0])
-        columns = _Columns(self._about(batch, rows))
-        statement = _refused(
-            columns.add("expected", batch.expected_epochs[rows]), columns.add("epochs", batch.epochs[rows])
-        )
-        for index, is_missing in self._database.execute(statement, columns.bound).fetchall():
-            outcomes[index] = Outcome.MISSING if is_missing else Outcome.FENCED
-        rows = rows[outcomes == Outcome.WRITTEN]
-        if len(rows):
-            self._put(batch, rows, start, _ANY)
-        return outcomes
-
-    def _put(self, batch: Batch, rows: np.ndarray, start: int, condition: str) -> None:
-        """Inserts `rows` of `batch`, whose records lie behind `start`, or writes over those there, on a condition."""
-        end = batch.offsets.item(rows[-1]) + batch.sizes.item(rows[-1])
-        columns = _Columns(self._about(batch, rows) | {"data": batch.data.data[start:end]})
-        statement = _write(
-            columns.add("epochs", batch.epochs[rows]),
-            columns.add("expires", np.clip(batch.expires_at[rows] * 1000, 0, _MAX_NUMBER)),
-            columns.add("offsets", batch.offsets[rows] - start),
-            columns.add("sizes", batch.sizes[rows]),
-            condition,
-        )
-        self._database.execute(statement, columns.bound)
-
-    def _about(self, batch: Batch, rows: np.ndarray) -> dict[str, object]:
-        return {
-            "count": len(rows),
-            "ids": batch.session_ids[rows].tobytes(),
-            "writer": batch.writer.to_bytes(8, "little"),
-            "now": self._clock(),
-        }
 
     def read(self, session_ids: Sequence[bytes]) -> list[bytes | None]:
         """See `StateStore`."""
         records: list[bytes | None] = [None] * len(session_ids)
-        for first in range(0, len(session_ids), _PIECE_ROWS):
-            mine = session_ids[first : first + _PIECE_ROWS]
-            bound = {"count": len(mine), "ids": b"".join(mine), "now": self._clock()}
-            with self._failing():
+        now = self._clock()
+        with self._failing():
+            numbers = self._index.find(list(session_ids))
+            logged = np.flatnonzero(numbers >= 0)
+            places = self._index.places[numbers[logged]]
+            for row, place in zip(logged.tolist(), places, strict=True):
+                if place["expires_at"] > now:
+                    records[row] = self._log.read(int(place["offset"]), int(place["size"]))
+            for rows in _pieces(np.flatnonzero(numbers < 0)):
+                bound = {"count": len(rows), "ids": b"".join(session_ids[row] for row in rows.tolist()), "now": now}
                 for index, record in self._database.execute(_READ, bound):
-                    records[first + index] = record
+                    records[rows[index]] = record
         return records
 
     def delete(self, session_ids: Sequence[bytes], epochs: np.ndarray) -> int:
         """See `StateStore`."""
-        num_deleted = 0
-        with self._failing(), self._transaction():
-            for first in range(0, len(session_ids), _PIECE_ROWS):
-                mine = session_ids[first : first + _PIECE_ROWS]
-                columns = _Columns({"count": len(mine), "ids": b"".join(mine), "now": self._clock()})
-                statement = _delete(columns.add("epochs", epochs[first : first + _PIECE_ROWS]))
-                self._database.execute(statement, columns.bound)
-                num_deleted += self._num_changes()
-        return num_deleted
+        with self._failing():
+            self._make_room(len(session_ids))
+            numbers, known = self._look(list(session_ids))
+            rows = np.flatnonzero((known["expires_at"] > self._clock()) & (known["epoch"] == epochs))
+            if len(rows):
+                entries = np.zeros(len(rows), ENTRY)
+                entries["session_id"] = [np.void(session_ids[row]) for row in rows]
+                self._append(entries, np.zeros(0, np.uint8), numbers[rows], known["is_in_base"][rows])
+        return len(rows)
+
+    def _look(self, session_ids: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Sessions' numbers in the index, int64 [B], and how they stand, `PLACE` [B].
+
+        Of what the file has, only epoch, writer and end are known; what is nowhere has expired long ago.
+        """
+        known = np.zeros(len(session_ids), PLACE)
+        numbers = self._index.find(session_ids)
+        is_logged = numbers >= 0
+        known[is_logged] = self._index.places[numbers[is_logged]]
+        for rows in _pieces(np.flatnonzero(~is_logged)):
+            bound = {"count": len(rows), "ids": b"".join(session_ids[row] for row in rows.tolist())}
+            found = self._database.execute(_LOOK, bound).fetchall()
+            if found:
+                indices, epochs, writers, expires = zip(*found, strict=True)
+                mine = rows[np.array(indices)]
+                known["epoch"][mine], known["expires_at"][mine] = epochs, expires
+                known["writer"][mine] = np.frombuffer(b"".join(writers), "<u8")
+                known["is_in_base"][mine] = True
+        return numbers, known
+
+    def _append(self, entries: np.ndarray, data: np.ndarray, numbers: np.ndarray, is_in_base: np.ndarray) -> None:
+        """Puts `ENTRY` [B], whose records are `data`, into the log and then into the index."""
+        offsets = self._log.append(entries, data)
+        self._index.put(entries["session_id"].tolist(), numbers, _places(entries, offsets, is_in_base))
+
+    # Folding
+
+    def _make_room(self, num_rows: int) -> None:
+        """Folds a part of a full log, twice as much as a batch of `num_rows` brings, and begins it anew at its end."""
+        is_full = self._log.num_bytes >= _MAX_LOG_BYTES or len(self._index) >= _MAX_LOG_SESSIONS
+        self._is_folding = self._is_folding or is_full
+        if self._is_folding:
+            self._fold(max(_PIECE_ROWS, 2 * num_rows))
+
+    def _fold(self, num_rows: int) -> None:
+        """Has so many sessions stand in the file as they do in the log."""
+        left = self._index.unfolded(num_rows)
+        for piece in _pieces(left, self._index.places["size"][left]):
+            with self._transaction():
+                self._fold_piece(self._index.places[piece])
+            self._index.fold(piece)
+        if not len(self._index.unfolded(1)):
+            salt = os.urandom(SALT_BYTES)
+            with self._transaction():
+                self._database.execute("UPDATE log SET salt = ?", (salt,))
+            self._log.restart(salt)
+            self._index.clear()
+            self._is_folding = False
+
+    def _fold_piece(self, places: np.ndarray) -> None:
+        gone = places[places["size"] == 0]
+        if len(gone):
+            self._database.execute(_DELETE, {"count": len(gone), "ids": gone["session_id"].tobytes()})
+        kept = places[places["size"] > 0]
+        if len(kept):
+            sizes = kept["size"]
+            columns = _Columns(
+                {
+                    "count": len(kept),
+                    "ids": kept["session_id"].tobytes(),
+                    "writers": kept["writer"].tobytes(),
+                    "data": self._read_spans(kept["offset"], sizes),
+                }
+            )
+            statement = _put(
+                columns.add("epochs", kept["epoch"]),
+                columns.add("expires", np.clip(kept["expires_at"] * 1000, 0, _MAX_NUMBER)),
+                columns.add("offsets", np.cumsum(sizes) - sizes),
+                columns.add("sizes", sizes),
+            )
+            self._database.execute(statement, columns.bound)
+
+    def _read_spans(self, offsets: np.ndarray, sizes: np.ndarray) -> bytes:
+        """Records from ascending places in the log, one behind the other."""
+        ends = offsets + sizes
+        cuts = np.flatnonzero(offsets[1:] != ends[:-1]) + 1
+        firsts, lasts = np.concatenate([[0], cuts]), np.concatenate([cuts, [len(sizes)]]) - 1
+        spans = zip(offsets[firsts].tolist(), (ends[lasts] - offsets[firsts]).tolist(), strict=True)
+        return b"".join(self._log.read(offset, size) for offset, size in spans)
+
+    # The file
 
     def purge(self, now: float) -> int:
-        """See `StateStore`; looks at so many sessions a call, in turn, and so finds all after a few calls."""
-        with self._failing(), self._transaction():
-            first = self._next_purged if self._next_purged <= self._last_row() else 0
-            self._next_purged = first + _PURGE_ROWS
-            self._database.execute(
-                "DELETE FROM sessions WHERE rowid >= ? AND rowid < ? AND expires <= ?", (first, self._next_purged, now)
-            )
-            return self._num_changes()
+        """See `StateStore`; looks at so many sessions of the file a call, in turn, and so finds all after a few calls.
+
+        What the log has is written over or deleted by what the log has: it is left alone in the file.
+        """
+        with self._failing():
+            places = self._index.places
+            is_over = (places["size"] > 0) & (places["expires_at"] <= now)
+            for name in ("size", "expires_at", "is_folded"):
+                places[name][is_over] = 0
+            with self._transaction():
+                first = self._next_purged if self._next_purged <= self._last_row() else 0
+                self._next_purged = first + _PURGE_ROWS
+                span = (first, self._next_purged, now)
+                found = self._database.execute(
+                    "SELECT rowid, id FROM sessions WHERE rowid >= ? AND rowid < ? AND expires <= ?", span
+                ).fetchall()
+                numbers = self._index.find([session_id for _, session_id in found])
+                gone = [(row,) for (row, _), number in zip(found, numbers.tolist(), strict=True) if number < 0]
+                self._database.executemany("DELETE FROM sessions WHERE rowid = ?", gone)
+        return len(gone) + int(np.count_nonzero(is_over))
 
     def _last_row(self) -> int:
         return int(self._database.execute("SELECT coalesce(max(rowid), 0) FROM sessions").fetchone()[0])
-
-    def _num_changes(self) -> int:
-        """Rows that the last statement changed; Python's own count knows no statement that begins with WITH."""
-        return int(self._database.execute("SELECT changes()").fetchone()[0])
 
     def generation(self) -> str:
         """See `StateStore`: the file is this process' own, and keeps what it was given."""
@@ -263,16 +325,26 @@ class SqliteStore:
     def count(self) -> int:
         """See `StateStore`; with those that have expired and are not purged yet."""
         with self._failing():
-            return int(self._database.execute("SELECT count(*) FROM sessions").fetchone()[0])
+            num_in_file = int(self._database.execute("SELECT count(*) FROM sessions").fetchone()[0])
+        places = self._index.places
+        return num_in_file + int(np.count_nonzero(places["size"])) - int(np.count_nonzero(places["is_in_base"]))
 
     def size_bytes(self) -> int:
-        """See `StateStore`: of the file and its log."""
-        files = (self._path, self._path.with_name(f"{self._path.name}-wal"))
+        """See `StateStore`: of the file and both logs."""
+        files = (self._path, self._path.with_name(f"{self._path.name}-wal"), self._log_path)
         return sum(file.stat().st_size for file in files if file.exists())
 
     def close(self) -> None:
-        """See `StateStore`."""
-        with self._failing():
+        """See `StateStore`; the log is folded and removed, or stays as it is where that fails."""
+        try:
+            with self._failing():
+                if self._log.num_bytes:
+                    self._fold(len(self._index))
+                self._log.remove()
+        except BaseException:
+            self._log.close()
+            raise
+        finally:
             self._database.close()
 
     @contextmanager
@@ -289,11 +361,15 @@ class SqliteStore:
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
-        """Turns SQLite's errors into `StoreError`."""
+        """Turns SQLite's errors and the log's into `StoreError`."""
         try:
             yield
         except (sqlite3.Error, OverflowError) as error:
             raise self._error(_why(error)) from error
+        except LogDamaged as error:
+            raise self._error(f"its log {self._log_path.name} is {error}: restore both from a copy") from error
+        except OSError as error:
+            raise self._error(f"{_why_not(error)} ({self._log_path.name}: {error.strerror or error})") from error
 
     def _error(self, why: str) -> StoreError:
         return StoreError(f"state store sqlite:{self._path}: {why}")
@@ -319,8 +395,13 @@ def _why(error: Exception) -> str:
     return f"{known} ({error})" if known else str(error)
 
 
-class _UnknownError(Exception):
-    """The store lacks a session of a batch, or has it under another epoch."""
+def _why_not(error: OSError) -> str:
+    """What went wrong with the log, for whoever runs the server."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "the disk is full"
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return "its folder cannot be written"
+    return "its disk does not do what it is asked"
 
 
 class _Columns:
@@ -361,10 +442,31 @@ def _digits(numbers: np.ndarray) -> bytes:
     return digits
 
 
-def _pieces(batch: Batch) -> list[np.ndarray]:
-    """Rows whose records follow each other and are not many more than one statement is to take, in bytes or number."""
-    if not len(batch):
-        return []
-    rows = np.arange(len(batch))
-    turns = np.stack([batch.offsets // _PIECE_BYTES, rows // _PIECE_ROWS], axis=1)
-    return np.split(rows, np.flatnonzero((np.diff(turns, axis=0) != 0).any(axis=1)) + 1)
+def _pieces(numbers: np.ndarray, sizes: np.ndarray | None = None) -> list[np.ndarray]:
+    """`numbers` [B] in pieces of not more rows, and not many more bytes, than one statement is to take."""
+    turns = np.arange(len(numbers)) // _PIECE_ROWS
+    if sizes is not None:
+        turns += np.cumsum(sizes) // _PIECE_BYTES
+    return np.split(numbers, np.flatnonzero(np.diff(turns)) + 1) if len(numbers) else []
+
+
+def _voids(session_ids: np.ndarray) -> np.ndarray:
+    """Ids uint8 [B, 16] as V16 [B]."""
+    return np.ascontiguousarray(session_ids).view(f"V{SESSION_ID_BYTES}")[:, 0]
+
+
+def _records(batch: Batch, rows: np.ndarray) -> np.ndarray:
+    """The records of `rows` of `batch`, ascending, one behind the other, uint8; where it is all, without a copy."""
+    if len(rows) == len(batch):
+        return batch.data
+    spans = zip(batch.offsets[rows].tolist(), (batch.offsets + batch.sizes)[rows].tolist(), strict=True)
+    return np.concatenate([batch.data[begin:end] for begin, end in spans])
+
+
+def _places(entries: np.ndarray, offsets: np.ndarray, is_in_base: np.ndarray) -> np.ndarray:
+    """`ENTRY` [B] that lie at `offsets` as `PLACE` [B]."""
+    places = np.zeros(len(entries), PLACE)
+    for name in ("session_id", "writer", "expires_at", "size", "epoch"):
+        places[name] = entries[name]
+    places["offset"], places["is_in_base"] = offsets, is_in_base
+    return places

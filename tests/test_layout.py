@@ -62,7 +62,7 @@ RANKS = {
                 "sources",
                 "start",
             ),
-            ("backing", "chunk", "package", "record", "selftest", "states", "store"),
+            ("backing", "chunk", "package", "record", "record_index", "record_log", "selftest", "states", "store"),
             ("redis_store", "sqlite_store", "store_thread"),
             ("residence", "stores"),
             ("admission", "binding", "stats", "tick"),

@@ -193,7 +193,7 @@ class StoreWatch:
 
     def __init__(self, redis: RedisProcess | None, path: Path) -> None:
         self._redis = redis
-        self._log = path.with_name(f"{path.name}-wal")
+        self._log = path.with_name(f"{path.name}-log")
 
     async def mark(self) -> str:
         """Changes with every write; empty while the store is away."""
