@@ -43,9 +43,9 @@ _CACHE_KIB = 65536
 _PIECE_BYTES = 32 << 20
 # Of one statement's rows.
 _PIECE_ROWS = 4096
-# The record log is folded into the file when it has so much, in turns, with each batch twice what that brings.
-_MAX_LOG_BYTES = 256 << 20
-_MAX_LOG_SESSIONS = 1 << 17
+# A log that has so much is folded into the file, in turns: with each batch twice what that brings, at least a piece.
+MAX_LOG_BYTES = 256 << 20
+MAX_LOG_SESSIONS = 1 << 17
 # Rows that one call of `purge` looks at, so that no checkpoint waits long for it.
 _PURGE_ROWS = 50_000
 
@@ -90,15 +90,25 @@ class SqliteStore:
 
     Args:
         clock: unix seconds.
+        max_log_bytes, max_log_sessions: what the log has when it begins to be folded into the file.
 
     Raises:
         StoreError: it cannot be opened, another server has it open, or it is not a store of this version.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Callable[[], float],
+        *,
+        max_log_bytes: int = MAX_LOG_BYTES,
+        max_log_sessions: int = MAX_LOG_SESSIONS,
+    ) -> None:
         self._path = path
         self._log_path = path.with_name(f"{path.name}-log")
         self._clock = clock
+        self._max_log_bytes = max_log_bytes
+        self._max_log_sessions = max_log_sessions
         # Used by one thread at a time.
         self._index = RecordIndex()
         self._is_folding = False
@@ -207,7 +217,7 @@ class SqliteStore:
             rows = np.flatnonzero((known["expires_at"] > self._clock()) & (known["epoch"] == epochs))
             if len(rows):
                 entries = np.zeros(len(rows), ENTRY)
-                entries["session_id"] = [np.void(session_ids[row]) for row in rows]
+                entries["session_id"] = [np.void(session_ids[row]) for row in rows.tolist()]
                 self._append(entries, np.zeros(0, np.uint8), numbers[rows], known["is_in_base"][rows])
         return len(rows)
 
@@ -240,7 +250,7 @@ class SqliteStore:
 
     def _make_room(self, num_rows: int) -> None:
         """Folds a part of a full log, twice as much as a batch of `num_rows` brings, and begins it anew at its end."""
-        is_full = self._log.num_bytes >= _MAX_LOG_BYTES or len(self._index) >= _MAX_LOG_SESSIONS
+        is_full = self._log.num_bytes >= self._max_log_bytes or len(self._index) >= self._max_log_sessions
         self._is_folding = self._is_folding or is_full
         if self._is_folding:
             self._fold(max(_PIECE_ROWS, 2 * num_rows))

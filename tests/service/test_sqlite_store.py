@@ -1,9 +1,14 @@
 """The state store in one file: what only a file can suffer."""
 
+import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +19,18 @@ from eddy.service.store import Outcome, StateStore, StoreError
 from eddy.service.stores import open_store
 
 IDS = [bytes([number]) * 16 for number in range(8)]
+
+
+def _ids(count: int) -> list[bytes]:
+    return [number.to_bytes(16, "big") for number in range(count)]
+
+
+def _copy(folder: Path, copy: Path) -> StateStore:
+    """What a process that comes after a crash at this moment has of the store in `folder`."""
+    copy.mkdir()
+    for file in folder.glob("state.db*"):
+        shutil.copy(file, copy)
+    return _open(f"sqlite:{copy}/state.db")
 
 
 def _open(url: str) -> StateStore:
@@ -78,23 +95,224 @@ def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
     store.close()
 
 
+@contextmanager
+def _largest_file(num_bytes: int) -> Iterator[None]:
+    """No file of this process grows beyond so much: what a full disk is to it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_full_disk_is_an_error_and_changes_nothing(tmp_path: Path) -> None:
     """What was there is there; what did not fit is not, not even in part; and with room it can be written."""
-    store = open_store(f"sqlite:{tmp_path}/state.db")
-    assert isinstance(store, SqliteStore)
+    store = _open(f"sqlite:{tmp_path}/state.db")
     old = batch(IDS, [1] * 8, [0] * 8)
     store.write(old)
-    database = store._database  # noqa: SLF001  # no disk is full at a test's wish
-    database.execute("PRAGMA max_page_count = 20")
-    ids = [number.to_bytes(16, "big") for number in range(2000)]
+    ids = _ids(2000)
     large = batch([*IDS, *ids], [1] * 2008, [1] * 8 + [0] * 2000, seed=1)
-    with pytest.raises(StoreError, match="the disk is full"):
+    with _largest_file(300_000), pytest.raises(StoreError, match=r"the disk is full \(state\.db-log: File too large\)"):
         store.write(large)
     assert store.read(IDS) == [old.record(row) for row in range(8)]
     assert store.count() == 8
-    database.execute("PRAGMA max_page_count = 100000")
+    # As it is for who comes after a crash.
+    with closing(_copy(tmp_path, tmp_path / "crashed")) as copy:
+        assert copy.read(IDS) == [old.record(row) for row in range(8)]
+        assert copy.count() == 8
     assert not store.write(large).any()
     store.close()
+
+
+def test_a_log_that_cannot_be_folded_is_an_error(tmp_path: Path) -> None:
+    """The disk is full when the log is to go into the file: it grows no more, and nothing that it has is lost."""
+    store = SqliteStore(tmp_path / "state.db", time.time, max_log_sessions=1000)
+    ids = _ids(2000)
+    first = batch(ids, [1] * 2000, [0] * 2000)
+    store.write(first)
+    database = store._database  # noqa: SLF001  # no disk is full at a test's wish
+    database.execute("PRAGMA max_page_count = 20")
+    second = batch(ids, [2] * 2000, [1] * 2000, seed=1)
+    before = (tmp_path / "state.db-log").stat().st_size
+    for _ in range(3):
+        with pytest.raises(StoreError, match="the disk is full"):
+            store.write(second)
+        with pytest.raises(StoreError, match="the disk is full"):
+            store.delete(ids, second.epochs)
+    assert (tmp_path / "state.db-log").stat().st_size == before
+    assert store.read(ids) == [first.record(row) for row in range(2000)]
+    with pytest.raises(StoreError, match="the disk is full"):
+        store.close()
+    store = SqliteStore(tmp_path / "state.db", time.time, max_log_sessions=1000)
+    assert store.read(ids) == [first.record(row) for row in range(2000)]
+    assert not store.write(second).any()
+    store.close()
+
+
+def test_a_log_is_folded_in_turns(tmp_path: Path) -> None:
+    """While sessions go on: a call folds a part, everything is as it was written last, and the log begins anew."""
+    num_sessions, piece = 20_000, 2000
+    store = SqliteStore(tmp_path / "state.db", time.time, max_log_sessions=num_sessions)
+    ids = _ids(num_sessions)
+    newest: dict[bytes, bytes | None] = {}
+    in_file = []
+    lengths = []
+    for turn in range(30):
+        mine = ids[turn % 10 * piece :][:piece]
+        epoch = 1 + turn // 10
+        records = batch(mine, [epoch] * piece, [epoch - 1] * piece, seed=turn)
+        assert not store.write(records).any()
+        newest |= {each: records.record(row) for row, each in enumerate(mine)}
+        # Some are deleted, of which some are opened again; in the last round they stay so.
+        assert store.delete(mine[:5], records.epochs[:5]) == 5
+        newest |= dict.fromkeys(mine[:5])
+        opened = mine[: 5 if turn < 20 else 2]
+        records = batch(opened, [epoch] * len(opened), [0] * len(opened), seed=turn + 100)
+        assert not store.write(records).any()
+        newest |= {each: records.record(row) for row, each in enumerate(opened)}
+        in_file.append(store._database.execute("SELECT count(*) FROM sessions").fetchone()[0])  # noqa: SLF001
+        lengths.append(store._log.num_bytes)  # noqa: SLF001
+        assert store.read(mine) == [newest[each] for each in mine]
+        assert store.count() == sum(record is not None for record in newest.values())
+    assert in_file[8] == 0
+    assert all(-30 <= later - before <= 3 * 4096 for before, later in pairwise(in_file))
+    assert in_file[-1] >= num_sessions - 3 * 10
+    assert any(later < before for before, later in pairwise(lengths)), "the log was never begun anew"
+    with closing(_copy(tmp_path, tmp_path / "crashed")) as copy:
+        assert copy.read(ids) == [newest[each] for each in ids]
+    store.close()
+    assert not (tmp_path / "state.db-log").exists()
+    with closing(_open(f"sqlite:{tmp_path}/state.db")) as again:
+        assert again.read(ids) == [newest[each] for each in ids]
+
+
+def test_a_log_of_many_bytes_is_folded(tmp_path: Path) -> None:
+    """A few sessions that are written again and again."""
+    store = SqliteStore(tmp_path / "state.db", time.time, max_log_bytes=100_000)
+    for epoch in range(1, 200):
+        records = batch(IDS, [epoch] * 8, [epoch - 1] * 8, seed=epoch)
+        assert not store.write(records).any()
+        assert store.read(IDS) == [records.record(row) for row in range(8)]
+    assert (tmp_path / "state.db-log").stat().st_size < 110_000
+    store.close()
+
+
+def test_nothing_is_written_while_nobody_knows_which_log_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transaction that begins the log anew came to the disk, and its answer was an error."""
+    store = SqliteStore(tmp_path / "state.db", time.time, max_log_sessions=8)
+    store.write(batch(IDS, [1] * 8, [0] * 8))
+    begun = store._transaction  # noqa: SLF001
+    num_failures = iter(range(3))
+
+    @contextmanager
+    def failing() -> Iterator[None]:
+        with begun():
+            yield
+        is_new = store._database.execute("SELECT salt FROM log").fetchone()[0] != store._log._salt  # noqa: SLF001
+        if is_new and next(num_failures, None) is not None:
+            raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(store, "_transaction", failing)
+    second = batch(IDS, [2] * 8, [1] * 8, seed=1)
+    for life in range(3):
+        with pytest.raises(StoreError, match="disk I/O error"):
+            store.write(second)
+        with closing(_copy(tmp_path, tmp_path / str(life))) as copy:
+            assert copy.read(IDS) == [batch(IDS, [1] * 8, [0] * 8).record(row) for row in range(8)]
+    assert not store.write(second).any()
+    with closing(_copy(tmp_path, tmp_path / "crashed")) as copy:
+        assert copy.read(IDS) == [second.record(row) for row in range(8)]
+    store.close()
+
+
+def test_a_damaged_log_is_an_error(tmp_path: Path) -> None:
+    """Nothing that was told to be durable is left out silently; both files stay as they are."""
+    store = _open(f"sqlite:{tmp_path}/state.db")
+    for epoch in range(1, 4):
+        store.write(batch(IDS, [epoch] * 8, [epoch - 1] * 8))
+    folder = tmp_path / "crashed"
+    shutil.copytree(tmp_path, folder)
+    store.close()
+    log = folder / "state.db-log"
+    raw = bytearray(log.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    log.write_bytes(raw)
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"its log state\.db-log is damaged at byte \d+, a later batch lies at"):
+            _open(f"sqlite:{folder}/state.db")
+    assert log.read_bytes() == raw
+
+
+def test_a_log_of_another_store_is_none_of_this_one(tmp_path: Path) -> None:
+    """Somebody removed the file, to begin anew, and left what lies beside it."""
+    store = _open(f"sqlite:{tmp_path}/state.db")
+    store.write(batch(IDS, [1] * 8, [0] * 8))
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    shutil.copy(tmp_path / "state.db-log", folder)
+    store.close()
+    store = _open(f"sqlite:{folder}/state.db")
+    assert store.read(IDS) == [None] * 8
+    assert not store.write(batch(IDS, [1] * 8, [0] * 8, seed=1)).any()
+    store.close()
+
+
+def test_a_file_without_a_log_is_taken_over(tmp_path: Path) -> None:
+    """Schema version 1: its sessions are there, and go on."""
+    path = tmp_path / "state.db"
+    records = batch(IDS, [5] * 8, [0] * 8)
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute(
+            "CREATE TABLE sessions (id BLOB NOT NULL UNIQUE, epoch INTEGER NOT NULL, writer BLOB NOT NULL, "
+            "expires REAL NOT NULL, record BLOB NOT NULL)"
+        )
+        rows = [(each, 5, bytes(8), 4e9, records.record(row)) for row, each in enumerate(IDS)]
+        database.executemany("INSERT INTO sessions VALUES (?, ?, ?, ?, ?)", rows)
+        database.execute("PRAGMA application_id = 1162101849")
+        database.execute("PRAGMA user_version = 1")
+    for _ in range(2):
+        with closing(_open(f"sqlite:{path}")) as store:
+            assert store.read(IDS) == [records.record(row) for row in range(8)]
+    with closing(_open(f"sqlite:{path}")) as store:
+        assert store.write(batch(IDS, [6] * 8, [5] * 7 + [4])).tolist() == [Outcome.WRITTEN] * 7 + [Outcome.FENCED]
+
+
+_WRITER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from records import batch
+from eddy.service.sqlite_store import SqliteStore
+store = SqliteStore(Path(sys.argv[1]), time.time, max_log_sessions=300)
+ids = [number.to_bytes(16, "big") for number in range(400)]
+for turn in range(int(sys.argv[3]), 1_000_000):
+    outcomes = store.write(batch(ids, [turn] * 400, [turn - 1] * 400, seed=turn))
+    assert not outcomes.any()
+    print(turn, flush=True)
+"""
+
+
+def test_killed_while_the_log_is_folded(tmp_path: Path) -> None:
+    """Every write folds what the last one left: killed ten times, file and log have the last batch or the next."""
+    path = tmp_path / "state.db"
+    ids, turn = _ids(400), 0
+    for life in range(10):
+        command = [sys.executable, "-c", _WRITER, str(path), str(Path(__file__).parents[1]), str(turn + 1)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:  # noqa: S603
+            assert writer.stdout is not None
+            turns = [int(writer.stdout.readline()) for _ in range(2 + life)]
+            time.sleep(0.0007 * life)
+            writer.kill()
+            turns += [int(line) for line in writer.stdout]
+        with closing(SqliteStore(path, time.time)) as store:
+            found = store.read(ids)
+        turn = turns[-1]
+        if found[0] == batch(ids, [turn + 1] * 400, [0] * 400, seed=turn + 1).record(0):
+            turn += 1
+        whole = batch(ids, [turn] * 400, [0] * 400, seed=turn)
+        assert found == [whole.record(row) for row in range(400)], life
 
 
 @pytest.mark.parametrize("place", ["", "/proc"], ids=["a folder", "a folder that nobody may write"])

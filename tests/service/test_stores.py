@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
@@ -19,6 +20,7 @@ from records import NEVER, RedisServer, batch, checkpoint, find_redis, redis_ser
 from eddy.service.ports import State
 from eddy.service.record import decode, encode
 from eddy.service.record_model import layout_of
+from eddy.service.sqlite_store import SqliteStore
 from eddy.service.store import Outcome, StateStore
 from eddy.service.stores import open_store
 
@@ -113,12 +115,32 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 class SqliteMachine(StoreMachine):
-    """In a file of its own."""
+    """In a file of its own, with a log that is full after a few sessions, or never."""
 
     def open(self) -> StateStore | None:
         """An empty store."""
-        self.folder = tempfile.mkdtemp()
-        return open_store(f"sqlite:{self.folder}/state.db")
+        self.folder = Path(tempfile.mkdtemp())
+        self.life = 0
+        self.max_log_sessions = 1 << 17
+        (self.folder / "0").mkdir()
+        return self._open()
+
+    def _open(self) -> SqliteStore:
+        return SqliteStore(self.folder / str(self.life) / "state.db", time.time, max_log_sessions=self.max_log_sessions)
+
+    @rule(max_log_sessions=st.sampled_from([1, 2, 5, 1 << 17]), is_killed=st.booleans())
+    def restart(self, max_log_sessions: int, *, is_killed: bool) -> None:
+        """Ended well, or killed at this moment: the next process has all."""
+        here = self.folder / str(self.life)
+        self.life += 1
+        if is_killed:
+            shutil.copytree(here, self.folder / str(self.life))
+        self.store.close()
+        if not is_killed:
+            assert [path.name for path in here.iterdir()] == ["state.db"]
+            here.rename(self.folder / str(self.life))
+        self.max_log_sessions = max_log_sessions
+        self.store = self._open()
 
     def teardown(self) -> None:
         """Ends what `open` began."""

@@ -1,0 +1,75 @@
+"""The index of the record log: where the newest record of each session in it lies, and how it stands.
+
+Owns the bookkeeping in memory. Must not know files, databases or what is done with what it tells.
+
+Dimension key: B sessions of a call, N in the index.
+"""
+
+from __future__ import annotations
+
+from itertools import repeat
+
+import numpy as np
+
+_FEWEST = 1024
+PLACE = np.dtype(
+    [
+        ("session_id", "V16"),
+        ("writer", "<u8"),
+        ("expires_at", "<f8"),
+        ("offset", "<i8"),
+        ("size", "<i8"),
+        ("epoch", "<u4"),
+        # The base has a record of the session, this or an older one.
+        ("is_in_base", "?"),
+        # The base has the session as it stands here.
+        ("is_folded", "?"),
+    ]
+)
+
+
+class RecordIndex:
+    """Sessions in the log, N of them; one that was deleted stays, with size 0."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all."""
+        self._numbers: dict[bytes, int] = {}
+        self._places = np.empty(_FEWEST, PLACE)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @property
+    def places(self) -> np.ndarray:
+        """All sessions, `PLACE` [N], a view."""
+        return self._places[: len(self._numbers)]
+
+    def find(self, session_ids: list[bytes]) -> np.ndarray:
+        """Their numbers in `places`, int64 [B]; -1 for those that are not there."""
+        return np.fromiter(map(self._numbers.get, session_ids, repeat(-1)), np.int64, len(session_ids))
+
+    def put(self, session_ids: list[bytes], numbers: np.ndarray, places: np.ndarray) -> None:
+        """Puts B sessions, all different, in as `PLACE` [B], over what was there; `numbers`: what `find` gave."""
+        is_new = numbers < 0
+        numbers = numbers.copy()
+        first = len(self._numbers)
+        numbers[is_new] = np.arange(first, first + np.count_nonzero(is_new))
+        self._numbers.update((session_ids[row], numbers.item(row)) for row in np.flatnonzero(is_new).tolist())
+        if len(self._numbers) > len(self._places):
+            grown = np.empty(2 * len(self._numbers), PLACE)
+            grown[:first] = self._places[:first]
+            self._places = grown
+        self._places[numbers] = places
+
+    def unfolded(self, limit: int) -> np.ndarray:
+        """Numbers of sessions that the base does not have as they stand, at most `limit`, int64, by offset."""
+        numbers = np.flatnonzero(~self.places["is_folded"])
+        return numbers[np.argsort(self.places["offset"][numbers], kind="stable")[:limit]]
+
+    def fold(self, numbers: np.ndarray) -> None:
+        """The base has these sessions as they stand."""
+        self.places["is_folded"][numbers] = True
+        self.places["is_in_base"][numbers] = self.places["size"][numbers] > 0

@@ -1,0 +1,237 @@
+"""The record log: batches of records one behind the other in a file, each on the disk when it has been appended.
+
+Owns the file, its format (docs/state.md has it byte by byte) and the telling of a torn end from damage. Must not know
+what a session is, what becomes of the log's contents, or epochs. Whoever has the log keeps its salt, and begins it anew
+by another one: what was appended under an earlier salt is no longer in it, and is written over.
+
+Dimension key: B entries of a batch.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from eddy.service.record_format import CHECKSUM_BYTES
+
+SALT_BYTES = 16
+# Before each batch; `checksum` is of this head, with 0 in its place, and of the entries behind it.
+HEAD = np.dtype(
+    [("salt", f"V{SALT_BYTES}"), ("number", "<u8"), ("num_bytes", "<u8"), ("num_entries", "<u4"), ("checksum", "<u4")]
+)
+# One record of a batch, or none any more (`size` 0); `checksum` is the one in the record's last bytes.
+ENTRY = np.dtype(
+    [
+        ("session_id", "V16"),
+        ("writer", "<u8"),
+        ("expires_at", "<f8"),
+        ("size", "<u8"),
+        ("epoch", "<u4"),
+        ("checksum", "<u4"),
+    ]
+)
+# Darwin has no fdatasync.
+_sync = getattr(os, "fdatasync", os.fsync)
+
+
+class LogDamaged(Exception):
+    """A batch that was on the disk is not whole any more; the message says where."""
+
+
+class LoggedBatch(NamedTuple):
+    """A batch in the log.
+
+    Attributes:
+        entries: `ENTRY` [B]; offsets: int64 [B], in the file, of their records.
+    """
+
+    entries: np.ndarray
+    offsets: np.ndarray
+
+
+class RecordLog:
+    """The log in the file at `path`, which need not be there, under `salt`, 16 random bytes.
+
+    Raises:
+        OSError: it cannot be opened or created.
+    """
+
+    def __init__(self, path: Path, salt: bytes) -> None:
+        self._path = path
+        self._salt = salt
+        self._end = 0
+        self._next_number = 0
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _sync_folder(path.parent)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    @property
+    def num_bytes(self) -> int:
+        """Of what has been appended under this salt."""
+        return self._end
+
+    def replay(self) -> Iterator[LoggedBatch]:
+        """All batches that were appended under the salt, oldest first; what is appended from then on comes behind them.
+
+        A batch at the end that was not written out is left out: nobody was told that it is there.
+
+        Raises:
+            LogDamaged: a batch that is not whole comes before one that is.
+            OSError: the file cannot be read.
+        """
+        while (batch := self._read_batch()) is not None:
+            yield batch
+        self._look_behind_end()
+
+    def append(self, entries: np.ndarray, data: np.ndarray) -> np.ndarray:
+        """Writes a batch to the disk; the offsets of its records, int64 [B].
+
+        Args:
+            entries: `ENTRY` [B], without checksums; data: uint8, their records, one behind the other.
+
+        Raises:
+            OSError: the batch may be there, or not; the log goes on where it was.
+        """
+        ends = np.cumsum(entries["size"], dtype=np.int64)
+        is_there = entries["size"] > 0
+        places = ends[is_there, None] + np.arange(-CHECKSUM_BYTES, 0)
+        entries["checksum"][is_there] = data[places].view("<u4")[:, 0]
+        head = np.zeros(1, HEAD)
+        head["salt"], head["number"] = np.void(self._salt), self._next_number
+        head["num_bytes"], head["num_entries"] = len(data), len(entries)
+        table = entries.tobytes()
+        head["checksum"] = zlib.crc32(table, zlib.crc32(head.tobytes()))
+        self._write((head.tobytes(), table, data.data))
+        _sync(self._file)
+        start = self._end + len(table) + HEAD.itemsize
+        self._end = start + len(data)
+        self._next_number += 1
+        return start + ends - entries["size"].astype(np.int64)
+
+    def _write(self, parts: tuple[bytes | memoryview, ...]) -> None:
+        """Writes all of `parts` behind the end."""
+        at, left = self._end, [memoryview(part) for part in parts]
+        while left:
+            num_bytes = os.pwritev(self._file, left, at)
+            at += num_bytes
+            while left and num_bytes >= len(left[0]):
+                num_bytes -= len(left.pop(0))
+            if left:
+                left[0] = left[0][num_bytes:]
+
+    def read(self, offset: int, size: int) -> bytes:
+        """So many bytes from an offset.
+
+        Raises:
+            OSError: the file cannot be read, or has fewer.
+        """
+        parts = []
+        while size:
+            part = os.pread(self._file, size, offset)
+            if not part:
+                raise OSError(f"the log ends before byte {offset}")
+            parts.append(part)
+            offset, size = offset + len(part), size - len(part)
+        return b"".join(parts)
+
+    def restart(self, salt: bytes) -> None:
+        """Begins anew: nothing is in it, and its file keeps its length."""
+        self._salt = salt
+        self._end = self._next_number = 0
+
+    def _read_batch(self) -> LoggedBatch | None:
+        """The batch at the end, which then is behind it; None where there is no whole one."""
+        length = os.fstat(self._file).st_size
+        start = self._end + HEAD.itemsize
+        if start > length:
+            return None
+        head = np.frombuffer(self.read(self._end, HEAD.itemsize), HEAD)[0]
+        num_bytes, table_bytes = int(head["num_bytes"]), int(head["num_entries"]) * ENTRY.itemsize
+        is_next = head["salt"].tobytes() == self._salt and int(head["number"]) == self._next_number
+        if not is_next or start + table_bytes + num_bytes > length:
+            return None
+        table = self.read(start, table_bytes)
+        if not _is_whole(head, table):
+            return None
+        entries = np.frombuffer(table, ENTRY)
+        sizes = entries["size"].astype(np.int64)
+        ends = np.cumsum(sizes)
+        if (ends[-1] if len(ends) else 0) != num_bytes or not _are_whole(
+            entries, self.read(start + table_bytes, num_bytes)
+        ):
+            return None
+        self._end = start + table_bytes + num_bytes
+        self._next_number += 1
+        return LoggedBatch(entries, start + table_bytes + ends - sizes)
+
+    def _look_behind_end(self) -> None:
+        """Batches were written one after the other: where one lies behind the end, what is before it is damaged."""
+        at, kept = self._end, b""
+        while part := os.pread(self._file, _LOOK_BYTES, at):
+            window, begin = kept + part, at - len(kept)
+            place = window.find(self._salt)
+            while place >= 0:
+                if self._is_later(begin + place):
+                    raise LogDamaged(f"damaged at byte {self._end}, a later batch lies at byte {begin + place}")
+                place = window.find(self._salt, place + 1)
+            kept, at = window[1 - SALT_BYTES :], at + len(part)
+
+    def _is_later(self, at: int) -> bool:
+        """A batch's head that is whole lies there, of a later batch than the last one that was read."""
+        raw = os.pread(self._file, HEAD.itemsize, at)
+        if len(raw) < HEAD.itemsize:
+            return False
+        head = np.frombuffer(raw, HEAD)[0]
+        table_bytes = int(head["num_entries"]) * ENTRY.itemsize
+        if int(head["number"]) <= self._next_number or at + table_bytes > os.fstat(self._file).st_size:
+            return False
+        return _is_whole(head, os.pread(self._file, table_bytes, at + HEAD.itemsize))
+
+    def remove(self) -> None:
+        """Lets go of the file and removes it: nothing in it is needed any more."""
+        self.close()
+        self._path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Lets go of the file, which stays."""
+        os.close(self._file)
+
+
+_LOOK_BYTES = 1 << 20
+
+
+def _is_whole(head: np.void, table: bytes) -> bool:
+    """A batch's head and its entries are as they were written."""
+    plain = head.copy()
+    plain["checksum"] = 0
+    return zlib.crc32(table, zlib.crc32(plain.tobytes())) == int(head["checksum"])
+
+
+def _are_whole(entries: np.ndarray, data: bytes) -> bool:
+    """The records of a batch are those that it was written with."""
+    view, end = memoryview(data), 0
+    for size, checksum in zip(entries["size"].tolist(), entries["checksum"].tolist(), strict=True):
+        begin, end = end, end + size
+        body = view[begin : end - CHECKSUM_BYTES]
+        if size and (
+            zlib.crc32(body) != checksum or view[end - CHECKSUM_BYTES : end] != checksum.to_bytes(4, "little")
+        ):
+            return False
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Has a file that was created in `folder` be there after a loss of power."""
+    file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

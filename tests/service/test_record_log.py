@@ -1,0 +1,190 @@
+"""The record log: what is told after a crash, a torn end and damage, byte by byte."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from records import batch
+
+from eddy.service.record_log import ENTRY, HEAD, LogDamaged, RecordLog
+
+SALT, OTHER = bytes(range(16)), bytes(range(1, 17))
+NUM_BATCHES = 4
+
+
+def _entries(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Batch `number`: sessions 0 to 2, the last of which is deleted by every second one."""
+    records = batch([bytes([row]) * 16 for row in range(3)], [number + 1] * 3, [0] * 3, seed=number)
+    entries = np.zeros(3, ENTRY)
+    entries["session_id"] = np.ascontiguousarray(records.session_ids).view("V16")[:, 0]
+    entries["epoch"], entries["writer"], entries["expires_at"] = records.epochs, records.writer, records.expires_at
+    entries["size"] = records.sizes
+    if number % 2:
+        entries["size"][2] = 0
+    return entries, records.data[: int(entries["size"].sum())]
+
+
+def _write(path: Path, salt: bytes = SALT) -> list[int]:
+    """A log of `NUM_BATCHES`; where each of them ends."""
+    log = RecordLog(path, salt)
+    ends = []
+    for number in range(NUM_BATCHES):
+        log.append(*_entries(number))
+        ends.append(log.num_bytes)
+    log.close()
+    return ends
+
+
+def _replay(path: Path, salt: bytes = SALT) -> int:
+    """How many batches are there, each of which must be as it was written."""
+    log = RecordLog(path, salt)
+    num_batches = 0
+    try:
+        for number, (entries, offsets) in enumerate(log.replay()):
+            wanted, data = _entries(number)
+            records = [log.read(*place) for place in zip(offsets.tolist(), entries["size"].tolist(), strict=True)]
+            assert b"".join(records) == data.tobytes()
+            for name in ("session_id", "epoch", "writer", "expires_at", "size"):
+                assert (entries[name] == wanted[name]).all()
+            num_batches += 1
+    finally:
+        log.close()
+    return num_batches
+
+
+def test_all_that_was_appended_is_there_again(tmp_path: Path) -> None:
+    """And what is appended after a replay comes behind it."""
+    path = tmp_path / "log"
+    ends = _write(path)
+    assert _replay(path) == NUM_BATCHES
+    log = RecordLog(path, SALT)
+    assert len(list(log.replay())) == NUM_BATCHES
+    assert log.num_bytes == ends[-1]
+    log.append(*_entries(NUM_BATCHES))
+    log.close()
+    assert _replay(path) == NUM_BATCHES + 1
+
+
+def test_a_torn_end_is_left_out(tmp_path: Path) -> None:
+    """Wherever the file was cut, or the disk left zeros or old bytes: the batches before are there."""
+    path, whole = tmp_path / "log", tmp_path / "whole"
+    ends = _write(whole)
+    raw = whole.read_bytes()
+    for cut in range(ends[-2], ends[-1]):
+        path.write_bytes(raw[:cut])
+        assert _replay(path) == NUM_BATCHES - 1, cut
+        path.write_bytes(raw[:cut] + bytes(ends[-1] - cut))
+        # The last bytes may have been zeros all along.
+        assert _replay(path) == (NUM_BATCHES - 1 if any(raw[cut:]) else NUM_BATCHES), cut
+
+
+def test_records_of_an_earlier_batch_are_none_of_a_later_one(tmp_path: Path) -> None:
+    """The head of the last batch came to the disk, its records did not: older ones lie there, each of them whole."""
+    path = tmp_path / "log"
+    entries, data = _entries(0)
+    log = RecordLog(path, SALT)
+    log.append(entries, data)
+    middle = log.num_bytes
+    newer = batch([bytes([row]) * 16 for row in range(3)], [2] * 3, [1] * 3, seed=0)
+    assert len(newer.data) == len(data)
+    log.append(entries, newer.data)
+    log.close()
+    raw = path.read_bytes()
+    path.write_bytes(raw[: len(raw) - len(data)] + data.tobytes())
+    log = RecordLog(path, SALT)
+    assert len(list(log.replay())) == 1
+    assert log.num_bytes == middle
+    log.close()
+
+
+@pytest.mark.parametrize("number", range(NUM_BATCHES))
+def test_damage_is_told_from_a_torn_end(tmp_path: Path, number: int) -> None:
+    """Any byte changed: before another whole batch it is an error, in the last one nobody can tell."""
+    path, whole = tmp_path / "log", tmp_path / "whole"
+    ends = _write(whole)
+    raw = bytearray(whole.read_bytes())
+    for at in range(ends[number - 1] if number else 0, ends[number]):
+        raw[at] ^= 0x11
+        path.write_bytes(raw)
+        raw[at] ^= 0x11
+        if number == NUM_BATCHES - 1:
+            assert _replay(path) == number, at
+        else:
+            with pytest.raises(LogDamaged, match=rf"damaged at byte {ends[number - 1] if number else 0}, "):
+                _replay(path)
+
+
+def test_what_lies_behind_the_end_is_found_wherever_it_lies(tmp_path: Path) -> None:
+    """Also across the borders of what is read at once."""
+    path = tmp_path / "log"
+    ends = _write(path)
+    raw = path.read_bytes()
+    for gap in ((1 << 20) - 40, (1 << 20) - 8, 1 << 20, 3 << 20):
+        path.write_bytes(raw[: ends[1]] + bytes(gap) + raw[ends[2] :])
+        with pytest.raises(LogDamaged, match=f"a later batch lies at byte {ends[1] + gap}"):
+            _replay(path)
+
+
+def test_another_salt_is_another_log(tmp_path: Path) -> None:
+    """Nothing of an earlier one is in it, however much of it still lies in the file."""
+    path = tmp_path / "log"
+    _write(path)
+    size = path.stat().st_size
+    assert _replay(path, OTHER) == 0
+    log = RecordLog(path, SALT)
+    assert len(list(log.replay())) == NUM_BATCHES
+    log.restart(OTHER)
+    assert log.num_bytes == 0
+    log.append(*_entries(0))
+    log.close()
+    assert path.stat().st_size == size
+    assert _replay(path, OTHER) == 1
+
+
+def test_a_write_that_failed_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it on the disk: the next one takes its place, and all are there."""
+    path = tmp_path / "log"
+    ends = _write(path)
+    log = RecordLog(path, SALT)
+    assert len(list(log.replay())) == NUM_BATCHES
+    wrote = os.pwritev
+
+    def write_half(file: int, parts: list[memoryview], at: int) -> int:
+        if at > ends[-1]:
+            raise OSError(28, "No space left on device")
+        return wrote(file, [b"".join(parts)[: HEAD.itemsize + 300]], at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", write_half)
+        with pytest.raises(OSError, match="No space left"):
+            log.append(*_entries(NUM_BATCHES))
+    assert log.num_bytes == ends[-1]
+    log.append(*_entries(NUM_BATCHES))
+    log.close()
+    assert _replay(path) == NUM_BATCHES + 1
+
+
+def test_a_write_in_parts_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operating system may take a few bytes at a time."""
+    wrote = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda file, parts, at: wrote(file, [b"".join(parts)[:7]], at))
+    _write(tmp_path / "log")
+    assert _replay(tmp_path / "log") == NUM_BATCHES
+
+
+def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
+    """A file that somebody has cut is no end of what was asked for."""
+    _write(tmp_path / "log")
+    log = RecordLog(tmp_path / "log", SALT)
+    with pytest.raises(OSError, match="ends before byte"):
+        log.read((tmp_path / "log").stat().st_size - 5, 10)
+    log.close()
+
+
+def test_a_log_that_is_needed_no_more_is_removed(tmp_path: Path) -> None:
+    """And one that is only let go of stays."""
+    _write(tmp_path / "log")
+    assert (tmp_path / "log").exists()
+    RecordLog(tmp_path / "log", SALT).remove()
+    assert not (tmp_path / "log").exists()
