@@ -3,8 +3,7 @@
 Owns the only import of sqlite3, the file's schema and its lock, and what of it lies in the log beside it. Must not know
 what is in a record. A batch goes into the log (`record_log`) and is on the disk when `write` returns; a session that is
 written every second is folded into the file once in many of them, with all that lies in a full log. Until then the log
-is what holds: the index of it (`record_index`) is asked first. Rows are cut out of a few bound blobs inside SQLite, by
-one statement, so that Python's lock is free meanwhile.
+is what holds: the index of it (`record_index`) is asked first.
 
 Ordering rules: when all of the log is folded, a transaction that writes another salt begins it anew; nothing is
 appended between. Whatever ends before it has the same log to fold again, which changes nothing.
@@ -19,11 +18,11 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from eddy.service import sqlite_rows
 from eddy.service.record_format import SESSION_ID_BYTES, Batch
 from eddy.service.record_index import PLACE, RecordIndex
 from eddy.service.record_log import ENTRY, SALT_BYTES, LogDamaged, RecordLog
@@ -39,50 +38,13 @@ _PAGE_BYTES = 16384
 _LOG_PAGES = 8192
 # Pages that a transaction changes stay in memory until it is written.
 _CACHE_KIB = 65536
-# Of one statement's blobs: what SQLite takes is bounded, and so is the memory that copies of them need.
-_PIECE_BYTES = 32 << 20
-# Of one statement's rows.
-_PIECE_ROWS = 4096
 # A log that has so much is folded into the file, in turns: with each batch twice what that brings, at least a piece.
 MAX_LOG_BYTES = 256 << 20
 MAX_LOG_SESSIONS = 1 << 17
 # Rows that one call of `purge` looks at, so that no checkpoint waits long for it.
 _PURGE_ROWS = 50_000
 
-_CREATE_SESSIONS = """
-CREATE TABLE sessions (
-  id BLOB NOT NULL UNIQUE,
-  epoch INTEGER NOT NULL,
-  writer BLOB NOT NULL,
-  expires REAL NOT NULL,
-  record BLOB NOT NULL
-)"""
 _CREATE_LOG = "CREATE TABLE log (salt BLOB NOT NULL)"
-# Rows to count by: a scan of it takes a third of what counting by recursion does.
-_COUNT = f"""
-CREATE TEMPORARY TABLE numbers (i INTEGER PRIMARY KEY);
-WITH RECURSIVE number(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM number WHERE i + 1 < {_PIECE_ROWS})
-INSERT INTO numbers SELECT i FROM number;
-"""  # noqa: S608
-# What is bound are numbers and blobs, never names; `_Columns` says how a row's numbers are read.
-_ROWS = "WITH row(i) AS (SELECT i FROM numbers WHERE i < :count)"
-_ID = f"substr(:ids, i * {SESSION_ID_BYTES} + 1, {SESSION_ID_BYTES})"
-_READ = f"{_ROWS} SELECT i, s.record FROM row JOIN sessions s ON s.id = {_ID} WHERE s.expires > :now"  # noqa: S608
-_LOOK = f"{_ROWS} SELECT i, s.epoch, s.writer, s.expires FROM row JOIN sessions s ON s.id = {_ID}"  # noqa: S608
-_DELETE = f"""{_ROWS}
-DELETE FROM sessions WHERE rowid IN (SELECT s.rowid FROM row JOIN sessions s ON s.id = {_ID})
-"""  # noqa: S608
-
-
-@lru_cache(maxsize=64)
-def _put(epochs: str, expires: str, offsets: str, sizes: str) -> str:
-    return f"""{_ROWS}
-INSERT INTO sessions (id, epoch, writer, expires, record)
-SELECT {_ID}, {epochs}, substr(:writers, i * 8 + 1, 8), {expires} / 1000.0, substr(:data, {offsets} + 1, {sizes})
-FROM row WHERE true
-ON CONFLICT (id) DO UPDATE
-SET epoch = excluded.epoch, writer = excluded.writer, expires = excluded.expires, record = excluded.record
-"""  # noqa: S608
 
 
 class SqliteStore:
@@ -148,7 +110,7 @@ class SqliteStore:
         database.execute(f"PRAGMA journal_size_limit = {2 * _LOG_PAGES * _PAGE_BYTES}")
         database.execute("BEGIN EXCLUSIVE")
         if not has_tables:
-            database.execute(_CREATE_SESSIONS)
+            database.execute(sqlite_rows.CREATE)
             database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         if not has_tables or version == _SCHEMA_WITHOUT_LOG:
             database.execute(_CREATE_LOG)
@@ -156,7 +118,7 @@ class SqliteStore:
             database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         database.execute("COMMIT")
         database.execute("PRAGMA temp_store = MEMORY")
-        database.executescript(_COUNT)
+        database.executescript(sqlite_rows.COUNT)
 
     def _open_log(self) -> RecordLog:
         """The log, with what it has in the index."""
@@ -203,9 +165,9 @@ class SqliteStore:
             for row, place in zip(logged.tolist(), places, strict=True):
                 if place["expires_at"] > now:
                     records[row] = self._log.read(int(place["offset"]), int(place["size"]))
-            for rows in _pieces(np.flatnonzero(numbers < 0)):
+            for rows in sqlite_rows.pieces(np.flatnonzero(numbers < 0)):
                 bound = {"count": len(rows), "ids": b"".join(session_ids[row] for row in rows.tolist()), "now": now}
-                for index, record in self._database.execute(_READ, bound):
+                for index, record in self._database.execute(sqlite_rows.READ, bound):
                     records[rows[index]] = record
         return records
 
@@ -230,9 +192,9 @@ class SqliteStore:
         numbers = self._index.find(session_ids)
         is_logged = numbers >= 0
         known[is_logged] = self._index.places[numbers[is_logged]]
-        for rows in _pieces(np.flatnonzero(~is_logged)):
+        for rows in sqlite_rows.pieces(np.flatnonzero(~is_logged)):
             bound = {"count": len(rows), "ids": b"".join(session_ids[row] for row in rows.tolist())}
-            found = self._database.execute(_LOOK, bound).fetchall()
+            found = self._database.execute(sqlite_rows.LOOK, bound).fetchall()
             if found:
                 indices, epochs, writers, expires = zip(*found, strict=True)
                 mine = rows[np.array(indices)]
@@ -253,12 +215,12 @@ class SqliteStore:
         is_full = self._log.num_bytes >= self._max_log_bytes or len(self._index) >= self._max_log_sessions
         self._is_folding = self._is_folding or is_full
         if self._is_folding:
-            self._fold(max(_PIECE_ROWS, 2 * num_rows))
+            self._fold(max(sqlite_rows.PIECE_ROWS, 2 * num_rows))
 
     def _fold(self, num_rows: int) -> None:
         """Has so many sessions stand in the file as they do in the log."""
         left = self._index.unfolded(num_rows)
-        for piece in _pieces(left, self._index.places["size"][left]):
+        for piece in sqlite_rows.pieces(left, self._index.places["size"][left]):
             with self._transaction():
                 self._fold_piece(self._index.places[piece])
             self._index.fold(piece)
@@ -273,11 +235,11 @@ class SqliteStore:
     def _fold_piece(self, places: np.ndarray) -> None:
         gone = places[places["size"] == 0]
         if len(gone):
-            self._database.execute(_DELETE, {"count": len(gone), "ids": gone["session_id"].tobytes()})
+            self._database.execute(sqlite_rows.DELETE, {"count": len(gone), "ids": gone["session_id"].tobytes()})
         kept = places[places["size"] > 0]
         if len(kept):
             sizes = kept["size"]
-            columns = _Columns(
+            columns = sqlite_rows.Columns(
                 {
                     "count": len(kept),
                     "ids": kept["session_id"].tobytes(),
@@ -285,9 +247,9 @@ class SqliteStore:
                     "data": self._read_spans(kept["offset"], sizes),
                 }
             )
-            statement = _put(
+            statement = sqlite_rows.put(
                 columns.add("epochs", kept["epoch"]),
-                columns.add("expires", np.clip(kept["expires_at"] * 1000, 0, _MAX_NUMBER)),
+                columns.add("expires", np.clip(kept["expires_at"] * 1000, 0, sqlite_rows.MAX_NUMBER)),
                 columns.add("offsets", np.cumsum(sizes) - sizes),
                 columns.add("sizes", sizes),
             )
@@ -391,7 +353,7 @@ _REASONS = {
     "SQLITE_LOCKED": "another server has it open: one process at a time",
     "SQLITE_NOTADB": "it is not a database, or damaged",
     "SQLITE_CORRUPT": "it is damaged: restore it from a copy, or name another file",
-    "SQLITE_READONLY": "it, or its folder, cannot be written",
+    "SQLITEsqlite_rows.READONLY": "it, or its folder, cannot be written",
     "SQLITE_CANTOPEN": "it cannot be opened or created: its folder is missing, or cannot be written",
     "SQLITE_IOERR": "its disk does not do what it is asked",
     "SQLITE_TOOBIG": "a session is larger than SQLite takes",
@@ -412,52 +374,6 @@ def _why_not(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return "its folder cannot be written"
     return "its disk does not do what it is asked"
-
-
-class _Columns:
-    """Numbers of each row, as expressions in a statement and what is bound for them.
-
-    SQL reads no integers out of a blob: a column is bound as digits, one number as long as the next. One that rises by
-    as much from row to row is two numbers: nearly all are alike, and that costs next to nothing.
-
-    Attributes:
-        bound: what the statement is given, with what `bound` had.
-    """
-
-    def __init__(self, bound: dict[str, object]) -> None:
-        self.bound = bound
-
-    def add(self, name: str, values: np.ndarray) -> str:
-        """The expression for row `i` of `values`, numbers from 0 to 10^15, [B], B at least 1."""
-        numbers = values.astype(np.int64)
-        first = numbers.item(0)
-        step = numbers.item(1) - first if len(numbers) > 1 else 0
-        if (numbers[1:] - numbers[:-1] == step).all():
-            self.bound |= {name: first, f"{name}_step": step}
-            return f"(:{name} + i * :{name}_step)"
-        self.bound[name] = _digits(numbers)
-        return f"CAST(substr(:{name}, i * {_NUM_DIGITS} + 1, {_NUM_DIGITS}) AS INTEGER)"
-
-
-_NUM_DIGITS = 15
-_MAX_NUMBER = 10**_NUM_DIGITS - 1
-# Of the numbers below 1,000, uint8 [1000, 3].
-_THREE_DIGITS = np.frombuffer(b"".join(b"%03d" % number for number in range(1000)), np.uint8).reshape(-1, 3)
-
-
-def _digits(numbers: np.ndarray) -> bytes:
-    """Numbers int64 [B] as decimals, one behind the other."""
-    thousands = [numbers // 1000**power % 1000 for power in range(_NUM_DIGITS // 3 - 1, -1, -1)]
-    digits: bytes = _THREE_DIGITS[np.stack(thousands, axis=1)].tobytes()
-    return digits
-
-
-def _pieces(numbers: np.ndarray, sizes: np.ndarray | None = None) -> list[np.ndarray]:
-    """`numbers` [B] in pieces of not more rows, and not many more bytes, than one statement is to take."""
-    turns = np.arange(len(numbers)) // _PIECE_ROWS
-    if sizes is not None:
-        turns += np.cumsum(sizes) // _PIECE_BYTES
-    return np.split(numbers, np.flatnonzero(np.diff(turns)) + 1) if len(numbers) else []
 
 
 def _voids(session_ids: np.ndarray) -> np.ndarray:
