@@ -63,6 +63,8 @@ class ChunkQueue:
         # Jobs touch no open session, so they wait apart, and take turns with the chunks.
         self._jobs: deque[Job] = deque()
         self._is_jobs_turn = False
+        # Jobs that have left and are not finished. Set by the scheduler.
+        self.num_jobs_away = 0
         self._pass = table.next_mark()
         self._num_busy = 0
         # Some session may have several chunks under way.
@@ -138,14 +140,18 @@ class ChunkQueue:
             self._is_jobs_turn = True
             return None
         self._is_jobs_turn = False
+        return self._jobs.popleft() if self._has_job(now) else None
+
+    def _has_job(self, now: float) -> bool:
+        """Whether a job waits to be run; those at the head that nobody waits for, or that are late, are dropped."""
         while self._jobs:
-            job = self._jobs.popleft()
-            if job.is_gone:
-                continue
-            if job.deadline > now:
-                return job
-            job.done(_late())
-        return None
+            job = self._jobs[0]
+            if not job.is_gone and job.deadline > now:
+                return True
+            self._jobs.popleft()
+            if not job.is_gone:
+                job.done(_late())
+        return False
 
     @property
     def has_chunks(self) -> bool:
@@ -163,7 +169,8 @@ class ChunkQueue:
         4. otherwise picked.
 
         Where nothing is picked, nothing runs, and some chunk finds no slots, none would ever come: it fails, unless the
-        state store makes room. Sessions whose states are there only are sent for, and are busy until they are back.
+        state store makes room. Jobs count as what runs: they hold slots and cells, too. Sessions whose states are there
+        only are sent for, and are busy until they are back.
         """
         self._pass = self._table.next_mark()
         queue, table = self._queue, self._table
@@ -224,7 +231,7 @@ class ChunkQueue:
                     table.mark[self.rows_of(item)] = self._pass
         if held:
             queue.extendleft(reversed(held))
-        if homeless is not None and not picked and not self._num_busy:
+        if homeless is not None and not picked and not (self._num_busy or self.num_jobs_away or self._has_job(now)):
             error = self.make_room(homeless.num_rows)
             if error is not None:
                 queue.remove(homeless)

@@ -88,8 +88,10 @@ class Scheduler:
 
     def _next_job(self, now: float, *, is_turn: bool) -> Job | None:
         job = self.queue.pop_job(now, is_turn=is_turn)
-        if job is not None and job.prepare is not None:
-            job.prepare()
+        if job is not None:
+            if job.prepare is not None:
+                job.prepare()
+            self.queue.num_jobs_away += 1
         return job
 
     def _next_chunks(self, now: float) -> Tick | SingleTick | None:
@@ -207,6 +209,7 @@ class Scheduler:
             self.num_row_steps += tick.num_rows * tick.num_steps
         if isinstance(tick, Job):
             tick.done(list(blocks))
+            self.queue.num_jobs_away -= 1  # Behind it: where that raises, the job is aborted.
         elif isinstance(tick, SingleTick):
             if was_begun:
                 self.queue.clear_busy(np.array([tick.row]))
@@ -266,6 +269,7 @@ class Scheduler:
         a tick that failed before it was run, in its page moves, unless a state was lost on the way.
         """
         if isinstance(tick, Job):
+            self.queue.num_jobs_away -= 1
             tick.done(error)
             return
         # None: it was run, or may have been.

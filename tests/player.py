@@ -254,11 +254,21 @@ class Player:
     def _some_step(self, session: Session) -> list[np.ndarray]:
         return [values[None, :1] for values in session.inputs[: len(self._spec.inputs)]]
 
+    def _num_ticks(self) -> str:
+        """What the server has run, for messages."""
+        dispatcher = self._loopback.host.dispatcher
+        sizes = [
+            f"{model.file.name} {model.scheduler.num_row_steps} row-steps in {model.scheduler.num_ticks} ticks"
+            for model in self._loopback.host.catalog.served
+        ]
+        return f"{dispatcher.num_inline_ticks} ticks inline, {dispatcher.num_thread_ticks} on the thread; {sizes}"
+
     def _collect(
         self, group: list[Session], positions: list[int], steps: int, response: inference_pb2.StreamResponse
     ) -> None:
-        assert response.WhichOneof("event") == "step", response
-        assert not response.step.errors, response.step.errors
+        asked = f"chunk of {steps} steps at {positions} of sessions {[self.sessions.index(each) for each in group]}"
+        assert response.WhichOneof("event") == "step", f"{asked}: {response}; {self._num_ticks()}"
+        assert not response.step.errors, f"{asked}: {response.step.errors}; {self._num_ticks()}"
         blocks = [array(output) for output in response.step.outputs]
         emitted = np.frombuffer(response.step.emitted, "<i8") if self._spec.ends is not None else [steps] * len(group)
         assert len(blocks[0][0]) == max(emitted), "a message has as many steps as its longest row"
@@ -268,10 +278,30 @@ class Player:
 
     def check(self) -> int:
         """What was answered is what the plain graph gives; returns the number of steps compared."""
-        for session in self.sessions:
+        for number, session in enumerate(self.sessions):
             whole, _ = plain_graph(self._spec).whole(session.inputs, session.start)
-            answers = [outputs for _, outputs in sorted(session.outputs.items())]
-            for port, expected in enumerate(whole):
-                got = np.concatenate([outputs[port] for outputs in answers])
-                assert_same(got, expected, self._spec.tolerance)
+            answers = sorted(session.outputs.items())
+            for port, (spec, expected) in enumerate(zip(self._spec.outputs, whole, strict=True)):
+                got = np.concatenate([outputs[port] for _, outputs in answers])
+                try:
+                    assert_same(got, expected, self._spec.tolerance)
+                except AssertionError as error:
+                    raise AssertionError(
+                        f"model {self._spec.name!r}, session {number} of {len(self.sessions)}, output {spec.name!r}: "
+                        f"{_difference(got, expected)}\nanswers as (position, steps): "
+                        f"{[(at, session.steps[at]) for at, _ in answers]}; {self._num_ticks()}"
+                    ) from error
         return sum(session.length for session in self.sessions)
+
+
+def _difference(got: np.ndarray, expected: np.ndarray) -> str:
+    """Where two arrays [T, ...] differ first, and by what."""
+    if got.shape != expected.shape:
+        return f"shape {got.shape}, the plain graph gives {expected.shape}"
+    differs = got != expected
+    places = np.argwhere(differs)
+    first = tuple(places[0]) if len(places) else ()
+    return (
+        f"{len(places)} of {got.size} values differ, the first at step and place {[int(at) for at in first]}: "
+        f"got {got[first]!r}, the plain graph gives {expected[first]!r}; steps {np.unique(places[:, :1]).tolist()}"
+    )

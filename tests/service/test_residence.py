@@ -12,9 +12,11 @@ from simulation import Rig, Shelf
 
 from eddy.service.arena import INITIAL_SLOT
 from eddy.service.cells import Cells, HostMemory
+from eddy.service.chunk import NO_DEADLINE
 from eddy.service.contract import read_contract
-from eddy.service.errors import CapacityError, Reason
+from eddy.service.errors import CapacityError, EddyError, Reason
 from eddy.service.lifecycle import Tier
+from eddy.service.tick import Job
 
 HISTORY = family("history")
 STATE_BYTES = 8
@@ -200,3 +202,59 @@ def test_what_the_store_has_makes_room_in_memory() -> None:
     assert _step(rig, rows[rows != stored][:1], 3, [1]) == [1111]
     rig.model.close_sessions(rows)
     assert rig.model.residence.by_tier == dict.fromkeys(Tier, 0)
+
+
+@pytest.mark.parametrize("num_closed", [1, 3])
+def test_a_chunk_waits_for_cells_that_a_job_holds(num_closed: int) -> None:
+    """Cells of sessions that ended while states are being read are free after that: a chunk is not refused for them."""
+    rig = _rig(3, 100)
+    rows = rig.open(9)
+    for begin in (0, 3, 6):
+        rig.clock.advance(1.0)
+        _step(rig, rows[begin : begin + 3], 0, [1, 2, 3])
+    found: list[list[np.ndarray] | EddyError] = []
+    rig.model.read_states(rows[:1], found.append)
+    assert rig.form_tick(), "the job is under way"
+    rig.model.close_sessions(rows[3 : 3 + num_closed])
+    tag = rig.submit(rows[:3], [1, 1, 1], [np.array([[4], [5], [6]])])
+    assert not rig.form_tick() and tag not in rig.mailbox.results, "it waits"
+    rig.run_all()
+    result = rig.mailbox.results[tag]
+    assert result.failure is None
+    assert rig.outputs(result, 3, 1)[0][:, 0].tolist() == [14, 25, 36]
+    [[values]] = found
+    assert values.tolist() == [1], "what was read is what was there"
+
+
+def test_a_chunk_waits_for_slots_that_are_being_cleared() -> None:
+    """Slots of sessions that were quarantined come back once they are cleared: a chunk is not refused for them."""
+    rig = _rig(3, 100)
+    rows = rig.open(6)
+    for begin in (0, 3):
+        rig.clock.advance(1.0)
+        _step(rig, rows[begin : begin + 3], 0, [1, 2, 3])
+    rig.model.quarantine_sessions(rows[3:4])
+    tags = [rig.submit(rows[:3], [1, 1, 1], [np.array([[4], [5], [6]])])]
+    rig.run_all()
+    rig.model.quarantine_sessions(rows[:1])
+    assert rig.form_tick(), "the job is under way"
+    fresh = rig.open(1)
+    tags.append(rig.submit(np.array([rows[1], rows[2], fresh[0]]), [2, 2, 0], [np.array([[7], [8], [9]])]))
+    rig.run_all()
+    assert [rig.mailbox.results[tag].failure for tag in tags] == [None, None]
+    assert rig.outputs(rig.mailbox.results[tags[1]], 3, 1)[0][:, 0].tolist() == [257, 368, 9]
+
+
+def test_a_chunk_that_never_finds_slots_is_refused_behind_jobs_that_are_gone() -> None:
+    """Jobs that nobody waits for any more, or that are late, are none to wait for."""
+    rig = _rig(3, 100)
+    rows = rig.open(6)
+    _step(rig, rows[:3], 0, [1, 2, 3])
+    _step(rig, rows[3:], 0, [1, 2, 3])
+    outcomes: list[list[bytes] | EddyError] = []
+    gone, late = (Job(list, outcomes.append, 1, 1, deadline) for deadline in (NO_DEADLINE, rig.clock() - 1.0))
+    gone.is_gone = True
+    rig.scheduler.queue.submit_job(gone, late)
+    result = rig.step(rows[:4], [1] * 4, [np.ones((4, 1))])
+    assert isinstance(result.failure, CapacityError) and result.failure.reason is Reason.TOO_MANY_ROWS
+    assert len(outcomes) == 1 and isinstance(outcomes[0], CapacityError)
