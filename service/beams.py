@@ -191,7 +191,7 @@ class BeamSearch:
         """Ends, or steps the beams, which continue `parents`."""
         if len(self.hypotheses) >= self._num_beams or not self._open:
             self._end(FinishReason.END)
-        elif self._host.is_draining:
+        elif self._host.gate.is_draining:
             self._end(FinishReason.DRAINING)
         elif self._open[0].num_tokens >= self._plan.max_tokens:
             self._end(FinishReason.END if self.hypotheses else FinishReason.MAX_TOKENS)
@@ -267,7 +267,7 @@ class BeamSearch:
         table.part(mine)
         present = rows[table.handle[rows] == handles]
         if len(present):
-            self._host.close(present, lambda _: None)
+            self._host.endings.close(present, lambda _: None)
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

@@ -213,7 +213,7 @@ class _Senders:
 
     def _deliver_durable(self, chunk: Chunk, block: bytes, size: int, num_bytes: int) -> None:
         """Each row of `block`, of `size` bytes, with its durable position."""
-        positions = self._host.durable_positions(chunk.handles).tobytes()
+        positions = self._host.persistence.durable_positions(chunk.handles).tobytes()
         before, head = self._responses.durable_head(chunk.contract, 1, chunk.num_steps)
         first, last = self._layout.tag
         key = TAG_KEY if first < last else b""
@@ -226,7 +226,7 @@ class _Senders:
         """The same, where the rows' results differ in kind."""
         sizes = [len(block) // chunk.num_rows for block in result.outputs]
         is_durable = self._host.durability is not None
-        positions = self._host.durable_positions(chunk.handles).tobytes() if is_durable else b""
+        positions = self._host.persistence.durable_positions(chunk.handles).tobytes() if is_durable else b""
         for row, (sender, data) in enumerate(self._group):
             mine = [block[row * size : (row + 1) * size] for block, size in zip(result.outputs, sizes, strict=True)]
             errors = {0: result.errors[row]} if row in result.errors else {}

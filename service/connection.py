@@ -38,7 +38,7 @@ class Connection(ABC):
         self._max_requests = host.config.server.max_stream_requests
         # Changed only on the event loop.
         self.is_gone = False
-        self.number = host.add_stream(self._tell_ended)
+        self.number = host.streams.add(self._tell_ended)
         self._num_unanswered = 0
         # Of chunks that were handed over and are not answered yet.
         self._chunk_bytes = 0
@@ -68,7 +68,7 @@ class Connection(ABC):
         finally:
             self.is_gone = True
             writer.cancel()
-            self._host.remove_stream(self.number)
+            self._host.streams.remove(self.number)
 
     @abstractmethod
     def _receive(self, data: bytes) -> None:

@@ -53,11 +53,11 @@ def fork(host: Host, parents: np.ndarray, stream: int, done: Callable[[Forked], 
     Raises:
         CapacityError: DRAINING, STORE_UNAVAILABLE.
     """
-    host.refuse_if_draining()
+    host.gate.refuse_if_draining()
     if host.table.is_durable[parents].any():
-        host.refuse_without_store()
+        host.persistence.refuse_without_store()
     forking = _Forking(host, parents, stream, done)
-    host.by_model(parents, forking.apply, forking.finish)
+    host.turns.by_model(parents, forking.apply, forking.finish)
 
 
 class _Forking:
@@ -79,7 +79,7 @@ class _Forking:
     def apply(self, model: ServedModel, parents: np.ndarray) -> None:
         """It is the turn of the sessions of one model."""
         self._num_left += 1
-        if self._host.has_stream(self._stream):
+        if self._host.streams.has(self._stream):
             _fork_of_model(self._host, model, parents, self._stream, partial(self._copied, model, parents))
         else:
             error = ClientError(Reason.SESSION_CLOSED, "the stream that asked has ended", Detail(field="handles"))
@@ -97,7 +97,7 @@ class _Forking:
             self._settle(parents, outcome)
             return
         table.is_durable[outcome] = True
-        writing = asyncio.ensure_future(self._host.make_durable(outcome, table.handle[outcome]))
+        writing = asyncio.ensure_future(self._host.persistence.make_durable(outcome, table.handle[outcome]))
         writing.add_done_callback(partial(self._written, parents, outcome))
 
     def _written(self, parents: np.ndarray, rows: np.ndarray, writing: asyncio.Future[None]) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 from eddy.service.beams import BeamSearch
 from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
 from eddy.service.generation import FinishReason, Generation, Plan, Token, check_task
-from eddy.service.host import Host, Opened
+from eddy.service.host import Host
 from eddy.service.model import ServedModel
+from eddy.service.opening import Opened
 from eddy.service.prefixes import Prefix, PrefixCache
 from eddy.service.sampling import Sampling
 from eddy.service.sessions import NO_STREAM, NOT_STORED
@@ -75,7 +76,7 @@ class GenerateCall:
         self._known: Prefix | None = None
         if row is None:
             start = self._read_start(request.open)
-            host.refuse_if_draining()
+            host.gate.refuse_if_draining()
             if start is None and self._num_beams <= 1:
                 self._prefixes = host.prefixes.of(self._model)
             if self._prefixes is not None:
@@ -84,7 +85,7 @@ class GenerateCall:
             if self._known is not None:
                 start = Start(states={name: values[None] for name, values in self._known.states.items()})
             file, idle = self._model.file, request.open.idle_timeout_seconds
-            self._opened = host.open(
+            self._opened = host.opening.open(
                 file.name, file.version, 1, 1, idle, NO_STREAM, start, is_durable=request.keep_session
             )
             row = int(self._opened.rows[0])
@@ -161,7 +162,7 @@ class GenerateCall:
 
         A call that was cancelled just now may still have a step under way.
         """
-        await self._host.settle(self._row)
+        await self._host.turns.settle(self._row)
         row = self._host.table.row_in_epoch(self._info.session_id, self._info.epoch, "existing.")
         info = self._host.table.info(row)
         asked, stands = self._asked_position, info.next_position
@@ -374,4 +375,4 @@ class GenerateCall:
         except EddyError:
             return
         if int(self._host.table.handle[row]) == self._info.handle:
-            self._host.close(np.array([row]), lambda _: None)
+            self._host.endings.close(np.array([row]), lambda _: None)

@@ -258,7 +258,7 @@ class Generation:
         """Ends, waits for the reader, or draws the next token and feeds it; `outputs`: of the last chunk, raw."""
         if self._ending is not None:
             self._end(self._ending)
-        elif self._host.is_draining:
+        elif self._host.gate.is_draining:
             self._end(FinishReason.DRAINING)
         elif len(self._tokens) >= _MAX_WAITING_TOKENS:
             self._paused = outputs

@@ -101,7 +101,7 @@ class InferCall:
             EddyError: no room, draining, a value is not acceptable, or the model failed; nothing stays.
         """
         host, model = self._host, self._model
-        host.refuse_if_draining()
+        host.gate.refuse_if_draining()
         arrival = host.clock()
         deadline = NO_DEADLINE if timeout_seconds is None else arrival + timeout_seconds
         groups = [np.flatnonzero(self._lengths == length) for length in np.unique(self._lengths)]
@@ -126,7 +126,9 @@ class InferCall:
         host, model = self._host, self._model
         # No client leaves these alone: they idle only while they wait for their turn.
         idle = host.config.session.idle_timeout_seconds
-        opened = host.open(model.file.name, model.file.version, len(self._lengths), 1, idle, NO_STREAM, self._start)
+        opened = host.opening.open(
+            model.file.name, model.file.version, len(self._lengths), 1, idle, NO_STREAM, self._start
+        )
         host.table.is_bound[opened.rows] = True  # All of a call's outputs are one model's.
         runs = [_Run(host, model, self, opened.handles[group], group, deadline) for group in groups]
         try:
@@ -138,7 +140,7 @@ class InferCall:
             for run in runs:
                 run.is_gone = True
             present = opened.rows[host.table.handle[opened.rows] == opened.handles]
-            host.close(present, lambda _: None)
+            host.endings.close(present, lambda _: None)
 
     async def _run_whole(self, groups: list[np.ndarray], deadline: float) -> None:
         """Sequences of equal length together through the whole graph, as many as a tick takes."""

@@ -143,7 +143,7 @@ class _Readiness:
         return f"ok; the state store fails: {problem}" if problem else "ok"
 
     def explain(self) -> str:
-        if self._host.is_draining:
+        if self._host.gate.is_draining:
             return "draining"
         if not self.is_serving:
             return "loading models"

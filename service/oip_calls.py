@@ -104,7 +104,7 @@ class InferenceCalls:
 
     async def _stream(self, _: Any, context: Any) -> None:
         async with self._typed_errors(context, oip.ModelInferRequest):
-            self._host.refuse_if_draining()
+            self._host.gate.refuse_if_draining()
         connection = InferStream(self._host, context, self._inference, self._coalescer)
         self._connections.add(connection)
         try:

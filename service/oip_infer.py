@@ -90,7 +90,7 @@ class Inference:
         Raises:
             EddyError: it is refused; nothing was applied.
         """
-        self._host.refuse_if_draining()
+        self._host.gate.refuse_if_draining()
         arrival = self._host.clock()
         options = read_options(message)
         deadline = min(

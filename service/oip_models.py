@@ -43,14 +43,14 @@ class ModelAnswers:
 
     async def ready(self, _: oip.ServerReadyRequest) -> oip.ServerReadyResponse:
         """Whether it takes requests."""
-        return oip.ServerReadyResponse(ready=not self._host.is_draining)
+        return oip.ServerReadyResponse(ready=not self._host.gate.is_draining)
 
     async def model_ready(self, request: oip.ModelReadyRequest) -> oip.ModelReadyResponse:
         """Whether a model takes requests; one that is not known does not."""
         entries = [entry for entry in self._host.catalog if entry.file.name == request.name]
         if request.version:
             entries = [entry for entry in entries if entry.file.version == request.version]
-        return oip.ModelReadyResponse(ready=any(entry.model for entry in entries) and not self._host.is_draining)
+        return oip.ModelReadyResponse(ready=any(entry.model for entry in entries) and not self._host.gate.is_draining)
 
     async def server_metadata(self, _: oip.ServerMetadataRequest) -> oip.ServerMetadataResponse:
         """Name, version and extensions."""

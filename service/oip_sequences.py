@@ -126,7 +126,7 @@ class Sequences:
         self._host = host
         self._table = host.table
         # The owner of the sessions.
-        self.number = host.add_owner(self._tell_ended)
+        self.number = host.streams.add_owner(self._tell_ended)
         # Changed only on the event loop.
         self._by_name: dict[_Name, Sequence] = {}
         self._by_handle: dict[int, Sequence] = {}
@@ -182,7 +182,7 @@ class Sequences:
         Raises:
             CapacityError: DRAINING.
         """
-        self._host.refuse_if_draining()
+        self._host.gate.refuse_if_draining()
         if sequence.is_running:
             sequence.waiting.append(request)
         else:
@@ -232,7 +232,7 @@ class Sequences:
             self._keep(sequence, sequence.row, self._table.handle.item(sequence.row))
             return
         file = sequence.model.file
-        opened = self._host.open(file.name, file.version, 1, 1, 0.0, self.number)
+        opened = self._host.opening.open(file.name, file.version, 1, 1, 0.0, self.number)
         self._table.is_bound[opened.rows] = True  # A sequence is one of a model's version, by its protocol.
         row = int(opened.rows[0])
         if opened.model is not sequence.model:

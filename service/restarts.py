@@ -1,12 +1,12 @@
-"""Restarts: open sessions set back to position 0, with states that their client gives.
+"""Restarts: open sessions set back to position 0, with their model's initial states or with some that a client gives.
 
-Owns the order of what happens to such a session. Must not know the wire. Sessions that go back to their model's initial
-states need none of this: see `Host.reset`.
+Owns the order of what happens to such a session. Must not know the wire.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,6 +14,28 @@ from eddy.service.errors import EddyError, Reason, invalid
 from eddy.service.host import Host
 from eddy.service.model import ServedModel
 from eddy.service.start import Start
+
+
+def reset(host: Host, rows: np.ndarray, done: Callable[[np.ndarray], None]) -> None:
+    """Sets sessions back to the start once the chunks before this are through; `done` as in `Endings.close`.
+
+    Raises:
+        CapacityError: STORE_UNAVAILABLE; nothing was changed.
+    """
+    if host.table.is_durable[rows].any():
+        host.persistence.refuse_without_store()
+    if not host.persistence.is_durable:
+        host.turns.by_model(rows, lambda model, mine: model.reset_sessions(mine), done)
+        return
+
+    def written_through(missed: np.ndarray) -> None:
+        fresh = rows[~np.isin(rows, missed)]
+        # Whom the new epoch does not reach has no session: fenced, and told so.
+        host.persistence.persist(fresh).add_done_callback(
+            lambda persisted: done(missed if persisted.exception() is None else rows)
+        )
+
+    host.turns.by_model(rows, lambda model, mine: model.reset_sessions(mine), written_through)
 
 
 async def restart(host: Host, row: int, start: Start) -> bool:
@@ -27,7 +49,7 @@ async def restart(host: Host, row: int, start: Start) -> bool:
             store says, which has the session as it was.
     """
     if host.table.is_durable[row]:
-        host.refuse_without_store()
+        host.persistence.refuse_without_store()
     outcome: asyncio.Future[bool | EddyError] = asyncio.get_running_loop().create_future()
 
     def tell(result: bool | EddyError) -> None:
@@ -42,7 +64,7 @@ async def restart(host: Host, row: int, start: Start) -> bool:
                 tell(result)
                 return
             host.table.begin_at(rows, host.table.slot[rows])
-            host.persist(rows).add_done_callback(written)
+            host.persistence.persist(rows).add_done_callback(written)
 
         def written(persisted: asyncio.Future[None]) -> None:
             error = persisted.exception()
@@ -58,7 +80,7 @@ async def restart(host: Host, row: int, start: Start) -> bool:
         model.begin_sessions(rows, start, begun)
         host.dispatcher.notify(model)
 
-    host.by_model(np.array([row]), apply, lambda missed: tell(False) if len(missed) else None)
+    host.turns.by_model(np.array([row]), apply, lambda missed: tell(False) if len(missed) else None)
     result = await outcome
     if isinstance(result, EddyError):
         raise result

@@ -257,7 +257,7 @@ class Server:
             request = self._parse(generation_pb2.GenerateRequest, data)
             if self._host.durability is not None and request.HasField("existing"):
                 check_id(request.existing.session_id, "existing.session_id")
-                await self._host.recall(request.existing.session_id)
+                await self._host.persistence.recall(request.existing.session_id)
             await GenerateCall(self._host, context, request).serve()
 
     def _parse(self, request_type: type[_Request], data: bytes) -> _Request:
@@ -313,9 +313,9 @@ class Server:
             raise asyncio.CancelledError from gone  # Nobody is there to be told.
 
     async def _stream(self, _: Any, context: Any) -> None:
-        if self._host.is_draining:
+        if self._host.gate.is_draining:
             try:
-                self._host.refuse_if_draining()
+                self._host.gate.refuse_if_draining()
             except EddyError as error:
                 await self._abort(context, error)
         connection = StreamConnection(self._host, context, self._layouts, self._responses, self._coalescer)

@@ -17,7 +17,7 @@ from eddy.service import codec, snapshots
 from eddy.service.errors import Reason, invalid
 from eddy.service.forks import Forked, fork
 from eddy.service.host import Host
-from eddy.service.restarts import check_complete, restart
+from eddy.service.restarts import check_complete, reset, restart
 from eddy.service.sessions import NO_STREAM, SessionInfo, cannot_reset, check_id
 from eddy.service.start import Start, read_start, read_states
 from eddy.v1 import inference_pb2, sessions_pb2
@@ -39,7 +39,7 @@ class SessionCalls:
         """Opens one that no stream owns."""
         model = self._host.catalog.ready(request.model, request.version)
         start = read_start(model.contract, request.prime, request.initial_states, 1)
-        opened = self._host.open(
+        opened = self._host.opening.open(
             request.model,
             request.version,
             1,
@@ -59,7 +59,7 @@ class SessionCalls:
     async def get(self, request: sessions_pb2.GetSessionRequest) -> sessions_pb2.GetSessionResponse:
         """One by its id."""
         check_id(request.session_id, "session_id")
-        row = await self._host.recall(request.session_id)
+        row = await self._host.persistence.recall(request.session_id)
         return sessions_pb2.GetSessionResponse(session=self._session(self._host.table.info(row), with_id=True))
 
     async def list(self, request: sessions_pb2.ListSessionsRequest) -> sessions_pb2.ListSessionsResponse:
@@ -90,7 +90,7 @@ class SessionCalls:
 
     async def close(self, request: sessions_pb2.CloseSessionRequest) -> sessions_pb2.CloseSessionResponse:
         """Ends one, behind the chunks that wait for it."""
-        await self._control(self._host.close, request.session_id)
+        await self._control(self._host.endings.close, request.session_id)
         return sessions_pb2.CloseSessionResponse()
 
     async def reset(self, request: sessions_pb2.ResetSessionRequest) -> sessions_pb2.ResetSessionResponse:
@@ -99,9 +99,9 @@ class SessionCalls:
         check_id(session_id, "session_id")
         if request.initial_states:
             return await self._restart(session_id, request.initial_states)
-        if self._host.table.has_own_start[await self._host.recall(session_id)]:
+        if self._host.table.has_own_start[await self._host.persistence.recall(session_id)]:
             raise cannot_reset()
-        await self._control(self._host.reset, session_id)
+        await self._control(partial(reset, self._host), session_id)
         row = self._host.table.row_of_id(session_id)
         return sessions_pb2.ResetSessionResponse(session=self._session(self._host.table.info(row), with_id=True))
 
@@ -110,7 +110,7 @@ class SessionCalls:
     ) -> sessions_pb2.ResetSessionResponse:
         host, is_done = self._host, False
         while not is_done:  # Until nobody took it over while this waited.
-            row = await host.recall(session_id)
+            row = await host.persistence.recall(session_id)
             model = host.catalog.served[host.table.model_of(row)]
             start = Start(states=read_states(model.contract, states, 1, "initial_states"))
             check_complete(model, start)
@@ -143,7 +143,7 @@ class SessionCalls:
         check_id(session_id, "session_id")
         row = 0
         while not row:  # Until nobody took it over while this waited.
-            parent = await self._host.recall(session_id)
+            parent = await self._host.persistence.recall(session_id)
             done: asyncio.Future[Forked] = asyncio.get_running_loop().create_future()
             fork(self._host, np.array([parent]), NO_STREAM, partial(_resolve, done))
             forked = await done
@@ -167,7 +167,7 @@ class SessionCalls:
         check_id(session_id, "session_id")
         is_missed = True
         while is_missed:
-            row = await self._host.recall(session_id)
+            row = await self._host.persistence.recall(session_id)
             done: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
             apply(np.array([row]), partial(_resolve, done))
             is_missed = len(await done) > 0
@@ -188,7 +188,7 @@ class SessionCalls:
             package_digest=file.package,
             resume_token=resume_token,
             durable_position=info.durable_position,
-            durable=self._host.are_stored(np.array([info.handle], np.uint64)),
+            durable=self._host.persistence.are_stored(np.array([info.handle], np.uint64)),
         )
 
 

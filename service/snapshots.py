@@ -65,7 +65,7 @@ async def take(host: Host, session_id: bytes) -> tuple[bytes, SessionInfo]:
     most = host.config.server.max_message_bytes - _OVERHEAD_BYTES
     read = None
     while read is None:  # Until it is not taken over, reset or ended while this waits.
-        await host.settle(await host.recall(session_id))
+        await host.turns.settle(await host.persistence.recall(session_id))
         row = table.row_of_id(session_id)
         read = await _read(host, host.catalog.served[table.model_of(row)], row)
     checkpoint, info = read
@@ -92,7 +92,7 @@ async def _read(host: Host, model: ServedModel, row: int) -> tuple[Checkpoint, S
         elif table.handle.item(row) != handle:
             read.set_result(None)
         elif not model.finite_rows(states, 1).all():
-            host.by_model(rows, lambda each, mine: each.quarantine_sessions(mine), lambda _: None)
+            host.turns.by_model(rows, lambda each, mine: each.quarantine_sessions(mine), lambda _: None)
             read.set_result(quarantined("states"))
         else:  # States, position and replies agree now.
             read.set_result((_checkpoint(host, model, row, states), table.info(row)))
@@ -145,8 +145,8 @@ async def restore(
         EddyError: the snapshot is damaged, of another format or another model, or holds values that are refused; the
             model is not served; no room; draining. Nothing is open then.
     """
-    host.refuse_if_draining()
-    host.refuse_without_store()
+    host.gate.refuse_if_draining()
+    host.persistence.refuse_without_store()
     record = decode(data, _FIELD)
     model = _model_for(host, record, name, version)
     contract = model.contract
@@ -158,8 +158,8 @@ async def restore(
     limits = host.config
     in_flight = max_in_flight or min(record.max_in_flight, limits.model.max_in_flight)
     idle = idle_timeout_seconds or min(record.idle_timeout_seconds, limits.session.max_idle_timeout_seconds)
-    idle = idle or host.usual_idle_timeout(model)
-    host.check_limits(in_flight, idle)
+    idle = idle or host.opening.usual_idle_timeout(model)
+    host.opening.check_limits(in_flight, idle)
 
     async def begin() -> int:
         record_ = replace(record, replies=replies)
@@ -167,7 +167,7 @@ async def restore(
             host.table, host.dispatcher.notify, model, record_, in_flight, idle, has_same_ports=has_same_ports
         )
         rows = np.array([row])
-        await host.make_durable(rows, host.table.handle[rows])
+        await host.persistence.make_durable(rows, host.table.handle[rows])
         return row
 
     # Shielded: what has begun is finished, whoever waits for it.

@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from eddy.service import codec
+from eddy.service import codec, restarts
 from eddy.service.chunk import Chunk, ChunkResult, deadline_after
 from eddy.service.coalescer import Coalescer
 from eddy.service.connection import Connection
 from eddy.service.contract import Contract
 from eddy.service.errors import EddyError, Reason, ServerBug, invalid
 from eddy.service.forks import Forked, fork
-from eddy.service.host import Host, Opened
+from eddy.service.host import Host
 from eddy.service.layout import Layouts, StepLayout
 from eddy.service.mixed import submit_apart
 from eddy.service.model import ServedModel
+from eddy.service.opening import Opened
 from eddy.service.sessions import EPOCH_SHIFT, MODEL_BITS, MODEL_MASK, ROW_MASK, SESSION_ID_BYTES, cannot_reset
 from eddy.service.start import read_start
 from eddy.v1 import inference_pb2
@@ -161,7 +162,7 @@ class StreamConnection(Connection):
     def deliver(self, chunk: Chunk, result: ChunkResult) -> None:
         """Takes a chunk's result (`chunk.Source`)."""
         host = self._host
-        durable = b"" if host.durability is None else host.durable_positions(chunk.handles).tobytes()
+        durable = b"" if host.durability is None else host.persistence.durable_positions(chunk.handles).tobytes()
         self.answer_result(chunk.num_bytes, chunk.tag, chunk.contract, chunk.num_rows, chunk.num_steps, result, durable)
 
     def answer_result(
@@ -207,7 +208,7 @@ class StreamConnection(Connection):
     def _open(self, tag: int, request: inference_pb2.OpenSessions) -> None:
         model = self._host.catalog.ready(request.model, request.version, request.package_digest)
         start = read_start(model.contract, request.prime, request.initial_states, request.count, "open.")
-        opened = self._host.open(
+        opened = self._host.opening.open(
             request.model,
             request.version,
             request.count,
@@ -244,7 +245,7 @@ class StreamConnection(Connection):
             idle_timeout_seconds=opened.idle_timeout_seconds,
             limits=codec.limits_message(opened.model.config, self._max_bytes),
             package_digest=opened.model.file.package,
-            durable=self._host.are_stored(opened.handles),
+            durable=self._host.persistence.are_stored(opened.handles),
         )
         self._send(inference_pb2.StreamResponse(tag=tag, opened=message))
 
@@ -265,11 +266,11 @@ class StreamConnection(Connection):
                 limits=codec.limits_message(model.config, self._max_bytes),
                 package_digest=model.file.package,
                 durable_position=info.durable_position,
-                durable=self._host.are_stored(np.array([info.handle], np.uint64)),
+                durable=self._host.persistence.are_stored(np.array([info.handle], np.uint64)),
             )
             self._send(inference_pb2.StreamResponse(tag=tag, attached=message))
 
-        self._host.attach(
+        self._host.takeover.attach(
             request.session_id,
             request.resume_token,
             self.number,
@@ -287,7 +288,7 @@ class StreamConnection(Connection):
             message = inference_pb2.SessionsClosed(errors=codec.row_errors(errors))
             self._send(inference_pb2.StreamResponse(tag=tag, closed=message))
 
-        self._host.close(rows, closed)
+        self._host.endings.close(rows, closed)
 
     def _reset(self, tag: int, request: inference_pb2.ResetSessions) -> None:
         handles = codec.read_handles(request.handles, "reset.handles")
@@ -308,7 +309,7 @@ class StreamConnection(Connection):
             )
             self._send(inference_pb2.StreamResponse(tag=tag, reset=message))
 
-        self._host.reset(rows, reset)
+        restarts.reset(self._host, rows, reset)
 
     def _fork(self, tag: int, request: inference_pb2.ForkSessions) -> None:
         handles = codec.read_handles(request.handles, "fork.handles")
@@ -340,7 +341,7 @@ class StreamConnection(Connection):
             resume_tokens=b"".join([each if new else nothing for each, new in zip(tokens, is_new, strict=True)]),
             next_positions=np.where(is_new, table.next_position[rows], 0).astype("<u8").tobytes(),
             errors=codec.row_errors(errors),
-            durable=bool(is_new.any()) and self._host.are_stored(handles[is_new]),
+            durable=bool(is_new.any()) and self._host.persistence.are_stored(handles[is_new]),
         )
 
     def _explain_missed(self, handles: np.ndarray, missed: np.ndarray, errors: dict[int, EddyError]) -> None:

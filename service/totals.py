@@ -45,7 +45,7 @@ def totals(host: Host, *, is_ready: bool) -> Totals:
         refusals={reason.name.lower(): host.refusals.get(reason, 0) for reason in Reason},
         calls_started=dict(host.calls.started),
         calls_finished=dict(host.calls.finished),
-        num_streams=host.num_streams,
+        num_streams=host.streams.num_streams,
         host_limit_bytes=host.config.state.host_bytes,
         is_ready=is_ready,
         is_repository_readable=not host.watcher.problem,

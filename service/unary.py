@@ -25,7 +25,7 @@ async def step(
     """
     check_id(request.session_id, "session_id")
     if host.durability is not None:
-        await host.recall(request.session_id)
+        await host.persistence.recall(request.session_id)
     info = host.table.info(host.table.row_in_epoch(request.session_id, request.epoch))
     model = host.catalog.served[info.model]
     if request.flush:
@@ -54,7 +54,7 @@ async def step(
     )
     host.submit(model, chunk)
     result = await call.result()
-    durable_position = host.durable_positions(chunk.handles).item(0)
+    durable_position = host.persistence.durable_positions(chunk.handles).item(0)
     return codec.unary_step_response(model.contract, request, result, durable_position)
 
 

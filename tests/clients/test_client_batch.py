@@ -111,7 +111,7 @@ def test_a_message_that_fails_alone(repository: Path) -> None:
             recorder.hold_after = 1
             step = asyncio.create_task(batch.step([1, 2, 3, 4, 5, 6]))
             await until(lambda: loopback.host.table.next_position[row] == 1)
-            loopback.host.is_draining = True
+            loopback.host.gate.is_draining = True
             recorder.may_send.set()
             with pytest.raises(BatchError) as caught:
                 await step
@@ -120,7 +120,7 @@ def test_a_message_that_fails_alone(repository: Path) -> None:
             )
             assert caught.value.reason == "DRAINING"
             assert caught.value.outputs["y"].tolist() == [1, 2, 0, 0, 0, 0]
-            loopback.host.is_draining = False
+            loopback.host.gate.is_draining = False
             assert batch.positions.tolist() == [1, 1, 0, 0, 0, 0]
             assert (await batch.step([7] * 6)).tolist() == [17, 27, 7, 7, 7, 7]
 

@@ -390,11 +390,11 @@ def test_a_server_that_goes_while_it_writes() -> None:
         ):
             async with client.generate(MODEL, PROMPT, keep_session=True) as generation:
                 await anext(generation)
-                loopback.host.is_draining = True
+                loopback.host.gate.is_draining = True
                 completion = await generation.read()
             assert completion.finished.reason == FinishReason.DRAINING
             assert completion.finished.session_kept
-            loopback.host.is_draining = False
+            loopback.host.gate.is_draining = False
             async with (
                 Proxy(loopback.server.port).serve() as proxy,
                 channel_to(proxy.port) as channel,

@@ -183,9 +183,9 @@ def test_a_server_that_drains_hands_over() -> None:
             wanted = await client.complete(MODEL, PROMPT, **options)
             async with client.generate(MODEL, PROMPT, **options) as generation:
                 first = await anext(generation)
-                old.host.is_draining = True
+                old.host.gate.is_draining = True
                 rest = await generation.read()
-            old.host.is_draining = False
+            old.host.gate.is_draining = False
             assert first.text + rest.text == wanted.text
             assert rest.finished == wanted.finished
 
@@ -267,9 +267,9 @@ def test_the_reason_of_a_server_that_never_returns() -> None:
         async with far(reconnect_seconds=0.2) as (loopback, _, client):
             async with client.generate(MODEL, PROMPT, keep_session=True) as generation:
                 await anext(generation)
-                loopback.host.is_draining = True
+                loopback.host.gate.is_draining = True
                 completion = await generation.read()
             assert completion.finished.reason == FinishReason.DRAINING
-            loopback.host.is_draining = False
+            loopback.host.gate.is_draining = False
 
     run(scenario())

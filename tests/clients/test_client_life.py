@@ -26,7 +26,7 @@ def test_a_session_that_expires(repository: Path) -> None:
             long = await client.open("history")
             await short.step(1)
             clock.advance(6)
-            assert loopback.host.expire() == 1
+            assert loopback.host.endings.expire() == 1
             await until(lambda: not short.is_open)
             recorder.requests.clear()
             with pytest.raises(SessionEnded) as caught:

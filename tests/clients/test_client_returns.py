@@ -181,7 +181,7 @@ def test_only_who_is_gone_is_told(repository: Path) -> None:
             table = loopback.host.table
             rows = np.array([table.row_of_id(gone.id), table.row_of_id(batch.ids[1])])
             closed = asyncio.get_running_loop().create_future()
-            loopback.host.close(rows, closed.set_result)
+            loopback.host.endings.close(rows, closed.set_result)
             await closed
             network.refuses = False
             with pytest.raises(SessionEnded):

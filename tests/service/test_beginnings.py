@@ -12,7 +12,7 @@ from onnx import helper
 
 from eddy.service import unary
 from eddy.service.errors import Reason
-from eddy.service.host import Opened
+from eddy.service.opening import Opened
 from eddy.service.sessions import NO_STREAM
 from eddy.service.start import Start
 from eddy.v1 import inference_pb2, sessions_pb2
@@ -33,18 +33,18 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_strange(running: Loopback) -> Opened:
     """A session that begins with a history of its own, which is not written before the event loop goes on."""
     start = Start(states={"history": np.array([STRANGE])})
-    return running.host.open("history", "", 1, 1, 5.0, NO_STREAM, start)
+    return running.host.opening.open("history", "", 1, 1, 5.0, NO_STREAM, start)
 
 
 def close(running: Loopback, opened: Opened) -> None:
     """As a call does that is cancelled while it waits, or a stream that has guessed the handle."""
-    running.host.close(opened.rows, lambda _: None)
+    running.host.endings.close(opened.rows, lambda _: None)
 
 
 def expire(running: Loopback, _: Opened) -> None:
     """As the sweeper does."""
     NOW[0] += 6.0
-    running.host.expire()
+    running.host.endings.expire()
 
 
 NOW = [0.0]
@@ -61,7 +61,7 @@ def test_a_session_that_ends_before_it_has_begun_writes_into_no_other(
         async with serve(config, clock=lambda: NOW[0]) as running:
             strange = open_strange(running)
             end(running, strange)
-            other = running.host.open("history", "", 1, 1, 0.0, NO_STREAM)
+            other = running.host.opening.open("history", "", 1, 1, 0.0, NO_STREAM)
             for position, expected in enumerate((1, 11, 111)):
                 request = inference_pb2.StepRequest(
                     session_id=other.session_ids[0],
@@ -76,7 +76,7 @@ def test_a_session_that_ends_before_it_has_begun_writes_into_no_other(
             await asyncio.wait([strange.ready])
             close(running, other)
             NOW[0] += 6.0
-            running.host.expire()
+            running.host.endings.expire()
             await until(lambda: running.host.is_idle)
             assert running.host.table.num_sessions == 0
 

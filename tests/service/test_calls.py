@@ -54,14 +54,14 @@ def test_streams_are_open_until_they_end(repository: Path) -> None:
             async with loopback.stream() as good, loopback.stream() as broken:
                 await good.handles("history", 2)
                 await broken.handles("history", 1)
-                assert host.num_streams == 2
+                assert host.streams.num_streams == 2
                 assert host.calls.started == {STREAM: 2}
                 assert host.calls.finished == {}
                 broken.cancel()
                 await _finished(loopback, STREAM, "CANCELLED")
-                assert host.num_streams == 1
+                assert host.streams.num_streams == 1
             await _finished(loopback, STREAM, "OK")
-            assert host.num_streams == 0
+            assert host.streams.num_streams == 0
 
     asyncio.run(scenario())
 
@@ -145,7 +145,7 @@ def test_totals_tell_what_was_done(repository: Path) -> None:
                 await stream.send(close=close)
                 [found] = totals(host, is_ready=True).models
                 assert found.sessions == {"attached": 2, "detached": 1}
-            await until(lambda: host.num_streams == 0)
+            await until(lambda: host.streams.num_streams == 0)
             found_all = totals(host, is_ready=True)
             [found] = found_all.models
             assert found.sessions == {"attached": 0, "detached": 3}

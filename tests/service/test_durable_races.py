@@ -30,7 +30,7 @@ def _state(folder: Path, **settings: object) -> dict[str, object]:
 
 
 async def _written(server: Loopback, rows: np.ndarray) -> None:
-    await asyncio.wait_for(server.host.persist(rows), PATIENCE_SECONDS)
+    await asyncio.wait_for(server.host.persistence.persist(rows), PATIENCE_SECONDS)
 
 
 def test_closed_in_a_new_epoch_that_is_being_written(repository: Path, tmp_path: Path) -> None:
@@ -39,17 +39,17 @@ def test_closed_in_a_new_epoch_that_is_being_written(repository: Path, tmp_path:
     async def check() -> None:
         config = configure(repository, state=_state(tmp_path))
         async with serve(config) as server, server.stream() as stream:
-            table, number = server.host.table, server.host.add_stream(lambda *_: None)
+            table, number = server.host.table, server.host.streams.add(lambda *_: None)
             opened, other = await stream.open("history", 40), await stream.open("history")
             handles = np.frombuffer(opened.handles, "<u8")
             await stream.step(HISTORY, handles.tolist(), [0] * 40, [[1]] * 40)
             for turns, row in enumerate(table.rows_of(handles).tolist()):
                 token = opened.resume_tokens[16 * turns : 16 * turns + 16]
                 told: list[object] = []
-                server.host.attach(opened.session_ids[turns], token, number, told.append)
+                server.host.takeover.attach(opened.session_ids[turns], token, number, told.append)
                 for _ in range(turns):
                     await asyncio.sleep(0)
-                server.host.close(np.array([row]), lambda _: None)
+                server.host.endings.close(np.array([row]), lambda _: None)
                 await until(lambda told=told: told)
             await _written(server, table.rows_of(np.frombuffer(other.handles, "<u8")))
             for turns in range(40):

@@ -22,7 +22,7 @@ def test_a_fault_in_one_generation_ends_that_one(caplog: pytest.LogCaptureFixtur
         async with serve(configure(MODELS)) as running:
             host = running.host
             model = host.catalog.ready("text-rnn", "")
-            rows = host.open("text-rnn", "", 2, 1, 0.0, NO_STREAM).rows
+            rows = host.opening.open("text-rnn", "", 2, 1, 0.0, NO_STREAM).rows
             told: list[int] = []
 
             def break_at_the_third(token: int) -> bool:
@@ -42,7 +42,7 @@ def test_a_fault_in_one_generation_ends_that_one(caplog: pytest.LogCaptureFixtur
             assert bad.failure.reason is Reason.INTERNAL
             assert [token.id for token in good.take()][:3] == told
             assert good.num_tokens == 20
-            host.close(np.array(rows), lambda _: None)
+            host.endings.close(np.array(rows), lambda _: None)
             await until(lambda: host.is_idle)
 
     asyncio.run(check())

@@ -527,10 +527,10 @@ def test_the_longest_time_on_old_files(tmp_path: Path) -> None:
         await _settle(loopback)
         [new] = await stream.handles("history")
         clock.now += 59.0
-        assert host.end_retired() == 0
+        assert host.endings.end_retired() == 0
         assert await _steps(stream, old, 0, 1) == [1]
         clock.now += 2.0
-        assert host.end_retired() == 1
+        assert host.endings.end_retired() == 1
         ended = await stream.notice("ended")
         assert np.frombuffer(ended.handles, "<u8").tolist() == [old]
         assert Reason(ended.error.reason) is Reason.MODEL_RETIRED
@@ -557,7 +557,7 @@ def test_idle_sessions_of_a_replaced_model(tmp_path: Path) -> None:
         [before] = totals(host, is_ready=True).models
         clock.now += 601.0
         await stream.handles("history")
-        assert host.expire() == 4
+        assert host.endings.expire() == 4
         assert host.release_models() == 1
         [after] = totals(host, is_ready=True).models
         assert (before.num_row_steps, after.num_row_steps, after.num_ticks) == (9, 9, before.num_ticks)
@@ -762,7 +762,7 @@ def test_drain_while_a_model_loads(tmp_path: Path) -> None:
             loading = asyncio.create_task(_load(loopback))
             await until(slow.began.is_set)
             draining = asyncio.create_task(loopback.server.drain())
-            await until(lambda: loopback.host.is_draining)
+            await until(lambda: loopback.host.gate.is_draining)
             assert not loopback.host.is_idle
             with pytest.raises(CapacityError, match="shutting down"):
                 await loopback.host.load_model("history")

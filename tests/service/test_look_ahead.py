@@ -224,7 +224,7 @@ def test_an_end_after_the_session_was_evicted(repository: Path) -> None:
         [handle] = await client.handles("look-ahead", idle_timeout_seconds=5.0)
         await client.step(AHEAD, [handle], [0], [[1, 2, 3]])
         now[0] += 6.0
-        assert running.host.expire() == 1
+        assert running.host.endings.expire() == 1
         detail = await client.refusal(step=end_chunk([handle], [3]))
         assert detail.reason == errors_pb2.ERROR_REASON_SESSION_EXPIRED
         [fresh] = await client.handles("look-ahead")

@@ -302,7 +302,7 @@ def test_a_stream_that_breaks_leaves_its_sequence(repository: Path) -> None:
         stream = oip.InferStream(loopback)
         await stream.send(oip.request("history", {"x": X}, sequence=1, start=True))
         await stream.abandon()
-        await until(lambda: loopback.host.num_streams == 0)
+        await until(lambda: loopback.host.streams.num_streams == 0)
         answer = await oip.infer(loopback, oip.request("history", {"x": X + 1}, sequence=1))
         assert oip.arrays(answer)[0].tolist() == [[12]]
 
@@ -313,7 +313,7 @@ def test_a_server_that_drains_refuses(repository: Path) -> None:
     """What comes while it shuts down is told to go elsewhere, and it is not ready."""
 
     async def scenario(loopback: Loopback) -> None:
-        loopback.host.is_draining = True
+        loopback.host.gate.is_draining = True
         code, _ = await _refusal(loopback, oip.request("history", {"x": X}, sequence=1, start=True))
         assert code == "UNAVAILABLE"
         kind = grpc_service_pb2.ServerReadyResponse

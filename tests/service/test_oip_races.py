@@ -153,7 +153,7 @@ def test_what_was_taken_in_is_carried_out_while_the_server_drains(repository: Pa
             futures = [await stream.post(_step(3, digit, end=digit == 5)) for digit in (2, 3, 4, 5)]
             await stream.send(_step(4, 1, start=True, end=True))  # So that those before it were read.
             draining = asyncio.create_task(host.drain())
-            await until(lambda: host.is_draining)
+            await until(lambda: host.gate.is_draining)
             refused = await stream.send(_step(3, 6, start=True))
             assert "shutting down" in refused.error_message
             queue.clear_busy(host.table.open_rows())

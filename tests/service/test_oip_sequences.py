@@ -192,7 +192,7 @@ def test_an_idle_sequence_expires(repository: Path) -> None:
 
             await asyncio.to_thread(begin)
             now[0] = 61.0
-            assert loopback.host.expire() == 1
+            assert loopback.host.endings.expire() == 1
             await asyncio.to_thread(go_on)
             await until(lambda: loopback.host.table.num_sessions == 0)
 

@@ -396,7 +396,7 @@ def test_idle_sessions_end_with_notice_and_reason(repository: Path) -> None:
             clock.advance(8)
             await stream.step(HISTORY, short[:1], [0], [[5]])
             clock.advance(4)
-            assert loopback.host.expire() == 2
+            assert loopback.host.endings.expire() == 2
             ended = await stream.notice("ended")
             assert np.frombuffer(ended.handles, "<u8").tolist() == short[1:]
             assert Reason(ended.error.reason) is Reason.SESSION_EXPIRED
@@ -410,8 +410,8 @@ def test_idle_sessions_end_with_notice_and_reason(repository: Path) -> None:
             assert Reason(detail.reason) is Reason.UNKNOWN_SESSION
             assert _answers(await stream.step(HISTORY, short[:1], [1], [[6]])) == [[56]]
             clock.advance(11)
-            assert loopback.host.expire() == 1
-            assert loopback.host.num_expired == 3
+            assert loopback.host.endings.expire() == 1
+            assert loopback.host.endings.num_expired == 3
             result = await stream.step(LSTM, [long], [0], np.zeros((1, 1, 4), np.float32))
             assert not result.errors
 

@@ -94,7 +94,7 @@ def test_sessions_that_another_server_took_from_the_store(tmp_path: Path) -> Non
                     attached = (await elsewhere.send(attach=attach_request(opened, number))).attached
                     await elsewhere.step(HISTORY, [attached.handle], [1], [[2]])
                 taken = np.array([attached.handle], np.uint64)
-                await asyncio.wait_for(second.host.persist(second.host.table.rows_of(taken)), 30)
+                await asyncio.wait_for(second.host.persistence.persist(second.host.table.rows_of(taken)), 30)
             # By its handle: it alone is refused.
             both = [handles[stored[0]], handles[stored[2]]]
             result = await stream.step(HISTORY, both, [1, 1], [[3], [3]])
@@ -107,7 +107,7 @@ def test_sessions_that_another_server_took_from_the_store(tmp_path: Path) -> Non
             assert array(answer.outputs[0]).tolist() == [[124]]
             # And the store is written to as before.
             mine = table.rows_of(np.array(both[1:], np.uint64))
-            await asyncio.wait_for(first.host.persist(mine), 30)
+            await asyncio.wait_for(first.host.persistence.persist(mine), 30)
             assert table.durable_position[mine].tolist() == [2]
 
     with redis_server(tmp_path) as redis:

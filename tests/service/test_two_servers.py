@@ -38,10 +38,10 @@ async def _attach(server: Loopback, opened: inference_pb2.SessionsOpened, digit:
         assert response.WhichOneof("event") == "attached", response
         assert response.attached.next_position == position
         handle = response.attached.handle
-        await asyncio.wait_for(server.host.persist(np.array([handle & 0xFFFFFFFF])), 30)
+        await asyncio.wait_for(server.host.persistence.persist(np.array([handle & 0xFFFFFFFF])), 30)
         answer = await stream.send(step=chunk(HISTORY, [handle], [position], [[digit]]))
         assert not answer.step.errors, answer
-        await asyncio.wait_for(server.host.persist(np.array([handle & 0xFFFFFFFF])), 30)
+        await asyncio.wait_for(server.host.persistence.persist(np.array([handle & 0xFFFFFFFF])), 30)
         return int(array(answer.step.outputs[0])[0, 0])
 
 

@@ -92,7 +92,7 @@ def test_they_are_listed_with_what_prevents_them(repository: Path) -> None:
             assert not got.contract.streaming.streamable and "pools over time" in got.contract.streaming.reason
             assert (got.status.num_slots, got.status.num_sessions, got.status.state_bytes_per_session) == (0, 0, 0)
             assert running.host.catalog.ready("pooled", "").engine.arena_bytes == 0
-            assert running.host.expire() == 0
+            assert running.host.endings.expire() == 0
 
     asyncio.run(check())
 
@@ -212,7 +212,7 @@ def test_draining_finishes_what_was_accepted(repository: Path) -> None:
             scheduler = running.host.catalog.ready(model.name, "").scheduler
             await until(lambda: scheduler.queue.is_idle is False)
             draining = asyncio.create_task(running.host.drain())
-            await until(lambda: running.host.is_draining)
+            await until(lambda: running.host.gate.is_draining)
             detail = await running.refusal(
                 "InferenceService/Infer", request(model, sequences), inference_pb2.InferResponse
             )

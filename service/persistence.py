@@ -1,0 +1,105 @@
+"""Persistence: what of a server's sessions survives it, whether there is a state store or not.
+
+Owns what is answered and done where there is none, and refusals where there is one that does not work. Must not know
+the wire, or how sessions are written (`durability`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import numpy as np
+
+from eddy.service.durability import Durability
+from eddy.service.errors import EddyError
+from eddy.service.gate import Gate
+from eddy.service.sessions import NOT_STORED, SessionTable
+
+
+class Persistence:
+    """Sessions as far as a state store has them.
+
+    Args:
+        table: sessions; durability: the store, None where there is none; gate: nobody comes back while it is shut.
+        close: ends sessions, by rows int64 [n]; see `Endings.close`.
+    """
+
+    def __init__(
+        self,
+        table: SessionTable,
+        durability: Durability | None,
+        gate: Gate,
+        close: Callable[[np.ndarray, Callable[[np.ndarray], None]], None],
+    ) -> None:
+        self._table = table
+        self._durability = durability
+        self._gate = gate
+        self._close = close
+
+    @property
+    def is_durable(self) -> bool:
+        """There is a state store."""
+        return self._durability is not None
+
+    def is_present(self, session_id: bytes) -> bool:
+        """The session need not be brought back: it is open here and not on its way, or there is no store."""
+        return self._durability is None or self._durability.recaller.is_present(session_id)
+
+    def refuse_without_store(self) -> None:
+        """Raises CapacityError STORE_UNAVAILABLE where sessions must be in a state store that does not work."""
+        if self._durability is not None and self._durability.health.refuses:
+            raise self._durability.health.refusal()
+
+    def persist(self, rows: np.ndarray) -> asyncio.Future[None]:
+        """Writes the sessions in `rows` int64 [n] through to the state store, if they are kept there.
+
+        See `Checkpointer.persist`.
+        """
+        if self._durability is not None:
+            return self._durability.checkpointer.persist(rows)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    async def make_durable(
+        self, rows: np.ndarray, handles: np.ndarray, begun: asyncio.Future[None] | None = None
+    ) -> None:
+        """Returns once sessions that were opened are in the state store; where they must be and cannot, they end.
+
+        Args:
+            handles: theirs, uint64 [n]; begun: done once their states are written.
+
+        Raises:
+            EddyError: they have ended.
+        """
+        if begun is not None:
+            await begun
+        try:
+            await self.persist(rows)
+        except EddyError:
+            mine = rows[self._table.handle[rows] == handles]
+            self._table.is_durable[mine] = False
+            self._close(mine, lambda _: None)
+            raise
+
+    def are_stored(self, handles: np.ndarray) -> bool:
+        """All sessions of `handles` uint64 [B] are in a durable state store, under their present epochs."""
+        return self._durability is not None and self._durability.are_stored(handles)
+
+    def durable_positions(self, handles: bytes) -> np.ndarray:
+        """Of the sessions of a chunk: steps before them survive the server's end; int64 [B], -1: nothing is stored."""
+        table, mine = self._table, np.frombuffer(handles, "<u8")
+        rows = table.rows_of(mine)
+        return np.where(table.handle[rows] == mine, table.durable_position[rows], NOT_STORED)
+
+    async def recall(self, session_id: bytes, is_wanted: Callable[[], bool] = lambda: True) -> int:
+        """The row of a session that is open, or that the state store has; see `Recaller.find`.
+
+        Raises:
+            EddyError: UNKNOWN_SESSION, and what prevents its return.
+        """
+        if self._durability is None or self._durability.recaller.is_present(session_id):
+            return self._table.row_of_id(session_id)
+        self._gate.refuse_if_draining()
+        return await self._durability.recaller.find(session_id, is_wanted)
