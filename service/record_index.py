@@ -52,12 +52,11 @@ class RecordIndex:
         return np.fromiter(map(self._numbers.get, session_ids, repeat(-1)), np.int64, len(session_ids))
 
     def put(self, session_ids: list[bytes], numbers: np.ndarray, places: np.ndarray) -> None:
-        """Puts B sessions, all different, in as `PLACE` [B], over what was there; `numbers`: what `find` gave."""
-        is_new = numbers < 0
+        """Puts B sessions in as `PLACE` [B], over what was there; `numbers`: what `find` gave."""
         numbers = numbers.copy()
         first = len(self._numbers)
-        numbers[is_new] = np.arange(first, first + np.count_nonzero(is_new))
-        self._numbers.update((session_ids[row], numbers.item(row)) for row in np.flatnonzero(is_new).tolist())
+        for row in np.flatnonzero(numbers < 0).tolist():
+            numbers[row] = self._numbers.setdefault(session_ids[row], len(self._numbers))
         if len(self._numbers) > len(self._places):
             grown = np.empty(2 * len(self._numbers), PLACE)
             grown[:first] = self._places[:first]

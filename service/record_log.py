@@ -57,20 +57,27 @@ class LoggedBatch(NamedTuple):
 class RecordLog:
     """The log in the file at `path`, which need not be there, under `salt`, 16 random bytes.
 
+    Args:
+        mode: who may read and write the file.
+
     Raises:
         OSError: it cannot be opened or created.
     """
 
-    def __init__(self, path: Path, salt: bytes) -> None:
+    def __init__(self, path: Path, salt: bytes, mode: int = 0o600) -> None:
         self._path = path
         self._salt = salt
-        self._end = 0
+        # Of the batch that was read last, and of all.
+        self._last = self._end = 0
         self._next_number = 0
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._is_open = True
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            if os.fstat(self._file).st_mode & 0o777 != mode:
+                os.fchmod(self._file, mode)
             _sync_folder(path.parent)
         except BaseException:
-            os.close(self._file)
+            self.close()
             raise
 
     @property
@@ -81,15 +88,20 @@ class RecordLog:
     def replay(self) -> Iterator[LoggedBatch]:
         """All batches that were appended under the salt, oldest first; what is appended from then on comes behind them.
 
-        A batch at the end that was not written out is left out: nobody was told that it is there.
+        A batch at the end that was not written out is left out: nobody was told that it is there. One that is there may
+        be in memory only, where whoever wrote it was killed before it was on the disk: at the end it is on the disk.
 
         Raises:
             LogDamaged: a batch that is not whole comes before one that is.
-            OSError: the file cannot be read.
+            OSError: the file cannot be read or written.
         """
         while (batch := self._read_batch()) is not None:
             yield batch
         self._look_behind_end()
+        if self._end:
+            # Written again, because a page that could not be written counts as written when that has been told once.
+            self._write((self.read(self._last, self._end - self._last),), self._last)
+            _sync(self._file)
 
     def append(self, entries: np.ndarray, data: np.ndarray) -> np.ndarray:
         """Writes a batch to the disk; the offsets of its records, int64 [B].
@@ -101,6 +113,7 @@ class RecordLog:
             OSError: the batch may be there, or not; the log goes on where it was.
         """
         ends = np.cumsum(entries["size"], dtype=np.int64)
+        assert ends[-1] == len(data), "a batch has the bytes of its records"
         is_there = entries["size"] > 0
         places = ends[is_there, None] + np.arange(-CHECKSUM_BYTES, 0)
         entries["checksum"][is_there] = data[places].view("<u4")[:, 0]
@@ -109,16 +122,16 @@ class RecordLog:
         head["num_bytes"], head["num_entries"] = len(data), len(entries)
         table = entries.tobytes()
         head["checksum"] = zlib.crc32(table, zlib.crc32(head.tobytes()))
-        self._write((head.tobytes(), table, data.data))
+        self._write((head.tobytes(), table, data.data), self._end)
         _sync(self._file)
         start = self._end + len(table) + HEAD.itemsize
         self._end = start + len(data)
         self._next_number += 1
         return start + ends - entries["size"].astype(np.int64)
 
-    def _write(self, parts: tuple[bytes | memoryview, ...]) -> None:
-        """Writes all of `parts` behind the end."""
-        at, left = self._end, [memoryview(part) for part in parts]
+    def _write(self, parts: tuple[bytes | memoryview, ...], at: int) -> None:
+        """Writes all of `parts`, one behind the other."""
+        left = [memoryview(part) for part in parts]
         while left:
             num_bytes = os.pwritev(self._file, left, at)
             at += num_bytes
@@ -168,7 +181,7 @@ class RecordLog:
             entries, self.read(start + table_bytes, num_bytes)
         ):
             return None
-        self._end = start + table_bytes + num_bytes
+        self._last, self._end = self._end, start + table_bytes + num_bytes
         self._next_number += 1
         return LoggedBatch(entries, start + table_bytes + ends - sizes)
 
@@ -201,8 +214,10 @@ class RecordLog:
         self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Lets go of the file, which stays."""
-        os.close(self._file)
+        """Lets go of the file, which stays; again, it is nothing: the number may be another file's by then."""
+        if self._is_open:
+            self._is_open = False
+            os.close(self._file)
 
 
 _LOOK_BYTES = 1 << 20

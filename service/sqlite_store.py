@@ -44,6 +44,7 @@ MAX_LOG_SESSIONS = 1 << 17
 # Rows that one call of `purge` looks at, so that no checkpoint waits long for it.
 _PURGE_ROWS = 50_000
 
+# One row while there is a log, which then must be there; none after a close that left no log.
 _CREATE_LOG = "CREATE TABLE log (salt BLOB NOT NULL)"
 
 
@@ -67,13 +68,16 @@ class SqliteStore:
         max_log_sessions: int = MAX_LOG_SESSIONS,
     ) -> None:
         self._path = path
-        self._log_path = path.with_name(f"{path.name}-log")
+        # Beside the file itself, by whatever link it is named, as SQLite's own log is.
+        real = path.resolve()
+        self._log_path = real.with_name(f"{real.name}-log")
         self._clock = clock
         self._max_log_bytes = max_log_bytes
         self._max_log_sessions = max_log_sessions
         # Used by one thread at a time.
         self._index = RecordIndex()
         self._is_folding = False
+        self._is_closed = False
         self._next_purged = 0
         with self._failing():
             # An absent folder is told better by SQLite than by the first write; no time is waited for a lock.
@@ -114,17 +118,26 @@ class SqliteStore:
             database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         if not has_tables or version == _SCHEMA_WITHOUT_LOG:
             database.execute(_CREATE_LOG)
-            database.execute("INSERT INTO log VALUES (?)", (os.urandom(SALT_BYTES),))
             database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         database.execute("COMMIT")
+        # What a process that was killed had written last may be in memory only. Nothing is built on it, least of all a
+        # log under its salt, before it is on the disk.
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         database.execute("PRAGMA temp_store = MEMORY")
         database.executescript(sqlite_rows.COUNT)
 
     def _open_log(self) -> RecordLog:
         """The log, with what it has in the index."""
-        (salt,) = self._database.execute("SELECT salt FROM log").fetchone()
-        log = RecordLog(self._log_path, salt)
+        found = self._database.execute("SELECT salt FROM log").fetchone()
+        if found and not self._log_path.exists():
+            name = self._log_path.name
+            raise self._error(f"its log {name} is missing: put it back, or create it empty to do without what it had")
+        salt = found[0] if found else os.urandom(SALT_BYTES)
+        log = RecordLog(self._log_path, salt, self._path.stat().st_mode & 0o777)
         try:
+            if not found:
+                with self._transaction():
+                    self._database.execute("INSERT INTO log VALUES (?)", (salt,))
             for entries, offsets in log.replay():
                 ids = entries["session_id"].tolist()
                 numbers, known = self._look(ids)
@@ -137,6 +150,7 @@ class SqliteStore:
     def write(self, batch: Batch) -> np.ndarray:
         """See `StateStore`."""
         with self._failing():
+            self._check_sizes(batch.sizes)
             self._make_room(len(batch))
             all_ids, now = _voids(batch.session_ids), self._clock()
             numbers, known = self._look(all_ids.tolist())
@@ -153,6 +167,12 @@ class SqliteStore:
                 entries["size"] = batch.sizes[rows]
                 self._append(entries, _records(batch, rows), numbers[rows], known["is_in_base"][rows])
         return outcomes
+
+    def _check_sizes(self, sizes: np.ndarray) -> None:
+        """What the file cannot take must not come into the log, which could never be folded."""
+        largest = self._database.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) - sqlite_rows.PIECE_BYTES
+        if len(sizes) and sizes.max() > largest:
+            raise self._error(f"a session of {sizes.max()} bytes is larger than SQLite takes, {largest}")
 
     def read(self, session_ids: Sequence[bytes]) -> list[bytes | None]:
         """See `StateStore`."""
@@ -307,11 +327,16 @@ class SqliteStore:
         return sum(file.stat().st_size for file in files if file.exists())
 
     def close(self) -> None:
-        """See `StateStore`; the log is folded and removed, or stays as it is where that fails."""
+        """See `StateStore`; the log is folded and removed, or stays as it is where that fails. Again, it is nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         try:
             with self._failing():
                 if self._log.num_bytes:
                     self._fold(len(self._index))
+                with self._transaction():
+                    self._database.execute("DELETE FROM log")
                 self._log.remove()
         except BaseException:
             self._log.close()
@@ -353,7 +378,7 @@ _REASONS = {
     "SQLITE_LOCKED": "another server has it open: one process at a time",
     "SQLITE_NOTADB": "it is not a database, or damaged",
     "SQLITE_CORRUPT": "it is damaged: restore it from a copy, or name another file",
-    "SQLITEsqlite_rows.READONLY": "it, or its folder, cannot be written",
+    "SQLITE_READONLY": "it, or its folder, cannot be written",
     "SQLITE_CANTOPEN": "it cannot be opened or created: its folder is missing, or cannot be written",
     "SQLITE_IOERR": "its disk does not do what it is asked",
     "SQLITE_TOOBIG": "a session is larger than SQLite takes",

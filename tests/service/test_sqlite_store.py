@@ -1,5 +1,6 @@
 """The state store in one file: what only a file can suffer."""
 
+import os
 import resource
 import shutil
 import sqlite3
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from records import batch
 
+from eddy.service import record_log, sqlite_store
 from eddy.service.sqlite_store import SqliteStore
 from eddy.service.store import Outcome, StateStore, StoreError
 from eddy.service.stores import open_store
@@ -209,8 +211,8 @@ def test_nothing_is_written_while_nobody_knows_which_log_holds(tmp_path: Path, m
     def failing() -> Iterator[None]:
         with begun():
             yield
-        is_new = store._database.execute("SELECT salt FROM log").fetchone()[0] != store._log._salt  # noqa: SLF001
-        if is_new and next(num_failures, None) is not None:
+        salts = store._database.execute("SELECT salt FROM log").fetchall()  # noqa: SLF001
+        if salts and salts[0][0] != store._log._salt and next(num_failures, None) is not None:  # noqa: SLF001
             raise sqlite3.OperationalError("disk I/O error")
 
     monkeypatch.setattr(store, "_transaction", failing)
@@ -242,6 +244,82 @@ def test_a_damaged_log_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match=r"its log state\.db-log is damaged at byte \d+, a later batch lies at"):
             _open(f"sqlite:{folder}/state.db")
     assert log.read_bytes() == raw
+
+
+def test_a_log_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    """Somebody copied the file alone, of a server that was killed: what the log had is not forgotten silently."""
+    store = _open(f"sqlite:{tmp_path}/state.db")
+    store.write(batch(IDS, [1] * 8, [0] * 8))
+    folder = tmp_path / "crashed"
+    folder.mkdir()
+    for name in ("state.db", "state.db-wal"):
+        shutil.copy(tmp_path / name, folder)
+    store.close()
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"its log state\.db-log is missing: put it back, or create it empty"):
+            _open(f"sqlite:{folder}/state.db")
+    (folder / "state.db-log").touch()
+    with closing(_open(f"sqlite:{folder}/state.db")) as again:
+        assert again.read(IDS) == [None] * 8
+    # Of a server that has ended well there is none, and none is missed.
+    with closing(_open(f"sqlite:{tmp_path}/state.db")) as again:
+        assert None not in again.read(IDS)
+
+
+def test_a_log_lies_beside_the_file_and_is_read_by_the_same_people(tmp_path: Path) -> None:
+    """By whatever link the store is named: another name of it would find no log."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    path = folder / "state.db"
+    _open(f"sqlite:{path}").close()
+    path.chmod(0o640)
+    link = tmp_path / "link.db"
+    link.symlink_to(path)
+    with closing(_open(f"sqlite:{link}")) as store:
+        store.write(batch(IDS, [1] * 8, [0] * 8))
+        assert sorted(file.name for file in folder.iterdir()) == ["state.db", "state.db-log", "state.db-wal"]
+        assert (folder / "state.db-log").stat().st_mode & 0o777 == 0o640
+        with closing(_copy(folder, tmp_path / "crashed")) as copy:
+            assert None not in copy.read(IDS)
+
+
+def test_a_session_larger_than_the_file_takes_is_refused(tmp_path: Path) -> None:
+    """Before it is in a log that could never be folded."""
+    store = SqliteStore(tmp_path / "state.db", time.time)
+    store.write(batch(IDS, [1] * 8, [0] * 8))
+    store._database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, (32 << 20) + 100)  # noqa: SLF001  # a gigabyte otherwise
+    with pytest.raises(StoreError, match=r"a session of \d+ bytes is larger than SQLite takes, 100"):
+        store.write(batch(IDS, [2] * 8, [1] * 8))
+    store._database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1 << 30)  # noqa: SLF001
+    assert store.read(IDS) == [batch(IDS, [1] * 8, [0] * 8).record(row) for row in range(8)]
+    store.close()
+    store.close()  # Again, it is nothing.
+
+
+def test_what_a_killed_process_left_is_on_the_disk_when_a_store_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last batch may be in memory only: whoever builds on it writes it again, and waits for the disk."""
+    store = _open(f"sqlite:{tmp_path}/state.db")
+    for epoch in (1, 2):
+        store.write(batch(IDS, [epoch] * 8, [epoch - 1] * 8))
+    done: list[str] = []
+    write, sync = os.pwritev, record_log._sync  # noqa: SLF001
+    monkeypatch.setattr(os, "pwritev", lambda *args: (done.append(f"write at {args[2]}"), write(*args))[1])
+    monkeypatch.setattr(record_log, "_sync", lambda file: (done.append("sync"), sync(file))[1])
+    with closing(_copy(tmp_path, tmp_path / "crashed")) as copy:
+        size = (tmp_path / "crashed" / "state.db-log").stat().st_size
+        assert done == [f"write at {size // 2}", "sync"]
+        # What SQLite had in its own log is in the file.
+        assert (tmp_path / "crashed" / "state.db-wal").stat().st_size == 0
+        assert copy.read(IDS) == [batch(IDS, [2] * 8, [1] * 8).record(row) for row in range(8)]
+    monkeypatch.undo()
+    store.close()
+
+
+def test_reasons_are_told_of_errors_that_there_are() -> None:
+    """Each name is one of SQLite's."""
+    assert all(hasattr(sqlite3, name) for name in sqlite_store._REASONS)  # noqa: SLF001
 
 
 def test_a_log_of_another_store_is_none_of_this_one(tmp_path: Path) -> None:
@@ -284,6 +362,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from records import batch
+from eddy.service import record_log, sqlite_store
 from eddy.service.sqlite_store import SqliteStore
 store = SqliteStore(Path(sys.argv[1]), time.time, max_log_sessions=300)
 ids = [number.to_bytes(16, "big") for number in range(400)]
