@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from records import batch
 
+from eddy.service import record_log
 from eddy.service.record_log import ENTRY, HEAD, LogDamaged, RecordLog
 
 SALT, OTHER = bytes(range(16)), bytes(range(1, 17))
@@ -163,6 +164,25 @@ def test_a_write_that_failed_is_written_over(tmp_path: Path, monkeypatch: pytest
     log.append(*_entries(NUM_BATCHES))
     log.close()
     assert _replay(path) == NUM_BATCHES + 1
+
+
+def test_a_batch_is_on_the_disk_when_it_has_been_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is written, and then waited for."""
+    done: list[str] = []
+    write, sync = os.pwritev, record_log._sync  # noqa: SLF001
+    monkeypatch.setattr(os, "pwritev", lambda *args: (done.append("write"), write(*args))[1])
+    monkeypatch.setattr(record_log, "_sync", lambda file: (done.append("sync"), sync(file))[1])
+    _write(tmp_path / "log")
+    assert done == ["write", "sync"] * NUM_BATCHES
+
+
+def test_a_batch_out_of_its_turn_is_none(tmp_path: Path) -> None:
+    """Whole, of this log, but not the one that comes next."""
+    path = tmp_path / "log"
+    ends = _write(path)
+    raw = path.read_bytes()
+    path.write_bytes(raw[: ends[0]] * 2)
+    assert _replay(path) == 1
 
 
 def test_a_write_in_parts_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
