@@ -126,7 +126,8 @@ def test_messages_do_not_wake_grpcs_event_engine(
         num_wakes = _num_wakes(server.process.pid, "event_engine") - before
         server.process.send_signal(signal.SIGTERM)
         _, log = server.process.communicate(timeout=20)
-    assert (num_wakes > num_steps // 2) == is_woken, num_wakes
+    # Awake for messages they wake four times a step; otherwise now and then, the more often the slower the machine is.
+    assert (num_wakes > 2 * num_steps) == is_woken, num_wakes
     assert "experiment" not in log
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import INPUTS, MODEL, OUTPUTS, STATES, batch, checkpoint
 
+from eddy.service import record_log
 from eddy.service.errors import ClientError, Reason
 from eddy.service.instruction_set import describe, instruction_set
 from eddy.service.kept import StoredReply
@@ -113,13 +114,16 @@ def test_the_format_is_what_the_documents_say() -> None:
 
 
 def test_the_page_has_the_fields_of_the_head() -> None:
-    """Offset, size and name of each, in order."""
+    """Offset, size and name of each, in order; of records, and of a batch in the SQLite store's log."""
     page = (Path(__file__).parents[2] / "docs" / "state.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d+) \| (\d+) \| `(\w+)` \|", page, re.MULTILINE)
-    fields = HEAD.fields
-    assert fields is not None
-    told = [(fields[name][1], fields[name][0].itemsize, name) for name in HEAD.names or ()]
-    assert [(int(offset), int(size), name) for offset, size, name in rows] == told
+    sections = re.split(r"^## ", page, flags=re.MULTILINE)
+    for title, head in (("Records, byte by byte", HEAD), ("The SQLite store's log, byte by byte", record_log.HEAD)):
+        (section,) = (section for section in sections if section.startswith(title))
+        rows = re.findall(r"^\| (\d+) \| (\d+) \| `(\w+)` \|", section, re.MULTILINE)
+        fields = head.fields
+        assert fields is not None
+        told = [(fields[name][1], fields[name][0].itemsize, name) for name in head.names or ()]
+        assert [(int(offset), int(size), name) for offset, size, name in rows] == told
 
 
 def _one() -> bytes:

@@ -1,6 +1,7 @@
 """The record log: what is told after a crash, a torn end and damage, byte by byte."""
 
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,60 @@ def test_all_that_was_appended_is_there_again(tmp_path: Path) -> None:
     log.append(*_entries(NUM_BATCHES))
     log.close()
     assert _replay(path) == NUM_BATCHES + 1
+
+
+def test_what_was_appended_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch is synchronised when it is written, and the folder when the file is there."""
+    done: list[str] = []
+    write, sync, sync_folder = os.pwritev, record_log._sync, os.fsync  # noqa: SLF001  # no power is lost at a test's wish
+
+    def note_folder(file: int) -> None:
+        assert (tmp_path / "log").exists()
+        done.append("folder" if stat.S_ISDIR(os.fstat(file).st_mode) else "file")
+        sync_folder(file)
+
+    monkeypatch.setattr(os, "pwritev", lambda *args: (done.append("write"), write(*args))[1])
+    monkeypatch.setattr(record_log, "_sync", lambda file: (done.append("sync"), sync(file))[1])
+    monkeypatch.setattr(os, "fsync", note_folder)
+    log = RecordLog(tmp_path / "log", SALT)
+    assert done == ["folder"]
+    for number in range(2):
+        done.clear()
+        log.append(*_entries(number))
+        assert done == ["write", "sync"]
+    log.close()
+
+
+def test_what_could_not_be_synchronised_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can tell whether it is on the disk: the next batch takes its place."""
+    path = tmp_path / "log"
+    ends = _write(path)
+    log = RecordLog(path, SALT)
+    assert len(list(log.replay())) == NUM_BATCHES
+
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record_log, "_sync", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            log.append(*_entries(NUM_BATCHES + 2))
+    assert log.num_bytes == ends[-1]
+    log.append(*_entries(NUM_BATCHES))
+    log.close()
+    assert _replay(path) == NUM_BATCHES + 1
+
+
+def test_each_batch_is_told_once_and_in_its_turn(tmp_path: Path) -> None:
+    """One that lies there again is not of the log; one that is missing before another is damage."""
+    path = tmp_path / "log"
+    ends = _write(path)
+    raw = path.read_bytes()
+    path.write_bytes(raw[: ends[0]] + raw[: ends[0]])
+    assert _replay(path) == 1
+    path.write_bytes(raw[: ends[0]] + raw[ends[1] :])
+    with pytest.raises(LogDamaged, match=f"damaged at byte {ends[0]}, a later batch lies at byte {ends[0]}"):
+        _replay(path)
 
 
 def test_a_torn_end_is_left_out(tmp_path: Path) -> None:
@@ -164,25 +219,6 @@ def test_a_write_that_failed_is_written_over(tmp_path: Path, monkeypatch: pytest
     log.append(*_entries(NUM_BATCHES))
     log.close()
     assert _replay(path) == NUM_BATCHES + 1
-
-
-def test_a_batch_is_on_the_disk_when_it_has_been_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is written, and then waited for."""
-    done: list[str] = []
-    write, sync = os.pwritev, record_log._sync  # noqa: SLF001
-    monkeypatch.setattr(os, "pwritev", lambda *args: (done.append("write"), write(*args))[1])
-    monkeypatch.setattr(record_log, "_sync", lambda file: (done.append("sync"), sync(file))[1])
-    _write(tmp_path / "log")
-    assert done == ["write", "sync"] * NUM_BATCHES
-
-
-def test_a_batch_out_of_its_turn_is_none(tmp_path: Path) -> None:
-    """Whole, of this log, but not the one that comes next."""
-    path = tmp_path / "log"
-    ends = _write(path)
-    raw = path.read_bytes()
-    path.write_bytes(raw[: ends[0]] * 2)
-    assert _replay(path) == 1
 
 
 def test_a_write_in_parts_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -362,7 +362,6 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from records import batch
-from eddy.service import record_log, sqlite_store
 from eddy.service.sqlite_store import SqliteStore
 store = SqliteStore(Path(sys.argv[1]), time.time, max_log_sessions=300)
 ids = [number.to_bytes(16, "big") for number in range(400)]
