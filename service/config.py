@@ -17,7 +17,8 @@ from eddy.service.address import Address, is_loopback
 _T = TypeVar("_T")
 
 VARIABLE_PREFIX = "EDDY_"
-_PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*@")
+# Up to the last @: it may stand in a password as it is. The Redis client takes one from the query, too.
+_PASSWORD = re.compile(r"(://[^:/]*:).*@|([?&]password=)[^&#]*", re.IGNORECASE)
 
 
 class ConfigError(ValueError):
@@ -278,7 +279,7 @@ class ModelConfig:
 
 def without_password(url: str) -> str:
     """A URL as people may see it: `redis://user:***@host`."""
-    return _PASSWORD.sub(r"\1***@", url)
+    return _PASSWORD.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", url)
 
 
 @dataclass(frozen=True, slots=True)

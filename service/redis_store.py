@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qs, urlencode, urlsplit, urlunsplit
 
 import numpy as np
 import redis
@@ -98,7 +98,7 @@ class RedisStore:
         prefix = query.pop("prefix", [_PREFIX])[-1]
         self._prefix = f"{prefix}:".encode()
         # For people: never with the password.
-        self._name = f"{parts.scheme}://{parts.hostname or 'localhost'}:{parts.port or 6379}{parts.path}"
+        self._name = f"{parts.scheme}://{_place(parts)}"
         try:
             self._redis: Any = redis.Redis.from_url(
                 urlunsplit(parts._replace(query=urlencode(query, doseq=True))),
@@ -224,6 +224,22 @@ class RedisStore:
 
     def _error(self, why: str) -> StoreError:
         return StoreError(f"state store {self._name}: {why}")
+
+
+def _place(parts: SplitResult) -> str:
+    """Host, port and database of a URL.
+
+    Raises:
+        StoreError: what there is in their places may be a part of a password.
+    """
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if port == -1 or "@" in parts.path:
+        why = "expected HOST:PORT/DB; write the characters / ? # @ of a name or password as %2F %3F %23 %40"
+        raise StoreError(f"state store {parts.scheme}://...: its URL is wrong: {why}")
+    return f"{parts.hostname or 'localhost'}:{port or 6379}{parts.path}"
 
 
 def _why(error: Exception) -> str:

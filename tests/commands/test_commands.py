@@ -202,3 +202,34 @@ def test_load_and_unload_on_a_server(repository: Path, capsys: pytest.CaptureFix
         assert "not an ONNX file" in capsys.readouterr().err
         assert main(["models", "unload", "nobody", "--target", target]) == 1
         assert "'nobody'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:secret@host:1/0", "redis://user:***@host:1/0"),
+        ("rediss://:secret@host", "rediss://:***@host"),
+        ("redis://user:se@cret@host/0", "redis://user:***@host/0"),
+        ("redis://us@er:secret@host/0", "redis://us@er:***@host/0"),
+        ("redis://user:se/cret@host/0", "redis://user:***@host/0"),
+        ("redis://host/0?password=secret&prefix=a", "redis://host/0?password=***&prefix=a"),
+        ("redis://host:1/0?prefix=a", "redis://host:1/0?prefix=a"),
+        ("sqlite:state.db", "sqlite:state.db"),
+    ],
+)
+def test_the_state_stores_password_is_not_shown(url: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`eddy config` says where the state store is, and `***` for its password, wherever in the URL that stands."""
+    assert main(["config", "--state-store", url, "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["state.store"]["value"] == shown
+    assert main(["config", "--state-store", url]) == 0
+    said = capsys.readouterr()
+    assert shown[:12] in said.out
+    assert not [part for part in ("secret", "cret@", "se/", "se@") if part in said.out]
+
+
+def test_a_wrong_state_store_is_refused_without_its_password(capsys: pytest.CaptureFixture[str]) -> None:
+    """What came is in the message, but for the password."""
+    assert main(["config", "--state-store", "redi://user:secret@host"]) == 2
+    said = capsys.readouterr()
+    assert "redi://user:***@host" in said.err and "secret" not in said.out + said.err

@@ -52,6 +52,14 @@ def test_nobody_there_is_an_error_without_the_password() -> None:
     assert "secret" not in caught.value.message
 
 
+@pytest.mark.parametrize("password", ["se/cret", "se?cret", "se#cret", "1/cret"])
+def test_a_url_that_cannot_be_read_is_an_error_without_the_password(password: str) -> None:
+    """What stands in it as it is and ends the host's part is told how to write."""
+    with pytest.raises(StoreError, match="its URL is wrong") as caught:
+        open_store(f"redis://user:{password}@127.0.0.1:1/0")
+    assert not [part for part in ("cret", "se/", "'se'") if part in caught.value.message]
+
+
 def test_who_never_answers_is_an_error() -> None:
     """After the time that the URL's query allows."""
     with socket.socket() as silent:
