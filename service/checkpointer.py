@@ -109,8 +109,8 @@ class Checkpointer:
         # Changed on the event loop only.
         self._asked: list[_Asked] = []
         self._due: deque[np.ndarray] = deque()
-        # Sessions to delete, and those that the write under way deletes: the epoch that the store has them under, 0
-        # when it has none yet.
+        # Sessions to delete, and those that the write under way deletes: the epoch that the store has them under as far
+        # as is known; what this process wrote last and had no answer to goes, too.
         self._deletions: dict[bytes, int] = {}
         self._deleting: dict[bytes, int] = {}
         # The store's, when it was last written to.
@@ -259,12 +259,12 @@ class Checkpointer:
         def carry_out(store: StateStore) -> tuple[list[np.ndarray], int, str]:
             batches = [encode(checkpoint) for checkpoint in checkpoints]
             outcomes = [store.write(batch) for batch in batches]
-            known = {session_id: epoch for session_id, epoch in deletions.items() if epoch}
-            if known:
-                store.delete(list(known), np.fromiter(known.values(), np.uint32, len(known)))
+            if deletions:
+                epochs = np.fromiter(deletions.values(), np.uint32, len(deletions))
+                store.delete(list(deletions), epochs, self._writer)
             if is_purge:
                 store.purge(now)
-            if not batches and not known:
+            if not batches and not deletions:
                 store.read([bytes(SESSION_ID_BYTES)])  # Whether it is there.
             return outcomes, sum(len(batch.data) for batch in batches), store.generation()
 

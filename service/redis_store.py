@@ -68,11 +68,13 @@ end
 return table.concat(outcomes)
 """
 _DELETE = f"""
-local prefix, ids, epochs = unpack(ARGV)
+local prefix, ids, epochs, writer = unpack(ARGV)
 local deleted = 0
 for i = 0, #ids / 32 - 1 do
   local key = prefix .. string.sub(ids, i * 32 + 1, i * 32 + 32)
-  if redis.call('GETRANGE', key, {_EPOCH}, {_EPOCH + 3}) == string.sub(epochs, i * 4 + 1, i * 4 + 4) then
+  local found = redis.call('GETRANGE', key, 0, {_WRITER + 7})
+  if string.sub(found, {_EPOCH + 1}, {_EPOCH + 4}) == string.sub(epochs, i * 4 + 1, i * 4 + 4)
+    or string.sub(found, {_WRITER + 1}) == writer then
     deleted = deleted + redis.call('DEL', key)
   end
 end
@@ -163,11 +165,18 @@ class RedisStore:
         with self._failing():
             return list(self._redis.mget([self._prefix + each.hex().encode() for each in session_ids]))
 
-    def delete(self, session_ids: Sequence[bytes], epochs: np.ndarray) -> int:
+    def delete(self, session_ids: Sequence[bytes], epochs: np.ndarray, writer: int = 0) -> int:
         """See `StateStore`."""
         ids, raw = b"".join(session_ids).hex(), epochs.astype("<u4").tobytes()
+        # Nobody is of no record's length.
+        mine = writer.to_bytes(8, "little") if writer else b"nobody"
         pieces = [
-            (self._prefix, ids[first * 32 : (first + _PIECE_ROWS) * 32], raw[first * 4 : (first + _PIECE_ROWS) * 4])
+            (
+                self._prefix,
+                ids[first * 32 : (first + _PIECE_ROWS) * 32],
+                raw[first * 4 : (first + _PIECE_ROWS) * 4],
+                mine,
+            )
             for first in range(0, len(session_ids), _PIECE_ROWS)
         ]
         with self._failing():

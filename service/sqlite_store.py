@@ -191,12 +191,13 @@ class SqliteStore:
                     records[rows[index]] = record
         return records
 
-    def delete(self, session_ids: Sequence[bytes], epochs: np.ndarray) -> int:
+    def delete(self, session_ids: Sequence[bytes], epochs: np.ndarray, writer: int = 0) -> int:
         """See `StateStore`."""
         with self._failing():
             self._make_room(len(session_ids))
             numbers, known = self._look(list(session_ids))
-            rows = np.flatnonzero((known["expires_at"] > self._clock()) & (known["epoch"] == epochs))
+            is_mine = (known["epoch"] == epochs) | (known["writer"] == np.uint64(writer)) & (writer != 0)
+            rows = np.flatnonzero((known["expires_at"] > self._clock()) & is_mine)
             if len(rows):
                 entries = np.zeros(len(rows), ENTRY)
                 entries["session_id"] = [np.void(session_ids[row]) for row in rows.tolist()]

@@ -52,8 +52,11 @@ class StateStore(Protocol):
     def read(self, session_ids: Sequence[bytes]) -> list[bytes | None]:
         """The records of B sessions; None for those that are not there or have expired."""
 
-    def delete(self, session_ids: Sequence[bytes], epochs: np.ndarray) -> int:
-        """Deletes the records whose epoch is the one given, `epochs` uint32 [B]; how many there were."""
+    def delete(self, session_ids: Sequence[bytes], epochs: np.ndarray, writer: int = 0) -> int:
+        """Deletes the records whose epoch is the one given, `epochs` uint32 [B]; how many there were.
+
+        Those that `writer` wrote, 0: nobody, go under whatever epoch: it may not know of the last one.
+        """
 
     def purge(self, now: float) -> int:
         """Deletes what has expired by `now`, unix seconds, where the store does not by itself; how many there were."""

@@ -92,11 +92,16 @@ class StoreMachine(RuleBasedStateMachine):
         expected = [found.record if (found := self.kept.get(each)) else None for each in ids]
         assert self.store.read(ids) == expected
 
-    @rule(ids=st.lists(st.sampled_from(IDS), max_size=4, unique=True), epoch=st.integers(1, 4))
-    def delete(self, ids: list[bytes], epoch: int) -> None:
-        """What is of the epoch goes, what is of another stays."""
-        doomed = [each for each in ids if each in self.kept and self.kept[each].epoch == epoch]
-        assert self.store.delete(ids, np.full(len(ids), epoch, np.uint32)) == len(doomed)
+    @rule(
+        ids=st.lists(st.sampled_from(IDS), max_size=4, unique=True),
+        epoch=st.integers(0, 4),
+        writer=st.integers(0, 2),
+    )
+    def delete(self, ids: list[bytes], epoch: int, writer: int) -> None:
+        """What is of the epoch or of the writer goes, what is of others stays."""
+        present = [(each, self.kept[each]) for each in ids if each in self.kept]
+        doomed = [each for each, found in present if found.epoch == epoch or found.writer == writer]
+        assert self.store.delete(ids, np.full(len(ids), epoch, np.uint32), writer) == len(doomed)
         for each in doomed:
             del self.kept[each]
 
