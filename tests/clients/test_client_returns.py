@@ -270,3 +270,36 @@ def test_a_server_that_is_drained_beside_another_one(repository: Path) -> None:
                 assert second.host.table.num_sessions == 1
 
     run(scenario())
+
+
+def test_a_cut_between_closing_a_batch_and_the_answer(repository: Path, tmp_path: Path) -> None:
+    """Nothing of it is left in the server or its store, its caller is told nothing, and the next batch begins anew."""
+
+    async def scenario() -> None:
+        state = {"store": f"sqlite:{tmp_path}/store", "checkpoint_seconds": 1000.0, "max_lag_seconds": 1e6}
+        async with (
+            serve(configure(repository, state=state)) as loopback,
+            BadNetwork(loopback.server.port).serve() as network,
+            Client(f"127.0.0.1:{network.port}", patience=impatient()) as client,
+        ):
+            table, durability = loopback.host.table, loopback.host.durability
+            assert durability is not None
+            batch, session = await client.open_batch("history", 3), await client.open("history")
+            await asyncio.gather(batch.step([1, 2, 3]), session.step(7))
+            network.may_answer.clear()
+            closing = asyncio.create_task(batch.close())
+            await until(lambda: table.num_sessions == 1)
+            network.cut()
+            await closing
+            await batch.close()
+            with pytest.raises(SessionEnded):
+                await batch.step([1, 2, 3])
+            assert await session.step(8) == 78
+            again = await client.open_batch("history", 3)
+            assert (await again.step([4, 5, 6])).tolist() == [4, 5, 6]
+            assert table.num_sessions == 4
+            # Whatever was written since, the deletions went with it.
+            assert await durability.store.call(lambda store: store.read(batch.ids)) == [None] * 3
+            assert await durability.store.call(lambda store: store.count()) == 4
+
+    run(scenario())

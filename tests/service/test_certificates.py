@@ -17,6 +17,7 @@ from prometheus_client.registry import CollectorRegistry
 
 from eddy import Client, SyncClient, Tls
 from eddy.clients.errors import Disconnected, InvalidInput
+from eddy.service import polling
 from eddy.service.address import Address
 from eddy.service.certificates import CertificateError, CertificateFiles
 from eddy.service.host import Host
@@ -38,9 +39,9 @@ def pair(authorities: tuple[Authority, Authority], tmp_path: Path) -> Pair:
 
 
 @asynccontextmanager
-async def _serving(repository: Path, files: CertificateFiles) -> AsyncIterator[str]:
+async def _serving(repository: Path, files: CertificateFiles, **server: object) -> AsyncIterator[str]:
     """A server with TLS; gives its target."""
-    config = configure(repository)
+    config = configure(repository, server=server)
     host = Host(config)
     host.load()
     server = Server(config, host, files)
@@ -191,6 +192,49 @@ def test_bad_files_at_the_start(pair: Pair, authorities: tuple[Authority, Author
     for certificate, key, client_ca, complaint in cases:
         with pytest.raises(CertificateError, match=complaint):
             CertificateFiles(certificate, key, client_ca)
+
+
+def test_a_closed_loop_is_polled_for(
+    repository: Path, pair: Pair, authorities: tuple[Authority, Authority], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the event loop looks for a lone session's next step and never sleeps, TLS goes on, in both directions.
+
+    Also the handshake of another client, whose session then takes its turns with the first one.
+    """
+    monkeypatch.setattr(polling, "_num_processors", lambda: 2)
+    looks = [0]
+    look = polling._let_others_run  # noqa: SLF001  what the event loop does instead of sleeping
+
+    def counted() -> None:
+        looks[0] += 1
+        look()
+
+    monkeypatch.setattr(polling, "_let_others_run", counted)
+    tls = Tls(authorities[0].certificate)
+
+    async def scenario() -> None:
+        files = CertificateFiles(pair.certificate, pair.key, None)
+        # Far longer than any step takes: from the second one on it does not sleep until the end.
+        async with (
+            _serving(repository, files, busy_poll_seconds=60.0) as target,
+            Client(target, tls=tls) as client,
+            Client(target, tls=tls) as other,
+        ):
+            session = await client.open("history")
+            for position in range(1, 16):
+                assert await session.step(1) == int("1" * position)
+            before = looks[0]
+            assert before, "it was not polled for"
+            assert await session.step(1) == int("1" * 16)
+            assert looks[0] > before
+            second = await other.open("history")
+            for position in range(1, 10):
+                assert await second.step(2) == int("2" * position)
+            assert await session.step(1) == int("1" * 17)
+            large = await session.step([0] * 100)
+            assert len(large) == 100
+
+    _run(scenario())
 
 
 def test_http_with_certificates(pair: Pair, authorities: tuple[Authority, Authority]) -> None:

@@ -164,3 +164,46 @@ def test_a_primed_session_needs_every_state(models: Path) -> None:
             assert (await _step(running, again, np.array([1, 2]))).tolist() == [107, 121]
 
     asyncio.run(scenario())
+
+
+def test_a_reset_that_is_refused_leaves_the_session_as_it_was(models: Path, tmp_path: Path) -> None:
+    """Epoch, position, durable position, the record in the store, handle and state are those of before."""
+
+    async def scenario() -> None:
+        inputs = LSTM.example(np.random.default_rng(2), 6)[0]
+        name, shape = LSTM.states[0].name, (1, *LSTM.states[0].shape)
+        state = {"store": f"sqlite:{tmp_path}/store", "checkpoint_seconds": 1000.0, "max_lag_seconds": 1e6}
+        async with serve(configure(models, state=state)) as running, running.stream() as client:
+            opened, twin = await client.open("lstm"), await client.open("lstm")
+            (handle,), (other,) = (np.frombuffer(each.handles, "<u8").tolist() for each in (opened, twin))
+            rows = running.host.table.rows_of(np.frombuffer(opened.handles, "<u8"))
+            durability = running.host.durability
+            assert durability is not None
+            for mine in (handle, other):
+                await client.step(LSTM, [mine], [0], inputs[None, :2])
+            await running.host.persistence.persist(rows)
+            await client.step(LSTM, [handle, other], [2, 2], np.stack([inputs[2:3]] * 2))
+
+            async def standing() -> tuple[object, ...]:
+                request = sessions_pb2.GetSessionRequest(session_id=opened.session_ids[0])
+                found = await running.unary("SessionService/GetSession", request, sessions_pb2.GetSessionResponse)
+                stored = await durability.store.call(lambda store: store.read(opened.session_ids))
+                each = found.session
+                return each.epoch, each.next_position, each.durable_position, each.durable, stored
+
+            before = await standing()
+            assert before[1:4] == (3, 2, True)
+            for values, reason in (
+                (np.full(shape, np.nan, np.float32), Reason.NON_FINITE),
+                (np.full(shape, np.inf, np.float32), Reason.NON_FINITE),
+                (np.zeros((2, *shape[1:]), np.float32), Reason.INVALID_SHAPE),
+                (np.zeros(shape, np.int64), Reason.INVALID_DTYPE),
+            ):
+                detail = await _refusal(running, opened.session_ids[0], [tensor(name, values)])
+                assert detail.reason == reason, detail
+                assert await standing() == before
+            answers = [await client.step(LSTM, [mine], [3], inputs[None, 3:]) for mine in (handle, other)]
+            assert not answers[0].errors
+            assert answers[0].outputs[0].data == answers[1].outputs[0].data
+
+    asyncio.run(scenario())
