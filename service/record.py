@@ -9,11 +9,12 @@ Dimension key: B sessions, E kept replies of all of them.
 
 from __future__ import annotations
 
-import zlib
 from math import isfinite
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
+from eddy.service import alignment
 from eddy.service.errors import ClientError, Detail, Reason, invalid
 from eddy.service.kept import StoredReply
 from eddy.service.record_format import (
@@ -61,7 +62,7 @@ def encode(checkpoint: Checkpoint) -> Batch:
     table["position"], table["num_steps"], table["num_bytes"] = replies.positions, replies.num_steps, replies.num_bytes
     tables, kept = table.view(np.uint8), replies.gather()
     # 3. Records whose parts are equally long are the rows of one array.
-    data = np.empty(int(sizes.sum()), np.uint8)
+    data = alignment.empty(int(sizes.sum()))
     shapes = np.stack([state_bytes, table_bytes, data_bytes], axis=1)
     groups = _alike(shapes)
     for rows in groups:
@@ -141,11 +142,10 @@ def _place(data: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, rows: np.nd
 
 def _seal(data: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> None:
     """Writes every record's checksum into its last bytes."""
-    view, checksum = data.data, zlib.crc32
     ends = offsets + sizes - CHECKSUM_BYTES
-    sums = [checksum(view[start:end]) for start, end in zip(offsets.tolist(), ends.tolist(), strict=True)]
-    places = ends[:, None] + np.arange(CHECKSUM_BYTES)
-    data[places] = np.array(sums, "<u4")[:, None].view(np.uint8).reshape(-1, CHECKSUM_BYTES)
+    bodies = map(data.data.__getitem__, map(slice, offsets.tolist(), ends.tolist()))
+    sums = np.fromiter(map(crc32, bodies), "<u4", len(sizes))
+    data[ends[:, None] + np.arange(CHECKSUM_BYTES)] = sums.view(np.uint8).reshape(-1, CHECKSUM_BYTES)
 
 
 def decode(data: bytes, field: str = "snapshot") -> Record:
@@ -175,7 +175,7 @@ def _decode(data: bytes, field: str) -> Record:
     if int(head["size"]) != len(data):
         raise Damaged(f"it has {len(data)} bytes, its head says {head['size']}")
     body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-    if zlib.crc32(body) != int.from_bytes(checksum, "little"):
+    if crc32(body) != int.from_bytes(checksum, "little"):
         raise Damaged("its checksum is another")
     if int(head["version"]) != VERSION:
         raise invalid(Reason.SNAPSHOT_VERSION, field, f"format version {head['version']}", f"version {VERSION}")

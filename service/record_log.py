@@ -4,19 +4,25 @@ Owns the file, its format (docs/state.md has it byte by byte) and the telling of
 what a session is, what becomes of the log's contents, or epochs. Whoever has the log keeps its salt, and begins it anew
 by another one: what was appended under an earlier salt is no longer in it, and is written over.
 
+Batches are written past the page cache (`O_DIRECT`), where the file system can: what is written every second and hardly
+ever read takes neither a copy nor memory there. So they and their records begin at pages.
+
 Dimension key: B entries of a batch.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
+from eddy.service import alignment
+from eddy.service.alignment import PAGE_BYTES
 from eddy.service.record_format import CHECKSUM_BYTES
 
 SALT_BYTES = 16
@@ -35,8 +41,9 @@ ENTRY = np.dtype(
         ("checksum", "<u4"),
     ]
 )
-# Darwin has no fdatasync.
+# Darwin has neither.
 _sync = getattr(os, "fdatasync", os.fsync)
+_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class LogDamaged(Exception):
@@ -71,8 +78,11 @@ class RecordLog:
         self._last = self._end = 0
         self._next_number = 0
         self._is_open = True
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Read by the page cache, in whatever pieces; written by another number.
+        self._file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._out = -1
         try:
+            self._out = _open_direct(path)
             if os.fstat(self._file).st_mode & 0o777 != mode:
                 os.fchmod(self._file, mode)
             _sync_folder(path.parent)
@@ -100,8 +110,10 @@ class RecordLog:
         self._look_behind_end()
         if self._end:
             # Written again, because a page that could not be written counts as written when that has been told once.
-            self._write((self.read(self._last, self._end - self._last),), self._last)
-            _sync(self._file)
+            end = min(self._end, os.fstat(self._file).st_size)
+            again = np.frombuffer(self.read(self._last, end - self._last), np.uint8)
+            self._write(_whole_pages(again), self._last)
+            _sync(self._out)
 
     def append(self, entries: np.ndarray, data: np.ndarray) -> np.ndarray:
         """Writes a batch to the disk; the offsets of its records, int64 [B].
@@ -120,20 +132,21 @@ class RecordLog:
         head = np.zeros(1, HEAD)
         head["salt"], head["number"] = np.void(self._salt), self._next_number
         head["num_bytes"], head["num_entries"] = len(data), len(entries)
-        table = entries.tobytes()
-        head["checksum"] = zlib.crc32(table, zlib.crc32(head.tobytes()))
-        self._write((head.tobytes(), table, data.data), self._end)
-        _sync(self._file)
-        start = self._end + len(table) + HEAD.itemsize
-        self._end = start + len(data)
+        table = entries.view(np.uint8)
+        head["checksum"] = crc32(table.data, crc32(head.tobytes()))
+        front = _whole_pages(np.concatenate((head.view(np.uint8), table)))
+        self._write((*front, *_whole_pages(data)), self._end)
+        _sync(self._out)
+        start = self._end + _table_bytes(len(entries))
+        self._end = start + alignment.padded(len(data))
         self._next_number += 1
         return start + ends - entries["size"].astype(np.int64)
 
-    def _write(self, parts: tuple[bytes | memoryview, ...], at: int) -> None:
-        """Writes all of `parts`, one behind the other."""
-        left = [memoryview(part) for part in parts]
+    def _write(self, parts: tuple[np.ndarray, ...], at: int) -> None:
+        """Writes all of `parts`, whole pages, one behind the other."""
+        left = [part.data for part in parts]
         while left:
-            num_bytes = os.pwritev(self._file, left, at)
+            num_bytes = os.pwritev(self._out, left, at)
             at += num_bytes
             while left and num_bytes >= len(left[0]):
                 num_bytes -= len(left.pop(0))
@@ -163,50 +176,48 @@ class RecordLog:
     def _read_batch(self) -> LoggedBatch | None:
         """The batch at the end, which then is behind it; None where there is no whole one."""
         length = os.fstat(self._file).st_size
-        start = self._end + HEAD.itemsize
-        if start > length:
+        head = self._read_head(self._end, length)
+        if head is None or head["salt"].tobytes() != self._salt or int(head["number"]) != self._next_number:
             return None
-        head = np.frombuffer(self.read(self._end, HEAD.itemsize), HEAD)[0]
-        num_bytes, table_bytes = int(head["num_bytes"]), int(head["num_entries"]) * ENTRY.itemsize
-        is_next = head["salt"].tobytes() == self._salt and int(head["number"]) == self._next_number
-        if not is_next or start + table_bytes + num_bytes > length:
+        num_bytes, num_entries = int(head["num_bytes"]), int(head["num_entries"])
+        start = self._end + _table_bytes(num_entries)
+        if start + num_bytes > length:
             return None
-        table = self.read(start, table_bytes)
-        if not _is_whole(head, table):
-            return None
-        entries = np.frombuffer(table, ENTRY)
+        entries = np.frombuffer(self.read(self._end + HEAD.itemsize, num_entries * ENTRY.itemsize), ENTRY)
         sizes = entries["size"].astype(np.int64)
         ends = np.cumsum(sizes)
-        if (ends[-1] if len(ends) else 0) != num_bytes or not _are_whole(
-            entries, self.read(start + table_bytes, num_bytes)
-        ):
+        if (ends[-1] if len(ends) else 0) != num_bytes or not _are_whole(entries, self.read(start, num_bytes)):
             return None
-        self._last, self._end = self._end, start + table_bytes + num_bytes
+        self._last, self._end = self._end, start + alignment.padded(num_bytes)
         self._next_number += 1
-        return LoggedBatch(entries, start + table_bytes + ends - sizes)
+        return LoggedBatch(entries, start + ends - sizes)
+
+    def _read_head(self, at: int, length: int) -> np.void | None:
+        """The head of the batch at `at` in a file of `length` bytes; None where it and its entries are not whole."""
+        first = at + HEAD.itemsize
+        if first > length:
+            return None
+        head: np.void = np.frombuffer(self.read(at, HEAD.itemsize), HEAD)[0]
+        table_bytes = int(head["num_entries"]) * ENTRY.itemsize
+        if first + table_bytes > length:
+            return None
+        plain = head.copy()
+        plain["checksum"] = 0
+        checksum = crc32(self.read(first, table_bytes), crc32(plain.tobytes()))
+        return head if checksum == int(head["checksum"]) else None
 
     def _look_behind_end(self) -> None:
         """Batches were written one after the other: where one lies behind the end, what is before it is damaged."""
-        at, kept = self._end, b""
-        while part := os.pread(self._file, _LOOK_BYTES, at):
-            window, begin = kept + part, at - len(kept)
-            place = window.find(self._salt)
-            while place >= 0:
-                if self._is_later(begin + place):
-                    raise LogDamaged(f"damaged at byte {self._end}, a later batch lies at byte {begin + place}")
-                place = window.find(self._salt, place + 1)
-            kept, at = window[1 - SALT_BYTES :], at + len(part)
-
-    def _is_later(self, at: int) -> bool:
-        """A batch's head that is whole lies there, of a later batch than the last one that was read."""
-        raw = os.pread(self._file, HEAD.itemsize, at)
-        if len(raw) < HEAD.itemsize:
-            return False
-        head = np.frombuffer(raw, HEAD)[0]
-        table_bytes = int(head["num_entries"]) * ENTRY.itemsize
-        if int(head["number"]) <= self._next_number or at + table_bytes > os.fstat(self._file).st_size:
-            return False
-        return _is_whole(head, os.pread(self._file, table_bytes, at + HEAD.itemsize))
+        length = os.fstat(self._file).st_size
+        for at in range(self._end, length, _LOOK_BYTES):
+            piece = self.read(at, min(_LOOK_BYTES, length - at))
+            for page in range(0, len(piece), PAGE_BYTES):
+                # Most are none, which is told without reading on.
+                if not piece.startswith(self._salt, page):
+                    continue
+                head = self._read_head(at + page, length)
+                if head is not None and int(head["number"]) > self._next_number:
+                    raise LogDamaged(f"damaged at byte {self._end}, a later batch lies at byte {at + page}")
 
     def remove(self) -> None:
         """Lets go of the file and removes it: nothing in it is needed any more."""
@@ -218,16 +229,35 @@ class RecordLog:
         if self._is_open:
             self._is_open = False
             os.close(self._file)
+            if self._out >= 0:
+                os.close(self._out)
 
 
 _LOOK_BYTES = 1 << 20
 
 
-def _is_whole(head: np.void, table: bytes) -> bool:
-    """A batch's head and its entries are as they were written."""
-    plain = head.copy()
-    plain["checksum"] = 0
-    return zlib.crc32(table, zlib.crc32(plain.tobytes())) == int(head["checksum"])
+def _open_direct(path: Path) -> int:
+    """The file for writing, past the page cache where its file system can."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC | _DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not _DIRECT:
+            raise
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+
+
+def _table_bytes(num_entries: int) -> int:
+    """From a batch's begin to its records."""
+    return alignment.padded(HEAD.itemsize + num_entries * ENTRY.itemsize)
+
+
+def _whole_pages(data: np.ndarray) -> tuple[np.ndarray, ...]:
+    """`data`, uint8, and zeros up to the next page, in pieces that begin at pages; copied only where they do not."""
+    num_whole = len(data) // PAGE_BYTES * PAGE_BYTES if alignment.begins_at_page(data) else 0
+    rest = alignment.empty(alignment.padded(len(data) - num_whole))
+    rest[: len(data) - num_whole] = data[num_whole:]
+    rest[len(data) - num_whole :] = 0
+    return tuple(part for part in (data[:num_whole], rest) if len(part))
 
 
 def _are_whole(entries: np.ndarray, data: bytes) -> bool:
@@ -236,9 +266,7 @@ def _are_whole(entries: np.ndarray, data: bytes) -> bool:
     for size, checksum in zip(entries["size"].tolist(), entries["checksum"].tolist(), strict=True):
         begin, end = end, end + size
         body = view[begin : end - CHECKSUM_BYTES]
-        if size and (
-            zlib.crc32(body) != checksum or view[end - CHECKSUM_BYTES : end] != checksum.to_bytes(4, "little")
-        ):
+        if size and (crc32(body) != checksum or view[end - CHECKSUM_BYTES : end] != checksum.to_bytes(4, "little")):
             return False
     return True
 

@@ -28,8 +28,8 @@ from eddy.service.record_index import PLACE, RecordIndex
 from eddy.service.record_log import ENTRY, SALT_BYTES, LogDamaged, RecordLog
 from eddy.service.store import Outcome, StoreError
 
-SCHEMA_VERSION = 2
-# Version 1 had no log; a file of it is taken over.
+SCHEMA_VERSION = 3
+# Version 1 had no log; a file of it is taken over. Version 2 was in no release: its log began at no pages.
 _SCHEMA_WITHOUT_LOG = 1
 _APPLICATION_ID = 0x45444459  # "EDDY"
 # A few records a page; SQLite's usual 4,096 bytes hold two of LSTM 128 and leave a quarter empty.
@@ -181,6 +181,8 @@ class SqliteStore:
         with self._failing():
             numbers = self._index.find(list(session_ids))
             logged = np.flatnonzero(numbers >= 0)
+            # In the order of the file, which the operating system reads ahead.
+            logged = logged[np.argsort(self._index.places["offset"][numbers[logged]])]
             places = self._index.places[numbers[logged]]
             for row, place in zip(logged.tolist(), places, strict=True):
                 if place["expires_at"] > now:

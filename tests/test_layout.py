@@ -17,6 +17,7 @@ RANKS = {
     for rank, names in enumerate(
         (
             (
+                "alignment",
                 "errors",
                 "histogram",
                 "index",

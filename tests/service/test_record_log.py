@@ -1,5 +1,6 @@
 """The record log: what is told after a crash, a torn end and damage, byte by byte."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from records import batch
 
 from eddy.service import record_log
+from eddy.service.alignment import PAGE_BYTES
 from eddy.service.record_log import ENTRY, HEAD, LogDamaged, RecordLog
 
 SALT, OTHER = bytes(range(16)), bytes(range(1, 17))
@@ -36,6 +38,15 @@ def _write(path: Path, salt: bytes = SALT) -> list[int]:
         ends.append(log.num_bytes)
     log.close()
     return ends
+
+
+def _places(number: int, begin: int) -> list[int]:
+    """Of a batch that begins at `begin`: bytes that mean something, of records every fifth; the others fill pages."""
+    entries, data = _entries(number)
+    assert HEAD.itemsize + entries.nbytes < PAGE_BYTES
+    records = begin + PAGE_BYTES
+    table_end = begin + HEAD.itemsize + entries.nbytes
+    return [*range(begin, table_end), *range(records, records + len(data), 5), records + len(data) - 1]
 
 
 def _replay(path: Path, salt: bytes = SALT) -> int:
@@ -66,6 +77,42 @@ def test_all_that_was_appended_is_there_again(tmp_path: Path) -> None:
     log.append(*_entries(NUM_BATCHES))
     log.close()
     assert _replay(path) == NUM_BATCHES + 1
+
+
+def test_a_file_system_that_wants_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses to write past it: the log is the same byte by byte. Any other refusal is an error."""
+    opened, reason = os.open, errno.EINVAL
+
+    def refuse(path: Path, flags: int, *mode: int) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(reason, "no")
+        return opened(path, flags, *mode)
+
+    direct, buffered = tmp_path / "direct", tmp_path / "buffered"
+    ends = _write(direct)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        assert _write(buffered) == ends
+        assert _replay(buffered) == NUM_BATCHES
+        reason = errno.EACCES
+        with pytest.raises(OSError, match="no"):
+            RecordLog(buffered, SALT)
+    assert buffered.read_bytes() == direct.read_bytes()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_records_that_begin_at_no_page_are_the_same(tmp_path: Path, first: int) -> None:
+    """Whether they are written from where they lie, or from a copy of them."""
+    room = np.random.default_rng(3).integers(0, 256, 4 * PAGE_BYTES, np.uint8)
+    begin = -room.ctypes.data % PAGE_BYTES + first
+    data = room[begin : begin + 2 * PAGE_BYTES + 100]
+    entries = np.zeros(1, ENTRY)
+    entries["size"] = len(data)
+    log = RecordLog(tmp_path / "log", SALT)
+    (offset,) = log.append(entries, data)
+    assert log.read(int(offset), len(data)) == data.tobytes()
+    assert log.num_bytes == 4 * PAGE_BYTES == (tmp_path / "log").stat().st_size
+    log.close()
 
 
 def test_what_was_appended_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +174,11 @@ def test_a_torn_end_is_left_out(tmp_path: Path) -> None:
     path, whole = tmp_path / "log", tmp_path / "whole"
     ends = _write(whole)
     raw = whole.read_bytes()
-    for cut in range(ends[-2], ends[-1]):
+    places = _places(NUM_BATCHES - 1, ends[-2])
+    path.write_bytes(raw[: places[-1] + 1])
+    # The disk may have the last page in part.
+    assert _replay(path) == NUM_BATCHES
+    for cut in places:
         path.write_bytes(raw[:cut])
         assert _replay(path) == NUM_BATCHES - 1, cut
         path.write_bytes(raw[:cut] + bytes(ends[-1] - cut))
@@ -147,7 +198,7 @@ def test_records_of_an_earlier_batch_are_none_of_a_later_one(tmp_path: Path) -> 
     log.append(entries, newer.data)
     log.close()
     raw = path.read_bytes()
-    path.write_bytes(raw[: len(raw) - len(data)] + data.tobytes())
+    path.write_bytes(raw[: middle + PAGE_BYTES] + data.tobytes())
     log = RecordLog(path, SALT)
     assert len(list(log.replay())) == 1
     assert log.num_bytes == middle
@@ -160,7 +211,7 @@ def test_damage_is_told_from_a_torn_end(tmp_path: Path, number: int) -> None:
     path, whole = tmp_path / "log", tmp_path / "whole"
     ends = _write(whole)
     raw = bytearray(whole.read_bytes())
-    for at in range(ends[number - 1] if number else 0, ends[number]):
+    for at in _places(number, ends[number - 1] if number else 0):
         raw[at] ^= 0x11
         path.write_bytes(raw)
         raw[at] ^= 0x11
@@ -172,11 +223,11 @@ def test_damage_is_told_from_a_torn_end(tmp_path: Path, number: int) -> None:
 
 
 def test_what_lies_behind_the_end_is_found_wherever_it_lies(tmp_path: Path) -> None:
-    """Also across the borders of what is read at once."""
+    """At any page, also across the borders of what is read at once."""
     path = tmp_path / "log"
     ends = _write(path)
     raw = path.read_bytes()
-    for gap in ((1 << 20) - 40, (1 << 20) - 8, 1 << 20, 3 << 20):
+    for gap in (PAGE_BYTES, (1 << 20) - PAGE_BYTES, 1 << 20, 3 << 20):
         path.write_bytes(raw[: ends[1]] + bytes(gap) + raw[ends[2] :])
         with pytest.raises(LogDamaged, match=f"a later batch lies at byte {ends[1] + gap}"):
             _replay(path)
@@ -209,7 +260,7 @@ def test_a_write_that_failed_is_written_over(tmp_path: Path, monkeypatch: pytest
     def write_half(file: int, parts: list[memoryview], at: int) -> int:
         if at > ends[-1]:
             raise OSError(28, "No space left on device")
-        return wrote(file, [b"".join(parts)[: HEAD.itemsize + 300]], at)
+        return wrote(file, parts[:1], at)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwritev", write_half)
@@ -222,8 +273,12 @@ def test_a_write_that_failed_is_written_over(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_write_in_parts_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operating system may take a few bytes at a time."""
+    """The operating system may take a few bytes at a time, or pages where it writes past its cache."""
     wrote = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda file, parts, at: wrote(file, [parts[0][:PAGE_BYTES]], at))
+    _write(tmp_path / "direct")
+    assert _replay(tmp_path / "direct") == NUM_BATCHES
+    monkeypatch.setattr(record_log, "_DIRECT", 0)
     monkeypatch.setattr(os, "pwritev", lambda file, parts, at: wrote(file, [b"".join(parts)[:7]], at))
     _write(tmp_path / "log")
     assert _replay(tmp_path / "log") == NUM_BATCHES

@@ -16,6 +16,7 @@ import pytest
 from records import batch
 
 from eddy.service import record_log, sqlite_store
+from eddy.service.alignment import PAGE_BYTES
 from eddy.service.sqlite_store import SqliteStore
 from eddy.service.store import Outcome, StateStore, StoreError
 from eddy.service.stores import open_store
@@ -115,7 +116,8 @@ def test_a_full_disk_is_an_error_and_changes_nothing(tmp_path: Path) -> None:
     store.write(old)
     ids = _ids(2000)
     large = batch([*IDS, *ids], [1] * 2008, [1] * 8 + [0] * 2000, seed=1)
-    with _largest_file(300_000), pytest.raises(StoreError, match=r"the disk is full \(state\.db-log: File too large\)"):
+    why = r"the disk is full \(state\.db-log: File too large\)"
+    with _largest_file(73 * PAGE_BYTES), pytest.raises(StoreError, match=why):
         store.write(large)
     assert store.read(IDS) == [old.record(row) for row in range(8)]
     assert store.count() == 8
