@@ -81,12 +81,14 @@ class KeptColumns:
                 for reply in replies.tolist():
                     self._cut(view[starts.item(reply) : ends.item(reply)], parts, steps, self.rows.item(reply))
                 continue
-            values = self._take(parts, steps, self.rows[replies])
+            rows = _as_slice(self.rows[replies])
             if size:
-                data.reshape(-1, size)[ranks[replies]] = values
-            else:
-                for reply, row in zip(replies.tolist(), values, strict=True):
-                    data[starts.item(reply) : ends.item(reply)] = row
+                self._take(data.reshape(-1, size), _as_slice(ranks[replies]), parts, steps, rows)
+                continue
+            values = np.empty((len(replies), self.num_bytes.item(replies[0])), np.uint8)
+            self._take(values, slice(None), parts, steps, rows)
+            for reply, row in zip(replies.tolist(), values, strict=True):
+                data[starts.item(reply) : ends.item(reply)] = row
         return data
 
     def _cut(self, out: memoryview, parts: tuple[bytes, ...], steps: int, row: int) -> None:
@@ -95,14 +97,26 @@ class KeptColumns:
         pieces = [part[row * size : (row + 1) * size] for part, size in zip(parts, sizes, strict=True)]
         out[:] = b"".join(pieces)
 
-    def _take(self, parts: tuple[bytes, ...], steps: int, rows: np.ndarray) -> np.ndarray:
-        """Replies from one block, uint8 [len(rows), bytes of one]."""
-        pieces = []
+    def _take(
+        self,
+        out: np.ndarray,
+        places: np.ndarray | slice,
+        parts: tuple[bytes, ...],
+        steps: int,
+        rows: np.ndarray | slice,
+    ) -> None:
+        """Replies that lie in `rows` of one block into the rows `places` of `out`, uint8 [..., bytes of one]."""
+        at = 0
         for part, port in zip(parts, self.ports, strict=True):
             size = port.row_bytes(steps)
-            pieces.append(np.frombuffer(part, np.uint8).reshape(-1, size)[rows] if size else _nothing(len(rows)))
-        return np.concatenate(pieces, axis=1)
+            if size:
+                out[places, at : at + size] = np.frombuffer(part, np.uint8).reshape(-1, size)[rows]
+            at += size
 
 
-def _nothing(num_rows: int) -> np.ndarray:
-    return np.zeros((num_rows, 0), np.uint8)
+def _as_slice(numbers: np.ndarray) -> np.ndarray | slice:
+    """Where `numbers` int64 [n], n at least 1, rise by one each, a slice of them: nothing is looked up for it."""
+    first, num = numbers.item(0), len(numbers)
+    if numbers.item(-1) - first == num - 1 and (np.diff(numbers) == 1).all():
+        return slice(first, first + num)
+    return numbers

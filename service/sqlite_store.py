@@ -41,6 +41,7 @@ _CACHE_KIB = 65536
 # A log that has so much is folded into the file, in turns: with each batch twice what that brings, at least a piece.
 MAX_LOG_BYTES = 256 << 20
 MAX_LOG_SESSIONS = 1 << 17
+_ID = f"V{SESSION_ID_BYTES}"
 # Rows that one call of `purge` looks at, so that no checkpoint waits long for it.
 _PURGE_ROWS = 50_000
 
@@ -139,9 +140,8 @@ class SqliteStore:
                 with self._transaction():
                     self._database.execute("INSERT INTO log VALUES (?)", (salt,))
             for entries, offsets in log.replay():
-                ids = entries["session_id"].tolist()
-                numbers, known = self._look(ids)
-                self._index.put(ids, numbers, _places(entries, offsets, known["is_in_base"]))
+                numbers, known = self._look(entries["session_id"])
+                self._index.put(numbers, _places(entries, offsets, known["is_in_base"]))
         except BaseException:
             log.close()
             raise
@@ -152,8 +152,8 @@ class SqliteStore:
         with self._failing():
             self._check_sizes(batch.sizes)
             self._make_room(len(batch))
-            all_ids, now = _voids(batch.session_ids), self._clock()
-            numbers, known = self._look(all_ids.tolist())
+            all_ids, now = np.ascontiguousarray(batch.session_ids).view(_ID)[:, 0], self._clock()
+            numbers, known = self._look(all_ids)
             is_alive = known["expires_at"] > now
             is_expected = np.where(is_alive, known["epoch"], 0) == batch.expected_epochs
             is_repeated = is_alive & (known["epoch"] == batch.epochs) & (known["writer"] == np.uint64(batch.writer))
@@ -179,7 +179,7 @@ class SqliteStore:
         records: list[bytes | None] = [None] * len(session_ids)
         now = self._clock()
         with self._failing():
-            numbers = self._index.find(list(session_ids))
+            numbers = self._index.find(_voids(session_ids))
             logged = np.flatnonzero(numbers >= 0)
             # In the order of the file, which the operating system reads ahead.
             logged = logged[np.argsort(self._index.places["offset"][numbers[logged]])]
@@ -197,26 +197,29 @@ class SqliteStore:
         """See `StateStore`."""
         with self._failing():
             self._make_room(len(session_ids))
-            numbers, known = self._look(list(session_ids))
+            ids = _voids(session_ids)
+            numbers, known = self._look(ids)
             is_mine = (known["epoch"] == epochs) | (known["writer"] == np.uint64(writer)) & (writer != 0)
             rows = np.flatnonzero((known["expires_at"] > self._clock()) & is_mine)
             if len(rows):
                 entries = np.zeros(len(rows), ENTRY)
-                entries["session_id"] = [np.void(session_ids[row]) for row in rows.tolist()]
+                entries["session_id"] = ids[rows]
                 self._append(entries, np.zeros(0, np.uint8), numbers[rows], known["is_in_base"][rows])
         return len(rows)
 
-    def _look(self, session_ids: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Sessions' numbers in the index, int64 [B], and how they stand, `PLACE` [B].
+    def _look(self, session_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of V16 [B]: their numbers in the index, int64 [B], and how they stand, `PLACE` [B].
 
         Of what the file has, only epoch, writer and end are known; what is nowhere has expired long ago.
         """
-        known = np.zeros(len(session_ids), PLACE)
         numbers = self._index.find(session_ids)
         is_logged = numbers >= 0
+        if is_logged.all():
+            return numbers, self._index.places[numbers]
+        known = np.zeros(len(session_ids), PLACE)
         known[is_logged] = self._index.places[numbers[is_logged]]
         for rows in sqlite_rows.pieces(np.flatnonzero(~is_logged)):
-            bound = {"count": len(rows), "ids": b"".join(session_ids[row] for row in rows.tolist())}
+            bound = {"count": len(rows), "ids": session_ids[rows].tobytes()}
             found = self._database.execute(sqlite_rows.LOOK, bound).fetchall()
             if found:
                 indices, epochs, writers, expires = zip(*found, strict=True)
@@ -229,7 +232,7 @@ class SqliteStore:
     def _append(self, entries: np.ndarray, data: np.ndarray, numbers: np.ndarray, is_in_base: np.ndarray) -> None:
         """Puts `ENTRY` [B], whose records are `data`, into the log and then into the index."""
         offsets = self._log.append(entries, data)
-        self._index.put(entries["session_id"].tolist(), numbers, _places(entries, offsets, is_in_base))
+        self._index.put(numbers, _places(entries, offsets, is_in_base))
 
     # Folding
 
@@ -305,7 +308,7 @@ class SqliteStore:
                 found = self._database.execute(
                     "SELECT rowid, id FROM sessions WHERE rowid >= ? AND rowid < ? AND expires <= ?", span
                 ).fetchall()
-                numbers = self._index.find([session_id for _, session_id in found])
+                numbers = self._index.find(_voids([session_id for _, session_id in found]))
                 gone = [(row,) for (row, _), number in zip(found, numbers.tolist(), strict=True) if number < 0]
                 self._database.executemany("DELETE FROM sessions WHERE rowid = ?", gone)
         return len(gone) + int(np.count_nonzero(is_over))
@@ -404,9 +407,9 @@ def _why_not(error: OSError) -> str:
     return "its disk does not do what it is asked"
 
 
-def _voids(session_ids: np.ndarray) -> np.ndarray:
-    """Ids uint8 [B, 16] as V16 [B]."""
-    return np.ascontiguousarray(session_ids).view(f"V{SESSION_ID_BYTES}")[:, 0]
+def _voids(session_ids: Sequence[bytes]) -> np.ndarray:
+    """Ids as V16 [B]."""
+    return np.frombuffer(b"".join(session_ids), _ID)
 
 
 def _records(batch: Batch, rows: np.ndarray) -> np.ndarray:
