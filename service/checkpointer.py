@@ -304,7 +304,7 @@ class Checkpointer:
         rows = np.flatnonzero(table.is_durable & (table.durable_position != NOT_STORED))
         rows = rows[table.tiers_of(rows) != Tier.STORE]
         _LOG.warning("the state store %s: %d sessions are written anew", why, len(rows))
-        table.durable_position[rows] = NOT_STORED
+        table.set_durable(rows, NOT_STORED)
 
     # Reading
 
@@ -387,7 +387,7 @@ class Checkpointer:
         done = is_written & is_same
         table.stored_epoch[rows[done]] = checkpoint.epochs[done]
         done &= table.models_of(rows) == gathered.model.index  # Those that were handed over since are written again.
-        table.durable_position[rows[done]] = checkpoint.next_positions[done]
+        table.set_durable(rows[done], checkpoint.next_positions[done])
         for place in np.flatnonzero(is_written & ~is_same).tolist():
             row, session_id = rows.item(place), checkpoint.session_ids[place].tobytes()
             if session_id in self._deletions:  # Ended.
@@ -396,7 +396,7 @@ class Checkpointer:
                 table.stored_epoch[row] = checkpoint.epochs[place]
         is_missing = (outcomes == Outcome.MISSING) & is_same
         table.stored_epoch[rows[is_missing]] = 0
-        table.durable_position[rows[is_missing]] = NOT_STORED
+        table.set_durable(rows[is_missing], NOT_STORED)
         is_fenced = (outcomes == Outcome.FENCED) & is_same
         if is_fenced.any():
             self._health.stats.num_fenced += int(np.count_nonzero(is_fenced))

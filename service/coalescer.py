@@ -203,17 +203,18 @@ class _Senders:
         (block,) = outputs
         size = len(block) // chunk.num_rows
         if self._host.durability is not None:
-            self._deliver_durable(chunk, block, size, num_bytes)
-            return
+            positions = self._host.persistence.durable_news(chunk.handles, result)
+            if positions:
+                self._deliver_durable(chunk, block, size, num_bytes, positions)
+                return
         head = self._responses.head(chunk.contract, 1, chunk.num_steps)
         first, last = self._layout.tag
         key = TAG_KEY if first < last else b""
         for row, (sender, data) in enumerate(self._group):
             sender.answer(num_bytes, key + data[first:last] + head + block[row * size : (row + 1) * size])
 
-    def _deliver_durable(self, chunk: Chunk, block: bytes, size: int, num_bytes: int) -> None:
-        """Each row of `block`, of `size` bytes, with its durable position."""
-        positions = self._host.persistence.durable_positions(chunk.handles).tobytes()
+    def _deliver_durable(self, chunk: Chunk, block: bytes, size: int, num_bytes: int, positions: bytes) -> None:
+        """Each row of `block`, of `size` bytes, with its durable position, int64 [B] raw."""
         before, head = self._responses.durable_head(chunk.contract, 1, chunk.num_steps)
         first, last = self._layout.tag
         key = TAG_KEY if first < last else b""
@@ -226,7 +227,7 @@ class _Senders:
         """The same, where the rows' results differ in kind."""
         sizes = [len(block) // chunk.num_rows for block in result.outputs]
         is_durable = self._host.durability is not None
-        positions = self._host.persistence.durable_positions(chunk.handles).tobytes() if is_durable else b""
+        positions = self._host.persistence.durable_news(chunk.handles, result) if is_durable else b""
         for row, (sender, data) in enumerate(self._group):
             mine = [block[row * size : (row + 1) * size] for block, size in zip(result.outputs, sizes, strict=True)]
             errors = {0: result.errors[row]} if row in result.errors else {}

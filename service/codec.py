@@ -350,7 +350,7 @@ class StepResponses:
         """The answer to a step message, as `eddy.v1.StreamResponse`.
 
         Args:
-            durable_positions: int64 [B] raw; empty without a durable state store.
+            durable_positions: int64 [B] raw; empty where there is nothing to tell.
         """
         outputs = result.outputs
         if len(outputs) == 1 and not result.errors and not result.replayed:

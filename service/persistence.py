@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from eddy.service.chunk import ChunkResult
 from eddy.service.durability import Durability
 from eddy.service.errors import EddyError
 from eddy.service.gate import Gate
-from eddy.service.sessions import NOT_STORED, SessionTable
+from eddy.service.sessions import NOT_STORED, ROW_MASK, SessionTable
 
 
 class Persistence:
@@ -87,16 +88,38 @@ class Persistence:
         """All sessions of `handles` uint64 [B] are in a durable state store, under their present epochs."""
         return self._durability is not None and self._durability.are_stored(handles)
 
-    def durable_positions(self, handles: bytes) -> np.ndarray:
-        """Of the sessions of a chunk: steps before them survive the server's end; int64 [B], -1: nothing is stored."""
-        table, mine = self._table, np.frombuffer(handles, "<u8")
+    def durable_position(self, handle: int) -> int:
+        """Steps of a session before it survive the server's end; -1: nothing is stored."""
+        row = handle & ROW_MASK
+        return self._table.durable_position.item(row) if self._table.handle.item(row) == handle else NOT_STORED
+
+    def durable_news(self, handles: bytes, result: ChunkResult) -> bytes:
+        """What a chunk's answer tells its stream: durable positions of its sessions, int64 [B] raw, or nothing.
+
+        Nothing where all of them are as the stream was told last, so that only a few answers after a checkpoint tell
+        any. An answer with a repeat does in any case: whoever repeats may have missed one.
+        """
+        table = self._table
+        if result.failure is not None:
+            return b""
+        first = int.from_bytes(handles[:4], "little")
+        run = slice(first, first + len(handles) // 8)
+        if not (result.errors or result.replayed) and table.handle[run].tobytes() == handles:
+            # Sessions that were opened together: the answers to most messages end here.
+            news = table.has_news[run]
+            if b"\1" not in news.tobytes():
+                return b""
+            news[:] = False
+            return bytes(table.durable_position[run].tobytes())
+        mine = np.frombuffer(handles, "<u8")
         rows = table.rows_of(mine)
-        first = rows.item(0) if len(rows) else 0
-        span = slice(first, first + len(rows))
-        # Sessions that were opened together, as most are: nothing is gathered.
-        if table.handle[span].tobytes() == handles:
-            return table.durable_position[span]
-        return np.where(table.handle[rows] == mine, table.durable_position[rows], NOT_STORED)
+        is_good = table.handle[rows] == mine
+        is_told = is_good.copy()
+        is_told[list(result.errors)] = False  # Clients do not look at what is refused.
+        if not (result.replayed or table.has_news[rows[is_told]].any()):
+            return b""
+        table.has_news[rows[is_told]] = False
+        return bytes(np.where(is_good, table.durable_position[rows], NOT_STORED).tobytes())
 
     async def recall(self, session_id: bytes, is_wanted: Callable[[], bool] = lambda: True) -> int:
         """The row of a session that is open, or that the state store has; see `Recaller.find`.

@@ -166,6 +166,8 @@ class SessionTable:
         # What the state store has: steps before this position (-1: nothing), under this epoch (0: nothing).
         self.durable_position = np.full(rows, NOT_STORED, np.int64)
         self.stored_epoch = np.zeros(rows, np.uint32)
+        # Its durable position is another than its stream was told last.
+        self.has_news = np.zeros(rows, np.bool_)
         # It is kept in the state store; told of such that end: rows and why, before they do.
         self.is_durable = np.zeros(rows, np.bool_)
         self.on_ended: Callable[[np.ndarray, Event], None] | None = None
@@ -409,7 +411,7 @@ class SessionTable:
         self.ring_size[rows] = ring_size
         self.ring_next[rows] = 0
         self._idle_timeout[rows] = idle_timeout_seconds
-        self.durable_position[rows] = NOT_STORED
+        self.set_durable(rows, NOT_STORED)
         self.stored_epoch[rows] = 0
         self.is_durable[rows] = False
         self.holder[rows] = 0
@@ -468,8 +470,13 @@ class SessionTable:
     def resume(self, rows: np.ndarray, positions: np.ndarray, stored_epochs: np.ndarray) -> None:
         """Sessions in `rows`, just opened, that the store has at `positions` int64 [B] under `stored_epochs`."""
         self.next_position[rows] = positions
-        self.durable_position[rows] = positions
+        self.set_durable(rows, positions)
         self.stored_epoch[rows] = stored_epochs
+
+    def set_durable(self, rows: np.ndarray, positions: np.ndarray | int) -> None:
+        """Steps of the sessions in `rows` int64 [B] before `positions`, int64 [B] or one, are in the state store."""
+        self.durable_position[rows] = positions
+        self.has_news[rows] = True
 
     def fork(self, rows: np.ndarray, parents: np.ndarray) -> None:
         """Sessions in `rows` go on from where those in `parents` int64 [B] stand; a session may be its own parent.
@@ -508,7 +515,7 @@ class SessionTable:
         Those that have written no state go on with the initial one. What the state store has of them is the other
         model's: it is to be written anew, because a model that adopts from this one may not adopt from that.
         """
-        self.durable_position[rows] = NOT_STORED
+        self.set_durable(rows, NOT_STORED)
         is_initial = self.read_slot[rows] == initial_slot
         self.route[rows] = self.route[rows] & ~MODEL_MASK | model
         self.slot[rows] = slots
@@ -530,7 +537,7 @@ class SessionTable:
         self._apply(rows, Event.RESET)
         self._new_epoch(rows)
         self.next_position[rows] = 0
-        self.durable_position[rows] = NOT_STORED
+        self.set_durable(rows, NOT_STORED)
         self.read_slot[rows] = initial_slot
         self.last_used[rows] = self._clock()
 

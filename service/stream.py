@@ -162,7 +162,7 @@ class StreamConnection(Connection):
     def deliver(self, chunk: Chunk, result: ChunkResult) -> None:
         """Takes a chunk's result (`chunk.Source`)."""
         host = self._host
-        durable = b"" if host.durability is None else host.persistence.durable_positions(chunk.handles).tobytes()
+        durable = b"" if host.durability is None else host.persistence.durable_news(chunk.handles, result)
         self.answer_result(chunk.num_bytes, chunk.tag, chunk.contract, chunk.num_rows, chunk.num_steps, result, durable)
 
     def answer_result(

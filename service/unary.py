@@ -54,7 +54,7 @@ async def step(
     )
     host.submit(model, chunk)
     result = await call.result()
-    durable_position = host.persistence.durable_positions(chunk.handles).item(0)
+    durable_position = host.persistence.durable_position(info.handle)
     return codec.unary_step_response(model.contract, request, result, durable_position)
 
 

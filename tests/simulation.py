@@ -120,7 +120,8 @@ class Shelf:
                 row = rows[place]
                 epoch = int(handles[place]) >> 32
                 self._kept[int(row), epoch] = int(table.next_position[row]), [values[place] for values in states]
-                table.durable_position[row], table.stored_epoch[row] = table.next_position[row], epoch
+                table.stored_epoch[row] = epoch
+                table.set_durable(rows[place : place + 1], table.next_position[rows[place : place + 1]])
             done(None)
 
         def write() -> None:
