@@ -259,7 +259,7 @@ class SqliteStore:
             self._is_folding = False
 
     def _fold_piece(self, places: np.ndarray) -> None:
-        gone = places[places["size"] == 0]
+        gone = places[(places["size"] == 0) & places["is_in_base"]]
         if len(gone):
             self._database.execute(sqlite_rows.DELETE, {"count": len(gone), "ids": gone["session_id"].tobytes()})
         kept = places[places["size"] > 0]

@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from records import batch
 
@@ -189,6 +190,25 @@ def test_a_log_is_folded_in_turns(tmp_path: Path) -> None:
     assert not (tmp_path / "state.db-log").exists()
     with closing(_open(f"sqlite:{tmp_path}/state.db")) as again:
         assert again.read(ids) == [newest[each] for each in ids]
+
+
+@pytest.mark.parametrize("is_in_file", [False, True])
+def test_what_comes_and_goes_within_a_log_is_none_of_the_file(tmp_path: Path, is_in_file: bool) -> None:
+    """Short sessions cost what the log costs; one that is in the file is deleted there."""
+    store = SqliteStore(tmp_path / "state.db", time.time)
+    store.write(batch(IDS, [1] * 8, [0] * 8))
+    if is_in_file:
+        store.close()
+        store = SqliteStore(tmp_path / "state.db", time.time)
+    assert store.delete(IDS, np.ones(8, np.uint32)) == 8
+    asked: list[str] = []
+    store._database.set_trace_callback(asked.append)  # noqa: SLF001
+    store.close()
+    assert sum("DELETE FROM sessions" in each for each in asked) == is_in_file
+    assert not any("INSERT INTO sessions" in each for each in asked)
+    with closing(_open(f"sqlite:{tmp_path}/state.db")) as again:
+        assert again.read(IDS) == [None] * 8
+        assert again.count() == 0
 
 
 def test_a_log_of_many_bytes_is_folded(tmp_path: Path) -> None:
