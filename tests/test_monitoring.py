@@ -138,13 +138,15 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A real server with two models that it serves and one that it refuses."""
-    repository = tmp_path_factory.mktemp("models")
+    """A real server with a state store, with two models that it serves and one that it refuses."""
+    repository, store = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("state") / "store"
     for name in ("forecast-gru", "text-rnn"):
         shutil.copytree(ROOT / "models" / name, repository / name)
     (repository / "broken" / "1").mkdir(parents=True)
     (repository / "broken" / "1" / "model.onnx").write_bytes(b"not a model")
-    with ServerProcess(repository) as process:
+    # Sessions of the load live for a few milliseconds: some are to be there when a checkpoint is due.
+    often = ("--set", "state.checkpoint_seconds=0.02")
+    with ServerProcess(repository, ("--state-store", f"sqlite:{store}", *often)) as process:
         yield process
 
 
