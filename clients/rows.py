@@ -296,6 +296,8 @@ class RowFlow:
     def ask_durable(self) -> None:
         """As `room.Keeper`: the last chunk again, whose replies the server keeps."""
         last = self._log.last()
+        if self._connection is None:  # The server says it when it has them again; what is sent again then goes first.
+            return
         if last is not None and last.is_answered and not self._num_given.any() and not self._again:
             self._again.append((last, last.applied_picks()))
             self._give()
