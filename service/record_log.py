@@ -13,6 +13,7 @@ Dimension key: B entries of a batch.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,12 +147,26 @@ class RecordLog:
         """Writes all of `parts`, whole pages, one behind the other."""
         left = [part.data for part in parts]
         while left:
-            num_bytes = os.pwritev(self._out, left, at)
+            try:
+                num_bytes = os.pwritev(self._out, left, at)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._leave_direct():
+                    raise
+                continue
             at += num_bytes
             while left and num_bytes >= len(left[0]):
                 num_bytes -= len(left.pop(0))
             if left:
                 left[0] = left[0][num_bytes:]
+
+    def _leave_direct(self) -> bool:
+        """Writes by the page cache from now on; False where that is how it writes.
+
+        Some file systems open what they do not write past it: of larger pages, or up to a limit within one.
+        """
+        flags = fcntl.fcntl(self._out, fcntl.F_GETFL)
+        fcntl.fcntl(self._out, fcntl.F_SETFL, flags & ~_DIRECT)
+        return bool(flags & _DIRECT)
 
     def read(self, offset: int, size: int) -> bytes:
         """So many bytes from an offset.

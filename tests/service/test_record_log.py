@@ -1,6 +1,7 @@
 """The record log: what is told after a crash, a torn end and damage, byte by byte."""
 
 import errno
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -98,6 +99,27 @@ def test_a_file_system_that_wants_the_page_cache(tmp_path: Path, monkeypatch: py
         with pytest.raises(OSError, match="no"):
             RecordLog(buffered, SALT)
     assert buffered.read_bytes() == direct.read_bytes()
+
+
+def test_a_file_system_that_opens_and_does_not_write_past_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written by the page cache then; what it refuses there, too, is an error."""
+    wrote, always = os.pwritev, False
+
+    def refuse(file: int, parts: list[memoryview], at: int) -> int:
+        if always or fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "no")
+        return wrote(file, parts, at)
+
+    ends = _write(tmp_path / "direct")
+    monkeypatch.setattr(os, "pwritev", refuse)
+    assert _write(tmp_path / "buffered") == ends
+    assert _replay(tmp_path / "buffered") == NUM_BATCHES
+    assert (tmp_path / "buffered").read_bytes() == (tmp_path / "direct").read_bytes()
+    always = True
+    with pytest.raises(OSError, match="no"):
+        _write(tmp_path / "never")
 
 
 @pytest.mark.parametrize("first", [0, 1])

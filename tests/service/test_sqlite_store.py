@@ -110,7 +110,8 @@ def _largest_file(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_an_error_and_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("largest", [73 * PAGE_BYTES, 300_000])
+def test_a_full_disk_is_an_error_and_changes_nothing(tmp_path: Path, largest: int) -> None:
     """What was there is there; what did not fit is not, not even in part; and with room it can be written."""
     store = _open(f"sqlite:{tmp_path}/state.db")
     old = batch(IDS, [1] * 8, [0] * 8)
@@ -118,7 +119,7 @@ def test_a_full_disk_is_an_error_and_changes_nothing(tmp_path: Path) -> None:
     ids = _ids(2000)
     large = batch([*IDS, *ids], [1] * 2008, [1] * 8 + [0] * 2000, seed=1)
     why = r"the disk is full \(state\.db-log: File too large\)"
-    with _largest_file(73 * PAGE_BYTES), pytest.raises(StoreError, match=why):
+    with _largest_file(largest), pytest.raises(StoreError, match=why):
         store.write(large)
     assert store.read(IDS) == [old.record(row) for row in range(8)]
     assert store.count() == 8
