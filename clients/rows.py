@@ -258,7 +258,9 @@ class RowFlow:
         for place in np.flatnonzero(~self._live(chunk.rows)).tolist():
             errors[place] = self._ended[int(chunk.rows[place])]
         self._set_back(chunk, errors)
+        self._log.ended(list(self._ended))
         self._log.answered(chunk, errors)
+        self._room.tell()
         if results is None:
             results = no_results(self.group.signature, len(chunk.rows), chunk.num_steps)
         if not chunk.done.done():
@@ -280,7 +282,9 @@ class RowFlow:
         if step is not None and picks is None and not errors and chunk.digest not in (None, _digest_of(step)):
             for row in chunk.rows.tolist():
                 self._ended.setdefault(row, diverged(int(chunk.positions[0])))
+        self._log.ended(list(self._ended))
         self._log.trim()
+        self._room.tell()
 
     def _set_back(self, chunk: RowChunk, errors: dict[int, EddyError]) -> None:
         """Rows that failed are where they were; those that have ended stay so."""

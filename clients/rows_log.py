@@ -106,6 +106,10 @@ class RowLog:
         """The server says up to where `rows` survive it."""
         self._durable[rows] = np.maximum(self._durable[rows], positions)
 
+    def ended(self, rows: list[int]) -> None:
+        """These are over: nothing of them is sent again."""
+        self._durable[rows] = np.iinfo(np.int64).max
+
     def begin(self, rows: np.ndarray) -> None:
         """These begin anew, and nothing is under way."""
         self._durable[rows] = 0

@@ -3,13 +3,15 @@
 import asyncio
 from pathlib import Path
 
+import numpy as np
 import pytest
+from loopback import configure, serve
 from test_client_returns import impatient
 from test_client_survives import server
 from wire import run
 
 from eddy import Client
-from eddy.clients.errors import ReplayFull
+from eddy.clients.errors import BatchError, ReplayFull
 from eddy.clients.rows import RowFlow
 from eddy.v1 import inference_pb2
 
@@ -46,3 +48,26 @@ def test_killed_while_a_batch_waits_for_room(repository: Path, tmp_path: Path, m
             assert (await batch.step([4, 4])).tolist() == [4, 4]
 
     run(scenario(), 120)
+
+
+def test_a_row_that_has_ended_keeps_no_room(repository: Path, tmp_path: Path) -> None:
+    """Its steps never become durable, and nobody sends them again."""
+
+    async def scenario() -> None:
+        state = {"store": f"sqlite:{tmp_path}/store", "checkpoint_seconds": 0.1, "max_lag_seconds": 1e6}
+        async with (
+            serve(configure(repository, state=state)) as loopback,
+            Client(
+                f"127.0.0.1:{loopback.server.port}", patience=impatient(max_replay_bytes=1500, reconnect_seconds=5.0)
+            ) as client,
+        ):
+            batch = await client.open_batch("history", 2)
+            await batch.step([1, 1])
+            row = loopback.host.table.find(batch.ids[0])
+            loopback.host.endings.close(np.array([row]), lambda _: None)
+            with pytest.raises(BatchError):
+                await batch.step([2, 2])
+            for _ in range(8):
+                await batch.step([3], rows=[1])
+
+    run(scenario(), 60)
