@@ -63,6 +63,7 @@ class PendingStep:
         position: where it was sent to; None until then.
         is_answered: it was, and is kept because what it did could still be lost.
         digest: of its outputs, to compare with when it is run again; None where that is not to be compared.
+        is_asked: it is sent again only to be told what is durable.
     """
 
     session: Steppable
@@ -74,6 +75,7 @@ class PendingStep:
     is_answered: bool = False
     digest: int | None = None
     holds_turn: bool = True
+    is_asked: bool = False
 
     @property
     def num_positions(self) -> int:

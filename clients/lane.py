@@ -69,6 +69,7 @@ class Lane:
         self._holder = grant.holder
         self._link = link
         self._room = room
+        room.join(self)
         self._group = group
         self._track = track
         self._turns = Turns(grant.max_in_flight)
@@ -157,7 +158,7 @@ class Lane:
 
     def answer(self, step: PendingStep, outputs: list[np.ndarray], durable_position: int | None) -> None:
         """As `group.Steppable`."""
-        is_first = not step.is_answered
+        is_first, step.is_asked = not step.is_answered, False
         try:
             self._log.answered(step, outputs, durable_position)
         except EddyError as error:
@@ -172,6 +173,12 @@ class Lane:
 
     def refuse(self, step: PendingStep, error: EddyError) -> None:
         """The session goes on from where it was (later steps in flight fail likewise)."""
+        if step.is_asked:  # Its reply is not kept any more, or it was one of several that were run at once.
+            step.is_asked = False
+            if isinstance(error, SessionEnded | Fenced):
+                self.end(error)
+            self._taken()
+            return
         if step.is_answered:
             # It was done once, and the server has lost it: without it there is no session.
             if isinstance(error, ServerBusy):
@@ -190,13 +197,17 @@ class Lane:
             self.end(error)
         self._taken()
 
-    def ask_durable(self) -> None:
+    def ask_durable(self) -> bool:
         """As `room.Keeper`: the last step again, whose reply the server keeps."""
         last = self._log.last()
-        if last is not None and last.is_answered and not self._num_given and not self._backlog:
-            last.num_rewinds = self.num_rewinds
-            self._backlog.append(last)
-            self._give()
+        if last is None or not last.is_answered or self._num_given or self._backlog:
+            return False
+        if self._connection is None or self._is_lent or self._is_closing or self._is_resetting:
+            return False
+        last.num_rewinds, last.is_asked = self.num_rewinds, True
+        self._backlog.append(last)
+        self._give()
+        return True
 
     def _taken(self) -> None:
         self._num_given = max(0, self._num_given - 1)
@@ -226,7 +237,7 @@ class Lane:
         """As `link.Resumable`: what must be sent again comes before what waits."""
         self._renew(answer.handle)
         if answer.durable:
-            self._log.durable_position = max(self._log.durable_position, answer.durable_position)
+            self._log.told(answer.durable_position)
         self._is_unchecked = self._is_resetting
         if self._is_closing or self._is_resetting:  # Where it stands does not matter any more.
             return
@@ -238,6 +249,8 @@ class Lane:
         except EddyError as error:
             self.end(error)
             return
+        for step in again:
+            step.is_asked = False
         self._backlog = deque((*again, *self._unplaced))
 
     def _renew(self, handle: int) -> None:

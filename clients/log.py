@@ -31,7 +31,7 @@ class SessionLog:
     """One session's steps.
 
     Args:
-        is_durable: the server keeps the session beyond its own end.
+        is_durable: the server keeps the session beyond its own end, or is to as soon as its store works.
         compares: what is run again must give the same bits.
     """
 
@@ -68,8 +68,8 @@ class SessionLog:
         Raises:
             DivergedError: it was run again and gave something else.
         """
-        if durable_position is not None and durable_position > self.durable_position:
-            self.durable_position = durable_position
+        if durable_position is not None:
+            self.told(durable_position)
         if step.is_answered:
             if step.digest is not None and step.digest != digest_of(outputs):
                 assert step.position is not None
@@ -79,6 +79,16 @@ class SessionLog:
             if self.is_durable and self._compares:
                 step.digest = digest_of(outputs)
         self.trim()
+
+    def told(self, durable_position: int) -> None:
+        """The server says up to where it keeps the session.
+
+        One that has a store says so also where that failed when the session was opened, which is kept from then on.
+        """
+        if not self.is_durable:
+            self.is_durable = True
+            self._budget.used += sum(step.num_bytes for step in self._steps)
+        self.durable_position = max(self.durable_position, durable_position)
 
     def trim(self) -> None:
         """Forgets what can no longer be lost."""

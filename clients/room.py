@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import asyncio
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from eddy.clients.backoff import Patience
 from eddy.clients.errors import ReplayFull
 from eddy.clients.log import ReplayBytes
 
-# How often the server is asked, while somebody waits, what is durable by now.
+# How often the server is asked, while somebody waits, what is durable by now; and of how many at once.
 _ASK_SECONDS = 0.1
+_MOST_ASKED = 1024
 
 
 class Keeper(Protocol):
     """Whose steps are kept."""
 
-    def ask_durable(self) -> None:
-        """Has the server say what is durable, where no other answer is on its way."""
+    def ask_durable(self) -> bool:
+        """Has the server say what is durable, where no other answer is on its way; whether it was asked."""
 
 
 class Room:
@@ -33,6 +35,15 @@ class Room:
         self._patience = patience
         # Changed only by the methods below, on one event loop.
         self._changed = asyncio.Event()
+        self._keepers: WeakValueDictionary[int, Keeper] = WeakValueDictionary()
+        self._num_joined = 0
+        # Who is asked next, by its place among them.
+        self._turn = 0
+
+    def join(self, keeper: Keeper) -> None:
+        """Somebody may keep steps from now on, for as long as there is a use for it."""
+        self._keepers[self._num_joined] = keeper
+        self._num_joined += 1
 
     @property
     def is_full(self) -> bool:
@@ -61,6 +72,7 @@ class Room:
                     "REPLAY_FULL",
                 )
             keeper.ask_durable()
+            self._ask_others()
             self._changed.clear()
             asking = asyncio.ensure_future(patience.sleep(_ASK_SECONDS))
             room = asyncio.ensure_future(self._changed.wait())
@@ -69,3 +81,13 @@ class Room:
             finally:
                 asking.cancel()
                 room.cancel()
+
+    def _ask_others(self) -> None:
+        """What has the room may be idle sessions' last steps: nobody else would ask for those."""
+        keepers = list(self._keepers.values())
+        first, num_asked = self._turn, 0
+        for place in range(first, first + len(keepers)):
+            num_asked += keepers[place % len(keepers)].ask_durable()
+            self._turn = (place + 1) % len(keepers)
+            if num_asked >= _MOST_ASKED:
+                return

@@ -68,6 +68,7 @@ class RowFlow:
         self.group = group
         self._link = link
         self._room = room
+        room.join(self)
         self._holder = holder
         self._max_in_flight = opened.max_in_flight
         # Changed only by the methods below, on one event loop. Handles as the present stream has them; positions of
@@ -273,13 +274,17 @@ class RowFlow:
         step: inference_pb2.StepResult | None,
         errors: dict[int, EddyError],
     ) -> None:
-        """What the server had lost was run again."""
+        """What the server had lost was run again, or what it has was asked for."""
+        is_whole = picks is None and not errors
+        if chunk.is_asked:  # Replies that are not kept any more are nothing to go by.
+            chunk.is_asked = False
+            errors = {place: error for place, error in errors.items() if isinstance(error, SessionEnded | Fenced)}
         if any(isinstance(error, ServerBusy) for error in errors.values()):
             self._link.recover(self)
             return
         for place, error in errors.items():
             self._ended.setdefault(int(chunk.rows[place]), error)
-        if step is not None and picks is None and not errors and chunk.digest not in (None, _digest_of(step)):
+        if step is not None and is_whole and chunk.digest not in (None, _digest_of(step)):
             for row in chunk.rows.tolist():
                 self._ended.setdefault(row, diverged(int(chunk.positions[0])))
         self._log.ended(list(self._ended))
@@ -297,14 +302,17 @@ class RowFlow:
                 self.positions[row] = chunk.positions[place] if position is None else position
                 self._num_rewinds[row] += 1
 
-    def ask_durable(self) -> None:
-        """As `room.Keeper`: the last chunk again, whose replies the server keeps."""
-        last = self._log.last()
-        if self._connection is None:  # The server says it when it has them again; what is sent again then goes first.
-            return
-        if last is not None and last.is_answered and not self._num_given.any() and not self._again:
-            self._again.append((last, last.applied_picks()))
-            self._give()
+    def ask_durable(self) -> bool:
+        """As `room.Keeper`: each row's last chunk again, whose reply the server keeps."""
+        # While they are away: the server says it when it has them again, and what is sent again then goes first.
+        if self._connection is None or self._is_paused or self._num_given.any() or self._again:
+            return False
+        asked = [(chunk, picks) for chunk, picks in self._log.last_of_rows() if chunk.is_answered]
+        for chunk, picks in asked:
+            chunk.is_asked = True
+            self._again.append((chunk, None if len(picks) == len(chunk.rows) else picks))
+        self._give()
+        return bool(asked)
 
     # Taken back after a stream was lost (`link.Resumable`)
 
@@ -343,6 +351,7 @@ class RowFlow:
                     if not chunk.is_answered:
                         self._told(chunk, None, {})
                     continue
+                chunk.is_asked = False
                 self._again.append((chunk, picks))
         self._connection = connection
         self._give()

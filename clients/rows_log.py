@@ -35,6 +35,7 @@ class RowChunk:
         is_answered: it was, and is kept because what it did could still be lost.
         is_applied: which rows it moved, bool [N]; None: all.
         digest: of the outputs of all rows, to compare with when all are run again.
+        is_asked: it is sent again only to be told what is durable.
     """
 
     rows: np.ndarray
@@ -46,6 +47,7 @@ class RowChunk:
     is_answered: bool = False
     is_applied: np.ndarray | None = None
     digest: int | None = None
+    is_asked: bool = False
 
     @property
     def num_positions(self) -> int:
@@ -65,10 +67,6 @@ class RowChunk:
         cut = [np.frombuffer(raw, np.uint8).reshape(count, -1)[picks].tobytes() for raw in self.inputs]
         return self.rows[picks], self.positions[picks], cut
 
-    def applied_picks(self) -> np.ndarray | None:
-        """The rows that it moved, None for all."""
-        return None if self.is_applied is None else np.flatnonzero(self.is_applied)
-
 
 class RowLog:
     """The chunks of B sessions; `is_durable` and `compares` as in `log.SessionLog`."""
@@ -76,10 +74,15 @@ class RowLog:
     def __init__(self, budget: ReplayBytes, count: int, *, is_durable: bool, compares: bool) -> None:
         self._budget = budget
         self.is_durable = is_durable
-        self.compares = compares and is_durable
+        self._compares = compares
         # Changed only by the sessions' owner.
         self._chunks: deque[RowChunk] = deque()
         self._durable = np.zeros(count, np.int64)
+
+    @property
+    def compares(self) -> bool:
+        """What is run again is compared with what it gave first."""
+        return self._compares and self.is_durable
 
     def add(self, chunk: RowChunk) -> None:
         """A new chunk is sent."""
@@ -103,7 +106,10 @@ class RowLog:
         self.trim()
 
     def durable(self, rows: np.ndarray, positions: np.ndarray) -> None:
-        """The server says up to where `rows` survive it."""
+        """The server says up to where `rows` survive it: see `log.SessionLog.told`."""
+        if not self.is_durable:
+            self.is_durable = True
+            self._budget.used += sum(chunk.num_bytes for chunk in self._chunks)
         self._durable[rows] = np.maximum(self._durable[rows], positions)
 
     def ended(self, rows: list[int]) -> None:
@@ -140,9 +146,19 @@ class RowLog:
             self._budget.used -= sum(chunk.num_bytes for chunk in self._chunks)
         self._chunks.clear()
 
-    def last(self) -> RowChunk | None:
-        """The chunk that was sent last, if it is kept."""
-        return self._chunks[-1] if self._chunks else None
+    def last_of_rows(self) -> list[tuple[RowChunk, np.ndarray]]:
+        """Of each row that could still lose something the chunk that moved it last, with those rows' places in it."""
+        found: list[tuple[RowChunk, np.ndarray]] = []
+        is_found = np.zeros(len(self._durable), np.bool_)
+        for chunk in reversed(self._chunks):
+            is_needed = chunk.positions + chunk.num_positions > self._durable[chunk.rows]
+            if chunk.is_applied is not None:
+                is_needed &= chunk.is_applied
+            picks = np.flatnonzero(is_needed & ~is_found[chunk.rows])
+            if len(picks):
+                found.append((chunk, picks))
+                is_found[chunk.rows[picks]] = True
+        return found
 
     def open_chunks(self) -> list[RowChunk]:
         """Chunks that are not answered, in order."""

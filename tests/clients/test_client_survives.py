@@ -53,6 +53,12 @@ class Server:
         assert match, f"the server said {line!r}"
         self.network.target = int(match[3])
 
+    @property
+    def pid(self) -> int:
+        """The process'."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """SIGKILL: nothing is written any more."""
         if self._process is not None:
