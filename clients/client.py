@@ -435,7 +435,7 @@ class Client(MoveCalls):
     def _ended(self, handle: int, error: EddyError) -> None:
         session = self._sessions.pop(handle, None)
         if session is not None:
-            session.end(error)
+            session.ended(error)
 
     def _link(self) -> Link:
         """The way to the server; made when it is first used."""

@@ -173,6 +173,8 @@ class Lane:
 
     def refuse(self, step: PendingStep, error: EddyError) -> None:
         """The session goes on from where it was (later steps in flight fail likewise)."""
+        if isinstance(error, Fenced) and self._end is None and self._link.is_fence_own(self):
+            return  # It is sent again, as all that is not answered.
         if step.is_asked:  # Its reply is not kept any more, or it was one of several that were run at once.
             step.is_asked = False
             if isinstance(error, SessionEnded | Fenced):
@@ -286,6 +288,11 @@ class Lane:
     def give_up(self, error: EddyError) -> None:
         """As `link.Resumable`."""
         self.end(error)
+
+    def ended(self, error: EddyError) -> None:
+        """The server says that the session is over."""
+        if not (isinstance(error, Fenced) and self._link.is_fence_own(self)):
+            self.end(error)
 
     def end(self, error: EddyError) -> None:
         """The session is over: whoever waits is told, and so is whoever steps it from now on."""

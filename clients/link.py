@@ -3,6 +3,10 @@
 Owns when a new stream is begun and over which channel, and that every session is taken back on it before anything of
 the session is sent: callers see only a pause. Must not know what sessions send.
 
+A server that was asked for a session and did not answer may take it still, from the server that has it by then. So
+where a session is fenced after such an attempt it is asked for once more: the server knows its holder, and refuses it
+to all others.
+
 Ordering rules: a session that is open here is **away** from the moment its stream ends until the server has said on the
 next one where it stands. Nothing is begun after `close`. Whoever's patience is over is told so, and only then.
 """
@@ -74,6 +78,8 @@ class Link:
         # Sessions that are open here, and those of them that no stream has at the moment.
         self._members: dict[int, Resumable] = {}
         self._away: dict[int, Resumable] = {}
+        # Those that some server was asked for and did not answer.
+        self._loose: set[int] = set()
         self._changed = asyncio.Event()
         self._restoring: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -112,6 +118,7 @@ class Link:
     def remove(self, member: Resumable) -> None:
         """They are closed, or ended."""
         self._members.pop(id(member), None)
+        self._loose.discard(id(member))
         if self._away.pop(id(member), None) is not None:
             self._tell_change()
 
@@ -122,6 +129,21 @@ class Link:
             self._away[id(member)] = member
             self._backoff.failed()
             self._restore()
+
+    def is_fence_own(self, member: Resumable) -> bool:
+        """Whoever has fenced sessions may be a server that was asked for them from here; then they are taken anew."""
+        if id(member) in self._away:
+            return True
+        if id(member) not in self._loose or not self.patience.is_any:
+            return False
+        self._loose.discard(id(member))
+        self.recover(member)
+        return True
+
+    def unanswered(self, member: Resumable) -> None:
+        """A server was asked for sessions and did not answer (called by a round)."""
+        if id(member) in self._members:
+            self._loose.add(id(member))
 
     def is_away(self, member: Resumable) -> bool:
         """No stream has it at the moment."""
@@ -252,6 +274,7 @@ class Link:
         for key, member in members.items():
             self._members.pop(key, None)
             self._away.pop(key, None)
+            self._loose.discard(key)
             member.give_up(error)
         if self._connection is None:
             self._contact.is_made = False
@@ -328,6 +351,8 @@ class _Round:
         if not isinstance(answer, EddyError):
             self._member.attached(number, answer.attached)
         elif _is_passing(answer):
+            if isinstance(answer, Disconnected):
+                self._link.unanswered(self._member)
             self._busy.append(answer)
             self._is_complete = False
         else:

@@ -236,6 +236,8 @@ class RowFlow:
             if step.durable_positions:
                 self._log.durable(rows, np.frombuffer(step.durable_positions, "<i8"))
                 self._room.tell()
+        if any(isinstance(error, Fenced) for error in errors.values()) and self._link.is_fence_own(self):
+            return  # As above, with what the other rows were answered.
         if chunk.is_answered:
             self._told_again(chunk, picks, step, errors)
         elif isinstance(answer, EddyError):

@@ -18,7 +18,8 @@ from eddy.service.record_model import Model
 MAGIC = b"EDDYSESS"
 VERSION = 1
 SESSION_ID_BYTES = 16
-# The magic, `version`, `size`, `epoch` and `writer` are here in every version of the format, the checksum at the end.
+# The magic, `version`, `size`, `epoch`, `writer` and `next_position` are here in every version of the format, the
+# checksum at the end.
 HEAD = np.dtype(
     [
         ("magic", "V8"),

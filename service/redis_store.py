@@ -1,8 +1,9 @@
 """The state store in Redis or Valkey: shared between servers, each of which can go on with the others' sessions.
 
 Owns the only import of redis, the keys and the scripts. Must not know what is in a record, but for the bytes at which
-every version of the format has epoch and writer. A key holds a record as it is. A script takes a piece of a batch as a
-few strings and cuts them itself, so that thousands of records cost a few commands; pieces go out in one pipeline.
+every version of the format has epoch, writer and position. A key holds a record as it is. A script takes a piece of a
+batch as a few strings and cuts them itself, so that thousands of records cost a few commands; pieces go out in one
+pipeline.
 A script runs as a whole or not at all, so comparing an epoch and writing under it is one step for all servers.
 
 Dimension key: B records of a call.
@@ -39,7 +40,9 @@ _MAX_TOLD = 200
 
 _EPOCH = HEAD.fields["epoch"][1]  # type: ignore[index]  # numpy's stub: it may have none
 _WRITER = HEAD.fields["writer"][1]  # type: ignore[index]
-# Answers one byte a record: 0 written, 1 fenced, 2 missing.
+_POSITION = HEAD.fields["next_position"][1]  # type: ignore[index]
+# Answers one byte a record: 0 written, 1 fenced, 2 missing. A call that timed out may be carried out later than those
+# that came after it, over another connection: within an epoch of one writer nothing goes back.
 _WRITE = f"""
 local prefix, ids, expected, expiries, sizes, data = unpack(ARGV)
 local outcomes, at = {{}}, 1
@@ -48,16 +51,21 @@ for i = 0, #ids / 32 - 1 do
   local size = struct.unpack('<I4', sizes, i * 4 + 1)
   local record = string.sub(data, at, at + size - 1)
   at = at + size
-  local found = redis.call('GETRANGE', key, 0, {_WRITER + 7})
+  local found = redis.call('GETRANGE', key, 0, {_POSITION + 7})
   local epoch, wanted = string.sub(found, {_EPOCH + 1}, {_EPOCH + 4}), string.sub(expected, i * 4 + 1, i * 4 + 4)
-  local fits
+  local fits, is_late = false, false
   if found == '' then
     fits = wanted == '\\0\\0\\0\\0'
   else
-    fits = epoch == wanted or (epoch == string.sub(record, {_EPOCH + 1}, {_EPOCH + 4})
-      and string.sub(found, {_WRITER + 1}) == string.sub(record, {_WRITER + 1}, {_WRITER + 8}))
+    local is_own = epoch == string.sub(record, {_EPOCH + 1}, {_EPOCH + 4})
+      and string.sub(found, {_WRITER + 1}, {_WRITER + 8}) == string.sub(record, {_WRITER + 1}, {_WRITER + 8})
+    fits = epoch == wanted or is_own
+    is_late = is_own and #found == {_POSITION + 8}
+      and struct.unpack('<i8', found, {_POSITION + 1}) > struct.unpack('<i8', record, {_POSITION + 1})
   end
-  if fits then
+  if is_late then
+    outcomes[i + 1] = '\\0'
+  elseif fits then
     local expiry = string.format('%.0f', struct.unpack('<d', expiries, i * 8 + 1))
     redis.call('SET', key, record, 'PXAT', expiry)
     outcomes[i + 1] = '\\0'

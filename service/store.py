@@ -46,7 +46,9 @@ class StateStore(Protocol):
     def write(self, batch: Batch) -> np.ndarray:
         """Writes each record where the store's epoch is the expected one; `Outcome`s, int8 [B].
 
-        Each record is written as a whole or not at all; a batch may be written in part when the call fails.
+        Each record is written as a whole or not at all; a batch may be written in part when the call fails. Where a
+        call may be carried out after a later one, a record of the epoch and writer that the store has leaves it as it
+        is when that stands at a later position: WRITTEN, too.
         """
 
     def read(self, session_ids: Sequence[bytes]) -> list[bytes | None]:

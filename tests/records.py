@@ -67,8 +67,9 @@ def batch(
     seed: int = 0,
     writer: int = WRITER,
     expires_at: float = NEVER,
+    position: int = 7,
 ) -> Batch:
-    """Records of sessions with these ids, of various sizes, their contents drawn from `seed`."""
+    """Records of sessions with these ids, of various sizes, their contents drawn from `seed`, all at `position`."""
     rings = ReplyStore(INPUTS, OUTPUTS, 1 << 20)
     sizes = np.full(len(session_ids), 2)
     starts = rings.open_rings(len(session_ids), 2)
@@ -85,6 +86,7 @@ def batch(
             epochs=np.array(epochs, np.uint32),
             expected_epochs=np.array(expected, np.uint32),
             writer=writer,
+            next_positions=np.full(len(session_ids), position),
             expires_at=np.full(len(session_ids), expires_at),
         )
     )

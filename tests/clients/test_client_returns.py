@@ -17,6 +17,7 @@ from wire import run, spelled
 from eddy import Client
 from eddy.clients.backoff import Patience
 from eddy.clients.errors import BatchError, Disconnected, Fenced, SessionEnded
+from eddy.v1 import inference_pb2
 
 
 def impatient(**options: Any) -> Patience:
@@ -247,6 +248,54 @@ def test_no_ping_pong(repository: Path) -> None:
             epoch = taken.epoch
             assert await taken.step(4) == 134
             assert taken.epoch == epoch
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_server_that_did_not_answer_takes_a_session_late(
+    repository: Path, is_own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was asked for it by this very client, which goes on, once; where it was another client this one is fenced."""
+
+    async def scenario() -> None:
+        async with far(repository) as (loopback, network, client), loopback.stream() as late:
+            session, batch = await client.open("history", max_in_flight=2), await client.open_batch("history", 2)
+            await asyncio.gather(session.step(1), batch.step([1, 2]))
+            asked: list[object] = []
+            with monkeypatch.context() as patch:
+                patch.setattr(loopback.host.takeover, "attach", lambda *request, **_: asked.append(request))
+                network.cut()
+                await until(lambda: len(asked) == 3)
+                network.cut()
+            assert await session.step(2) == 12
+            assert (await batch.step([3, 4])).tolist() == [13, 24]
+
+            async def take(session_id: bytes, token: bytes) -> None:
+                table = loopback.host.table
+                holder = int(table.holder[table.find(session_id)]) if is_own else 4711
+                request = inference_pb2.AttachSession(
+                    session_id=session_id, resume_token=token, holder=holder, resumes=is_own
+                )
+                assert (await late.send(attach=request)).attached.next_position
+
+            async def taken(digits: list[int]) -> tuple[list[Any], Any]:
+                await take(session.id, session.resume_token)
+                await take(batch.ids[1], batch.resume_tokens[1])
+                steps = [session.step(digit) for digit in digits]
+                return (
+                    await asyncio.gather(*steps, return_exceptions=True),
+                    (await asyncio.gather(batch.step(digits), return_exceptions=True))[0],
+                )
+
+            results, rows = await taken([3, 4])
+            if is_own:
+                assert results == [123, 1234]
+                assert rows.tolist() == [133, 244]
+                results, rows = await taken([5, 6])
+            assert [type(result) for result in results] == [Fenced, Fenced]
+            assert isinstance(rows, BatchError)
+            assert {row: type(error) for row, error in rows.errors.items()} == {1: Fenced}
 
     run(scenario())
 

@@ -100,6 +100,27 @@ def test_a_hung_server_is_an_error_until_it_goes_on(server: RedisServer) -> None
     store.close()
 
 
+def test_what_comes_late_takes_nothing_back(server: RedisServer) -> None:
+    """A write that timed out, carried out after a later one of the same process: the later one stays.
+
+    Not so what another process wrote in that epoch before, and what begins another one.
+    """
+    store = _open(server.url())
+    written = [batch(IDS, [1] * 8, [0] * 8, position=position, seed=position) for position in (300, 2, 70_000)]
+    late = batch(IDS, [1] * 8, [1] * 8, position=69_999)
+    for records in (*written, late):
+        assert not store.write(records).any()
+    assert store.read(IDS) == [written[2].record(row) for row in range(8)]
+    for again in (
+        batch(IDS, [1] * 8, [1] * 8, position=70_000, seed=5),
+        batch(IDS, [1] * 8, [1] * 8, position=3, seed=6, writer=5),
+        batch(IDS, [2] * 8, [1] * 8, position=0, seed=7, writer=5),
+    ):
+        assert not store.write(again).any()
+        assert store.read(IDS) == [again.record(row) for row in range(8)]
+    store.close()
+
+
 def test_a_full_server_is_an_error(server: RedisServer, admin: Any) -> None:
     """What is there can be read and deleted; with room it can be written."""
     store = _open(server.url())
