@@ -34,7 +34,7 @@ def test_killed_while_a_batch_waits_for_room(repository: Path, tmp_path: Path, m
         async with (
             server(repository, tmp_path, seconds=3600) as killed,
             Client(
-                f"127.0.0.1:{killed.network.port}", patience=impatient(max_replay_bytes=1500, reconnect_seconds=6.0)
+                f"127.0.0.1:{killed.network.port}", patience=impatient(max_replay_bytes=1500, reconnect_seconds=4.0)
             ) as client,
         ):
             batch = await client.open_batch("history", 2)
@@ -115,7 +115,7 @@ def test_opened_while_the_store_failed(repository: Path, tmp_path: Path, count: 
 
 def _impatient(loopback: Loopback, num_bytes: int) -> Client:
     """Who has room for so much."""
-    patience = impatient(max_replay_bytes=num_bytes, reconnect_seconds=3.0)
+    patience = impatient(max_replay_bytes=num_bytes, reconnect_seconds=2.0)
     return Client(f"127.0.0.1:{loopback.server.port}", patience=patience)
 
 
