@@ -127,18 +127,15 @@ class RowLog:
     def trim(self) -> None:
         """Forgets what can no longer be lost."""
         chunks = self._chunks
-        while chunks and chunks[0].is_answered and not self._is_needed(chunks[0]):
+        while chunks and chunks[0].is_answered and not (self.is_durable and self._needed(chunks[0]).any()):
             chunk = chunks.popleft()
             if self.is_durable:
                 self._budget.used -= chunk.num_bytes
 
-    def _is_needed(self, chunk: RowChunk) -> bool:
-        if not self.is_durable:
-            return False
+    def _needed(self, chunk: RowChunk) -> np.ndarray:
+        """Which of its rows could still lose what it did, bool [N]."""
         is_needed = chunk.positions + chunk.num_positions > self._durable[chunk.rows]
-        if chunk.is_applied is not None:
-            is_needed &= chunk.is_applied
-        return bool(is_needed.any())
+        return np.asarray(is_needed if chunk.is_applied is None else is_needed & chunk.is_applied)
 
     def clear(self) -> None:
         """The sessions are over."""
@@ -151,10 +148,7 @@ class RowLog:
         found: list[tuple[RowChunk, np.ndarray]] = []
         is_found = np.zeros(len(self._durable), np.bool_)
         for chunk in reversed(self._chunks):
-            is_needed = chunk.positions + chunk.num_positions > self._durable[chunk.rows]
-            if chunk.is_applied is not None:
-                is_needed &= chunk.is_applied
-            picks = np.flatnonzero(is_needed & ~is_found[chunk.rows])
+            picks = np.flatnonzero(self._needed(chunk) & ~is_found[chunk.rows])
             if len(picks):
                 found.append((chunk, picks))
                 is_found[chunk.rows[picks]] = True

@@ -20,6 +20,19 @@ from eddy.clients.rows import RowFlow
 from eddy.v1 import inference_pb2
 
 
+def _impatient(port: int, num_bytes: int, seconds: float = 2.0) -> Client:
+    """Who has room for so much."""
+    patience = impatient(max_replay_bytes=num_bytes, reconnect_seconds=seconds)
+    return Client(f"127.0.0.1:{port}", patience=patience)
+
+
+@asynccontextmanager
+async def _writing_often(repository: Path, folder: Path, **model: Any) -> AsyncIterator[Loopback]:
+    state = {"store": f"sqlite:{folder}/store", "checkpoint_seconds": 0.1, "max_lag_seconds": 1e6}
+    async with serve(configure(repository, state=state, model=model)) as loopback:
+        yield loopback
+
+
 def test_killed_while_a_batch_waits_for_room(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is sent again comes in its order, though it is asked what is durable just before the sessions are back."""
     attached = RowFlow.attached
@@ -33,9 +46,7 @@ def test_killed_while_a_batch_waits_for_room(repository: Path, tmp_path: Path, m
     async def scenario() -> None:
         async with (
             server(repository, tmp_path, seconds=3600) as killed,
-            Client(
-                f"127.0.0.1:{killed.network.port}", patience=impatient(max_replay_bytes=1500, reconnect_seconds=4.0)
-            ) as client,
+            _impatient(killed.network.port, 1500, 4.0) as client,
         ):
             batch = await client.open_batch("history", 2)
             done = [(await batch.step([place, place])).tolist() for place in range(3)]
@@ -58,12 +69,9 @@ def test_a_row_that_has_ended_keeps_no_room(repository: Path, tmp_path: Path) ->
     """Its steps never become durable, and nobody sends them again."""
 
     async def scenario() -> None:
-        state = {"store": f"sqlite:{tmp_path}/store", "checkpoint_seconds": 0.1, "max_lag_seconds": 1e6}
         async with (
-            serve(configure(repository, state=state)) as loopback,
-            Client(
-                f"127.0.0.1:{loopback.server.port}", patience=impatient(max_replay_bytes=1500, reconnect_seconds=5.0)
-            ) as client,
+            _writing_often(repository, tmp_path) as loopback,
+            _impatient(loopback.server.port, 1500, 5.0) as client,
         ):
             batch = await client.open_batch("history", 2)
             await batch.step([1, 1])
@@ -113,24 +121,11 @@ def test_opened_while_the_store_failed(repository: Path, tmp_path: Path, count: 
     run(scenario(), 120)
 
 
-def _impatient(loopback: Loopback, num_bytes: int) -> Client:
-    """Who has room for so much."""
-    patience = impatient(max_replay_bytes=num_bytes, reconnect_seconds=2.0)
-    return Client(f"127.0.0.1:{loopback.server.port}", patience=patience)
-
-
-@asynccontextmanager
-async def _writing_often(repository: Path, folder: Path, **model: Any) -> AsyncIterator[Loopback]:
-    state = {"store": f"sqlite:{folder}/store", "checkpoint_seconds": 0.1, "max_lag_seconds": 1e6}
-    async with serve(configure(repository, state=state, model=model)) as loopback:
-        yield loopback
-
-
 def test_a_batch_is_asked_for_all_its_rows(repository: Path, tmp_path: Path) -> None:
     """Its halves step in turn: what the one keeps is told, too, while the other waits."""
 
     async def scenario() -> None:
-        async with _writing_often(repository, tmp_path) as loopback, _impatient(loopback, 1000) as client:
+        async with _writing_often(repository, tmp_path) as loopback, _impatient(loopback.server.port, 1000) as client:
             batch = await client.open_batch("history", 2)
             for digit in (1, 2, 3):
                 await batch.step([digit], rows=[0])
@@ -141,11 +136,11 @@ def test_a_batch_is_asked_for_all_its_rows(repository: Path, tmp_path: Path) -> 
 
 
 def test_idle_sessions_give_room(repository: Path, tmp_path: Path) -> None:
-    """Nobody else would ask for what they keep: single sessions, batches, and a session whose reply is gone."""
+    """Nobody else would ask for what they keep, sessions or batches."""
 
     async def scenario() -> None:
-        async with _writing_often(repository, tmp_path) as loopback, _impatient(loopback, 1) as client:
-            idle, batch, busy = await client.open("history"), await client.open_batch("history", 2), None
+        async with _writing_often(repository, tmp_path) as loopback, _impatient(loopback.server.port, 1) as client:
+            idle, batch = await client.open("history"), await client.open_batch("history", 2)
             assert await idle.step(1) == 1
             assert (await batch.step([2, 2])).tolist() == [2, 2]
             busy = await client.open("history")
@@ -164,7 +159,7 @@ def test_who_is_asked_in_vain_goes_on(repository: Path, tmp_path: Path, count: i
     async def scenario() -> None:
         async with (
             _writing_often(repository, tmp_path, max_kept_reply_bytes=1) as loopback,
-            _impatient(loopback, 1) as client,
+            _impatient(loopback.server.port, 1) as client,
         ):
             opened = await (client.open_batch("history", count) if count else client.open("history"))
             await opened.step([1] * count if count else 1)
