@@ -29,6 +29,7 @@ from eddy.service.errors import Reason
 from eddy.v1 import inference_pb2
 
 HISTORY = family("history")
+EXPORTED = Path(__file__).parents[1] / "inspection" / "exported"
 _LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ (INFO|ERROR) eddy\.")
 
 
@@ -85,20 +86,40 @@ def _config(folder: Path, text: str) -> Path:
 
 def test_sigterm_while_models_load(tmp_path: Path) -> None:
     """SIGTERM before the server serves ends it with 0 at once: as process 1 of a container it must not be ignored."""
-    version = tmp_path / "slow" / "1"
-    version.mkdir(parents=True)
-    # A model file that never ends: opening the other end returns when, and only when, the server begins to read it.
-    os.mkfifo(version / "model.onnx")
+    # Without a contract each is inspected, by a process of its own: all of them take far longer than this test waits.
+    for number in range(100):
+        version = tmp_path / "models" / str(number) / "1"
+        version.mkdir(parents=True)
+        shutil.copy(EXPORTED / "torch-dynamo-gru.onnx", version / "model.onnx")
+    drafts = tmp_path / "drafts"
+    drafts.mkdir()
     process = subprocess.Popen(  # noqa: S603  our own command
-        _command("--model-repository", str(tmp_path)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        _command("--model-repository", str(tmp_path / "models")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(drafts)},
     )
     try:
-        with (version / "model.onnx").open("wb"):
-            process.send_signal(signal.SIGTERM)
-            out, _ = process.communicate(timeout=20)
+        inspecting = _children(process)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=20)
     finally:
         process.kill()
     assert (process.returncode, out) == (0, "")
+    # It leaves neither the inspecting process nor what that one wrote.
+    assert psutil.wait_procs(inspecting, timeout=20)[1] == []
+    assert list(drafts.iterdir()) == []
+
+
+def _children(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The processes that it has started, once there is one."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := psutil.Process(process.pid).children():
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"the server started no process, exit code {process.poll()}")
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts of a process's threads are Linux's")
