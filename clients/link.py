@@ -4,8 +4,8 @@ Owns when a new stream is begun and over which channel, and that every session i
 the session is sent: callers see only a pause. Must not know what sessions send.
 
 A server that was asked for a session and did not answer may take it still, from the server that has it by then. So
-where a session is fenced after such an attempt it is asked for once more: the server knows its holder, and refuses it
-to all others.
+where a session is fenced after such an attempt it is asked for once more, as long after it as a server is waited for:
+the server knows its holder, and refuses it to all others.
 
 Ordering rules: a session that is open here is **away** from the moment its stream ends until the server has said on the
 next one where it stands. Nothing is begun after `close`. Whoever's patience is over is told so, and only then.
@@ -14,6 +14,7 @@ next one where it stands. Nothing is begun after `close`. Whoever's patience is 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
@@ -78,8 +79,8 @@ class Link:
         # Sessions that are open here, and those of them that no stream has at the moment.
         self._members: dict[int, Resumable] = {}
         self._away: dict[int, Resumable] = {}
-        # Those that some server was asked for and did not answer.
-        self._loose: set[int] = set()
+        # Those that some server was asked for and did not answer, and when that was.
+        self._unanswered_seconds: dict[int, float] = {}
         self._changed = asyncio.Event()
         self._restoring: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -118,7 +119,7 @@ class Link:
     def remove(self, member: Resumable) -> None:
         """They are closed, or ended."""
         self._members.pop(id(member), None)
-        self._loose.discard(id(member))
+        self._unanswered_seconds.pop(id(member), None)
         if self._away.pop(id(member), None) is not None:
             self._tell_change()
 
@@ -134,16 +135,16 @@ class Link:
         """Whoever has fenced sessions may be a server that was asked for them from here; then they are taken anew."""
         if id(member) in self._away:
             return True
-        if id(member) not in self._loose or not self.patience.is_any:
+        asked_seconds = self._unanswered_seconds.pop(id(member), -math.inf)
+        if self.patience.clock() - asked_seconds >= self.patience.reconnect_seconds:
             return False
-        self._loose.discard(id(member))
         self.recover(member)
         return True
 
     def unanswered(self, member: Resumable) -> None:
         """A server was asked for sessions and did not answer (called by a round)."""
         if id(member) in self._members:
-            self._loose.add(id(member))
+            self._unanswered_seconds[id(member)] = self.patience.clock()
 
     def is_away(self, member: Resumable) -> bool:
         """No stream has it at the moment."""
@@ -274,7 +275,7 @@ class Link:
         for key, member in members.items():
             self._members.pop(key, None)
             self._away.pop(key, None)
-            self._loose.discard(key)
+            self._unanswered_seconds.pop(key, None)
             member.give_up(error)
         if self._connection is None:
             self._contact.is_made = False
