@@ -1,17 +1,12 @@
-"""Checkpoints and batches to write, of a model that is not there, and a real Redis to write them to.
+"""Checkpoints and batches to write, of a model that is not there.
 
 Dimension key: B sessions.
 """
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -90,42 +85,3 @@ def batch(
             expires_at=np.full(len(session_ids), expires_at),
         )
     )
-
-
-@dataclass(frozen=True, slots=True)
-class RedisServer:
-    """A Redis of the test's own: where it answers, and its process."""
-
-    port: int
-    process: subprocess.Popen[str]
-
-    def url(self, prefix: str = "eddy") -> str:
-        """The store in it whose keys begin with `prefix`."""
-        return f"redis://127.0.0.1:{self.port}/0?prefix={prefix}"
-
-
-def find_redis() -> str | None:
-    """The program, of Redis or Valkey, None where neither is installed."""
-    return shutil.which("redis-server") or shutil.which("valkey-server")
-
-
-@contextmanager
-def redis_server(folder: Path, *options: str, port: int = 0) -> Iterator[RedisServer]:
-    """A Redis on `port`, 0: a free one, that keeps its files in `folder` and ends with the block."""
-    program = find_redis()
-    assert program, "neither redis-server nor valkey-server is installed: skip the test"
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            chosen = port or probe.getsockname()[1]
-        command = [program, "--bind", "127.0.0.1", "--port", str(chosen), "--dir", str(folder), "--save", ""]
-        process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)  # noqa: S603
-        assert process.stdout is not None
-        with process, process.stdout as told:
-            # It says so when it listens, and ends by itself where somebody took the port meanwhile.
-            if any("eady to accept connections" in line for line in told):
-                try:
-                    yield RedisServer(chosen, process)
-                finally:
-                    process.kill()
-                return

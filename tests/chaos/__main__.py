@@ -1,7 +1,6 @@
 """`python -m tests.chaos`: the crash test. Ends with 1 where anything was lost, doubled or different."""
 
 import argparse
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -10,6 +9,7 @@ _HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(_HERE), str(_HERE.parent)]
 
 from chaos import Run, run  # noqa: E402  after the path
+from redis_server import find_redis  # noqa: E402
 
 
 def _main() -> int:
@@ -24,8 +24,8 @@ def _main() -> int:
     stores = ("sqlite", "redis") if options.store == "both" else (options.store,)
     is_good = True
     for store in stores:
-        if store == "redis" and shutil.which("redis-server") is None:
-            print("redis: there is no redis-server here", file=sys.stderr)
+        if store == "redis" and find_redis() is None:
+            print("redis: neither redis-server nor valkey-server is installed", file=sys.stderr)
             is_good = False
             continue
         kills = 0 if store == "memory" else options.kills

@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from redis_server import find_redis
 from target import READY
 
 _START_SECONDS = 60.0
@@ -145,8 +146,10 @@ class RedisProcess:
 
     async def start(self) -> None:
         """Starts it and waits until it answers."""
+        program = find_redis()
+        assert program, "neither redis-server nor valkey-server is installed"
         self._process = await asyncio.create_subprocess_exec(
-            *("redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)),
+            *(program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)),
             *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--daemonize", "no"),
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,

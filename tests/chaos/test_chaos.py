@@ -1,6 +1,5 @@
 """The crash test in short, and proof that its judge sees what it is there to see; the long one is `make chaos`."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +8,10 @@ from chaos import Run, run
 from journal import Journal
 from judge import Judgement, Reference, judge
 from proxy import Weather
+from redis_server import needs_redis
 from workload import Call, Kind, call_of, model_family, workloads
 
 SEED = 3
-needs_redis = pytest.mark.skipif(not shutil.which("redis-server"), reason="redis-server is not installed")
 _CALLS = 12
 
 

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
-from records import NEVER, RedisServer, batch, find_redis, redis_server
+from records import NEVER, batch
+from redis_server import RedisServer, needs_redis, redis_server
 
 from eddy.service.store import Outcome, StateStore, StoreError
 from eddy.service.stores import open_store
 
 IDS = [bytes([number]) * 16 for number in range(8)]
-pytestmark = pytest.mark.skipif(not find_redis(), reason="neither redis-server nor valkey-server is installed")
+pytestmark = needs_redis
 
 
 @pytest.fixture

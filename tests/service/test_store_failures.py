@@ -1,9 +1,7 @@
-"""State stores that are away, slow, full or emptied, and two servers on one: a real redis-server, and SQLite."""
+"""State stores that are away, slow, full or emptied, and two servers on one: a real Redis, and SQLite."""
 
 import asyncio
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +16,7 @@ import pytest
 import redis
 from graphs import family
 from loopback import chunk
+from redis_server import RedisServer, redis_server
 from test_durable import Life, life, spelled, taken
 
 from eddy.service.errors import Reason
@@ -25,68 +24,30 @@ from eddy.service.record import decode
 
 HISTORY = family("history")
 PATIENCE_SECONDS = 30.0
-# A checkpoint is due ten times a second, so that nobody waits; a call that hangs is given up after half a second.
+# A checkpoint is due ten times a second, so that nobody waits.
 OFTEN = ("--set", "state.checkpoint_seconds=0.1")
 
 
-class Redis:
-    """A redis-server of this test's own, that may be killed, stopped and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = int(listener.getsockname()[1])
-        self.url = f"redis://127.0.0.1:{self.port}/0?socket_timeout=0.5"
-        self.process: subprocess.Popen[bytes] | None = None
-        self.start()
-
-    def start(self) -> None:
-        """Starts it, empty."""
-        options = ["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--port", str(self.port)]
-        self.process = subprocess.Popen(  # noqa: S603  our own command
-            [str(shutil.which("redis-server")), *options, "--dir", str(self._folder)], stdout=subprocess.DEVNULL
-        )
-        client = redis.Redis(port=self.port)
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                continue
+@contextmanager
+def _client(server: RedisServer) -> Iterator["redis.Redis"]:
+    """A client of this test's own."""
+    client = redis.Redis(port=server.port)
+    try:
+        yield client
+    finally:
         client.close()
-
-    def signal(self, number: signal.Signals) -> None:
-        """SIGSTOP and SIGCONT."""
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    def kill(self) -> None:
-        """SIGKILL; what it had is gone."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
-    @contextmanager
-    def client(self) -> Iterator["redis.Redis"]:
-        """A client of this test's own."""
-        client = redis.Redis(port=self.port)
-        try:
-            yield client
-        finally:
-            client.close()
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Redis]:
-    """An empty redis-server."""
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed")
-    server = Redis(tmp_path)
-    yield server
-    server.signal(signal.SIGCONT)
-    server.kill()
+def store(tmp_path: Path) -> Iterator[RedisServer]:
+    """An empty one."""
+    with redis_server(tmp_path, "--appendonly", "no") as server:
+        yield server
+
+
+def _url(server: RedisServer) -> str:
+    """A call that hangs is given up after half a second."""
+    return f"{server.url()}&socket_timeout=0.5"
 
 
 def _get(server: Life, path: str) -> str:
@@ -126,11 +87,11 @@ async def session_on(server: Life) -> AsyncIterator[tuple[object, int]]:
     yield opened, handle
 
 
-def test_served_while_the_store_is_away(repository: Path, store: Redis) -> None:
+def test_served_while_the_store_is_away(repository: Path, store: RedisServer) -> None:
     """Steps and openings go on, say that they are not durable, and are written when the store is back, though empty."""
 
     async def scenario() -> None:
-        async with life(repository, store.url, *OFTEN) as server, session_on(server) as (opened, handle):
+        async with life(repository, _url(store), *OFTEN) as server, session_on(server) as (opened, handle):
             idle = await server.stream.open("history")
             store.kill()
             await server.step(handle, 1, [2])
@@ -151,10 +112,10 @@ def test_served_while_the_store_is_away(repository: Path, store: Redis) -> None:
             await server.step(second, 0, [9])
             await until_durable(server, second, 1, 9)
             # Also the session of which nobody has heard since.
-            with store.client() as client:
+            with _client(store) as client:
                 await until(lambda: client.exists(f"eddy:{idle.session_ids[0].hex()}") == 1)
             server.kill()
-            async with life(repository, store.url) as after:
+            async with life(repository, _url(store)) as after:
                 assert (await taken(after, idle)).next_position == 0
                 attached = await taken(after, opened)
                 assert spelled(await after.step(attached.handle, 3, [4])) == 1234
@@ -163,20 +124,20 @@ def test_served_while_the_store_is_away(repository: Path, store: Redis) -> None:
     asyncio.run(scenario())
 
 
-def test_a_store_that_comes_back_with_less(repository: Path, store: Redis) -> None:
+def test_a_store_that_comes_back_with_less(repository: Path, store: RedisServer) -> None:
     """A Redis restarted from an older copy: what was durable is again, though nobody steps the session meanwhile."""
 
     async def scenario() -> None:
-        async with life(repository, store.url, *OFTEN) as server, session_on(server) as (opened, handle):
+        async with life(repository, _url(store), *OFTEN) as server, session_on(server) as (opened, handle):
             key = f"eddy:{opened.session_ids[0].hex()}"
 
             def position() -> int:
-                with store.client() as client:
+                with _client(store) as client:
                     record = client.get(key)
                 assert isinstance(record, bytes)
                 return decode(record).next_position
 
-            with store.client() as client:
+            with _client(store) as client:
                 client.save()
             await server.step(handle, 1, [2])
             await until_durable(server, handle, 2, 2)
@@ -184,7 +145,7 @@ def test_a_store_that_comes_back_with_less(repository: Path, store: Redis) -> No
             store.start()
             await until(lambda: position() == 2)
             server.kill()
-            async with life(repository, store.url) as after:
+            async with life(repository, _url(store)) as after:
                 again = await taken(after, opened)
                 assert again.next_position == 2
                 assert spelled(await after.step(again.handle, 2, [3])) == 123
@@ -192,12 +153,12 @@ def test_a_store_that_comes_back_with_less(repository: Path, store: Redis) -> No
     asyncio.run(scenario())
 
 
-def test_refused_while_the_store_hangs(repository: Path, store: Redis) -> None:
+def test_refused_while_the_store_hangs(repository: Path, store: RedisServer) -> None:
     """With `refuse`, steps and openings are refused while the store answers nothing, and taken when it does again."""
 
     async def scenario() -> None:
         options = (*OFTEN, "--set", "state.on_failure=refuse", "--set", "state.max_lag_seconds=0.5")
-        async with life(repository, store.url, *options) as server, session_on(server) as (_, handle):
+        async with life(repository, _url(store), *options) as server, session_on(server) as (_, handle):
             store.signal(signal.SIGSTOP)
             await server.step(handle, 1, [2])
             await until_works(server, 0)
@@ -211,12 +172,12 @@ def test_refused_while_the_store_hangs(repository: Path, store: Redis) -> None:
     asyncio.run(scenario())
 
 
-def test_a_full_store(repository: Path, store: Redis) -> None:
+def test_a_full_store(repository: Path, store: RedisServer) -> None:
     """A Redis without room fails like one that is away, and recovers when there is room."""
 
     async def scenario() -> None:
-        async with life(repository, store.url, *OFTEN) as server, session_on(server) as (_, handle):
-            with store.client() as client:
+        async with life(repository, _url(store), *OFTEN) as server, session_on(server) as (_, handle):
+            with _client(store) as client:
                 client.config_set("maxmemory-policy", "noeviction")
                 client.config_set("maxmemory", "1")
                 await server.step(handle, 1, [2])
@@ -229,13 +190,13 @@ def test_a_full_store(repository: Path, store: Redis) -> None:
     asyncio.run(scenario())
 
 
-def test_the_second_server_fences_the_first(repository: Path, store: Redis) -> None:
+def test_the_second_server_fences_the_first(repository: Path, store: RedisServer) -> None:
     """A session taken over on another server goes on there from what was durable; the first ends it, and says so."""
 
     async def scenario() -> None:
         async with (
-            life(repository, store.url, "--set", "state.checkpoint_seconds=0.5") as first,
-            life(repository, store.url) as second,
+            life(repository, _url(store), "--set", "state.checkpoint_seconds=0.5") as first,
+            life(repository, _url(store)) as second,
             session_on(first) as (opened, handle),
         ):
             attached = await taken(second, opened)
@@ -258,12 +219,12 @@ def test_the_second_server_fences_the_first(repository: Path, store: Redis) -> N
     asyncio.run(scenario())
 
 
-def test_a_server_that_starts_without_its_store(repository: Path, store: Redis) -> None:
+def test_a_server_that_starts_without_its_store(repository: Path, store: RedisServer) -> None:
     """Told to serve, it starts, says so and finds the store later; told to refuse, it ends with one line."""
     store.kill()
 
     async def scenario() -> None:
-        async with life(repository, store.url, *OFTEN) as server:
+        async with life(repository, _url(store), *OFTEN) as server:
             await until_works(server, 0)
             opened = await server.stream.open("history")
             assert not opened.durable
@@ -295,12 +256,12 @@ def test_a_full_disk(repository: Path, tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_what_could_not_be_written_is_told_at_the_end(repository: Path, store: Redis) -> None:
+def test_what_could_not_be_written_is_told_at_the_end(repository: Path, store: RedisServer) -> None:
     """A server that ends without its store says how many sessions were not written, in its log and its exit code."""
 
     async def scenario() -> None:
         options = (*OFTEN, "--set", "server.drain_seconds=0.5")
-        async with life(repository, store.url, *options) as server, session_on(server) as (_, handle):
+        async with life(repository, _url(store), *options) as server, session_on(server) as (_, handle):
             store.kill()
             await server.step(handle, 1, [2])
             await until_works(server, 0)

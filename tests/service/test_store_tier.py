@@ -6,10 +6,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
-import pytest
 from graphs import family
 from loopback import Loopback, StreamClient, array, attach_request, chunk, configure, serve, until, write_model
-from records import find_redis, redis_server
+from redis_server import needs_redis, redis_server
 
 from eddy.service.errors import Reason
 from eddy.service.lifecycle import Tier
@@ -67,7 +66,7 @@ def test_sessions_come_back_from_the_store(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
-@pytest.mark.skipif(not find_redis(), reason="neither redis-server nor valkey-server is installed")
+@needs_redis
 def test_sessions_that_another_server_took_from_the_store(tmp_path: Path) -> None:
     """What is left of them here ends with FENCED; others in the message are stepped, and the rest stays durable.
 

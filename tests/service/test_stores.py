@@ -15,7 +15,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-from records import NEVER, RedisServer, batch, checkpoint, find_redis, redis_server
+from records import NEVER, batch, checkpoint
+from redis_server import RedisServer, needs_redis, redis_server
 
 from eddy.service.ports import State
 from eddy.service.record import decode, encode
@@ -166,9 +167,6 @@ class RedisMachine(StoreMachine):
         with redis.Redis(port=self.server.port) as client:
             client.flushall()
         return open_store(self.server.url())
-
-
-needs_redis = pytest.mark.skipif(not find_redis(), reason="neither redis-server nor valkey-server is installed")
 
 
 @pytest.fixture(scope="module")

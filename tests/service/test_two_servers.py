@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from graphs import family
 from loopback import Loopback, array, attach_request, chunk, configure, serve, write_model
-from records import find_redis, redis_server
+from redis_server import needs_redis, redis_server
 
 from eddy.service.errors import EddyError, Reason
 from eddy.v1 import inference_pb2
 
-pytestmark = pytest.mark.skipif(not find_redis(), reason="neither redis-server nor valkey-server is installed")
+pytestmark = needs_redis
 HISTORY = family("history")
 
 
