@@ -131,6 +131,8 @@ class RedisStore:
             raise self._error(f"it is of version {told['redis_version']}, 6.2 or later is needed")
         if told["role"] != "master":
             raise self._error("it is a replica, which cannot be written")
+        if self._redis.info("cluster")["cluster_enabled"]:
+            raise self._error("it is part of a cluster, which has only some of the keys")
         policy = told["maxmemory_policy"]
         if policy != "noeviction":
             raise self._error(f"its maxmemory-policy is {policy}: sessions would vanish; set it to noeviction")

@@ -32,11 +32,13 @@ class RedisServer:
         folder: where it keeps its files.
         options: more of the command line.
         port: 0: a free one.
+        has_tls: nobody is answered without; the options name the files.
     """
 
-    def __init__(self, folder: Path, *options: str, port: int = 0) -> None:
+    def __init__(self, folder: Path, *options: str, port: int = 0, has_tls: bool = False) -> None:
         self._folder = folder
         self._options = options
+        self._has_tls = has_tls
         self.port = port
         self.process: subprocess.Popen[str]
         self.start()
@@ -47,23 +49,26 @@ class RedisServer:
         if not program:
             pytest.skip(_MISSING)
         while True:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = self.port or int(probe.getsockname()[1])
-            options = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(self._folder), "--save", ""]
+            port = self.port or _free_port()
+            place = ["--port", "0", "--tls-port", str(port)] if self._has_tls else ["--port", str(port)]
+            options = ["--bind", "127.0.0.1", *place, "--dir", str(self._folder), "--save", ""]
             self.process = subprocess.Popen(  # noqa: S603  our own command
                 [program, *options, *self._options], stdout=subprocess.PIPE, text=True
             )
             assert self.process.stdout is not None
-            # It says so when it listens, and ends by itself where somebody took the port meanwhile.
-            if any("eady to accept connections" in line for line in self.process.stdout):
-                self.port = port
-                return
+            said = []
+            for line in self.process.stdout:
+                said.append(line)
+                if "eady to accept connections" in line:
+                    self.port = port
+                    return
             self.kill()
+            # Somebody took the port meanwhile, perhaps.
+            assert any("in use" in line for line in said), "".join(said)
 
     def url(self, prefix: str = "eddy") -> str:
         """The store in it whose keys begin with `prefix`, for `--state-store`."""
-        return f"redis://127.0.0.1:{self.port}/0?prefix={prefix}"
+        return f"{'rediss' if self._has_tls else 'redis'}://127.0.0.1:{self.port}/0?prefix={prefix}"
 
     def signal(self, number: signal.Signals) -> None:
         """SIGSTOP and SIGCONT."""
@@ -77,10 +82,20 @@ class RedisServer:
         self.process.stdout.close()
 
 
+def _free_port() -> int:
+    """One that leaves room for the port of a cluster, 10,000 above."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port <= 55_535:
+            return port
+
+
 @contextmanager
-def redis_server(folder: Path, *options: str, port: int = 0) -> Iterator[RedisServer]:
+def redis_server(folder: Path, *options: str, port: int = 0, has_tls: bool = False) -> Iterator[RedisServer]:
     """One that ends with the block; the arguments are those of `RedisServer`."""
-    server = RedisServer(folder, *options, port=port)
+    server = RedisServer(folder, *options, port=port, has_tls=has_tls)
     try:
         yield server
     finally:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
+from authority import Authority
 from records import NEVER, batch
 from redis_server import RedisServer, needs_redis, redis_server
 
@@ -152,6 +153,39 @@ def test_a_replica_is_refused(server: RedisServer, tmp_path_factory: pytest.Temp
         pytest.raises(StoreError, match="it is a replica"),
     ):
         open_store(replica.url())
+
+
+def test_a_node_of_a_cluster_is_refused(tmp_path: Path) -> None:
+    """Keys would be somewhere else."""
+    with (
+        redis_server(tmp_path, "--cluster-enabled", "yes") as server,
+        pytest.raises(StoreError, match="it is part of a cluster"),
+    ):
+        open_store(server.url())
+
+
+def test_a_server_behind_tls_and_a_password(tmp_path: Path) -> None:
+    """Each side proves who it is; who cannot, or does not know the password, is told so, without the password."""
+    authority = Authority(tmp_path / "authority")
+    own, ours = authority.sign("server"), authority.sign("client")
+    files = ("--tls-cert-file", str(own.certificate), "--tls-key-file", str(own.key))
+    options = (*files, "--tls-ca-cert-file", str(authority.certificate), "--appendonly", "yes")
+    users = ("--user", "eddy", "on", ">hush", "~eddy:*", "+@all", "--user", "default", "off")
+    with redis_server(tmp_path, *options, *users, has_tls=True) as server:
+        told = f"&ssl_ca_certs={authority.certificate}&ssl_certfile={ours.certificate}&ssl_keyfile={ours.key}"
+        store = _open(server.url().replace("://", "://eddy:hush@") + told)
+        records = batch(IDS, [1] * 8, [0] * 8)
+        assert not store.write(records).any()
+        assert store.read(IDS) == [records.record(row) for row in range(8)]
+        store.close()
+        for user, settings, why in (
+            ("eddy:hush", "", "CERTIFICATE_VERIFY_FAILED"),
+            ("eddy:hush", f"&ssl_ca_certs={authority.certificate}", "cannot be reached"),
+            ("eddy:hush-hush", told, "password"),
+        ):
+            with pytest.raises(StoreError, match=why) as caught:
+                open_store(server.url().replace("://", f"://{user}@") + settings)
+            assert "hush" not in caught.value.message
 
 
 def test_without_an_append_only_file_it_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
