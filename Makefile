@@ -3,10 +3,12 @@
 #   PYTHON            the interpreter that the environment is made from (default: python3)
 #   TORCH_INDEX_URL   pip index for torch, where the default one would bring CUDA builds of several gigabytes:
 #                     make test TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+#   WORKERS           how many tests run at once (default: 2); more disturb those that watch the clock
 #   EXTRA, ENGINE     make image: cpu or gpu; what builds it (docker, podman or buildah)
 
 PYTHON ?= python3
 TORCH_INDEX_URL ?=
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet
@@ -42,7 +44,7 @@ demo: $(VENV)/.setup  ## text, forecast, sensor, accents, film and translation t
 
 test: $(VENV)/.dev  ## all tests
 	$(BIN)/eddy data fetch silero-vad || echo "tests with a model of others will be skipped"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.dev  ## formatter, linter, lint of protos and Dockerfile
 	$(BIN)/ruff format --check .
