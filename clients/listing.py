@@ -14,6 +14,9 @@ from rich.table import Table
 
 from eddy.clients.display import write_json
 from eddy.clients.sync import SyncClient
+from eddy.v1 import sessions_pb2
+
+_COLUMNS = ("fingerprint", "model", "version", "position", "epoch", "idle seconds", "idle timeout", "attached", "tier")
 
 
 def show_sessions(options: argparse.Namespace, client: SyncClient) -> int:
@@ -28,10 +31,21 @@ def show_sessions(options: argparse.Namespace, client: SyncClient) -> int:
             "idle seconds": round(session.idle_seconds, 1),
             "idle timeout": round(session.idle_timeout_seconds, 1),
             "attached": session.attached,
+            "tier": sessions_pb2.Tier.Name(session.tier).removeprefix("TIER_").lower(),
         }
         for session in client.sessions(options.model, page_size=1000)
     ]
-    columns = ("fingerprint", "model", "version", "position", "epoch", "idle seconds", "idle timeout", "attached")
+    columns = (
+        "fingerprint",
+        "model",
+        "version",
+        "position",
+        "epoch",
+        "idle seconds",
+        "idle timeout",
+        "attached",
+        "tier",
+    )
     _show(options, rows, columns)
     return 0
 

@@ -144,7 +144,9 @@ class UnaryCalls:
                 return
 
     async def find_session(self, session_id: bytes) -> sessions_pb2.Session:
-        """What the server knows of a session.
+        """What the server knows of a session, which stays with whoever has it.
+
+        Of one that is not open there it is what the state store has.
 
         Raises:
             SessionEnded: no such session is open.

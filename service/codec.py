@@ -459,9 +459,9 @@ def write_results(
 
 
 def unary_step_response(
-    contract: Contract, request: inference_pb2.StepRequest, result: ChunkResult, durable_position: int
+    contract: Contract, request: inference_pb2.StepRequest, result: ChunkResult, durable_position: int, epoch: int
 ) -> inference_pb2.StepResponse:
-    """The answer to a unary step.
+    """The answer to a unary step that was taken in `epoch`.
 
     Raises:
         EddyError: the step was refused.
@@ -476,6 +476,7 @@ def unary_step_response(
         next_position=request.position + num_steps,
         replayed=bool(result.replayed),
         durable_position=durable_position,
+        epoch=epoch,
     )
     write_results(contract, response, 1, num_steps, result.outputs)
     return response

@@ -15,7 +15,10 @@ from eddy.service.chunk import ChunkResult
 from eddy.service.durability import Durability
 from eddy.service.errors import EddyError
 from eddy.service.gate import Gate
-from eddy.service.sessions import NOT_STORED, ROW_MASK, SessionTable
+from eddy.service.model import ServedModel
+from eddy.service.recall import Stored
+from eddy.service.record import Record
+from eddy.service.sessions import NOT_STORED, ROW_MASK, SessionTable, check_id, of_another_epoch
 
 
 class Persistence:
@@ -121,7 +124,7 @@ class Persistence:
         table.has_news[rows[is_told]] = False
         return bytes(np.where(is_good, table.durable_position[rows], NOT_STORED).tobytes())
 
-    async def recall(self, session_id: bytes, is_wanted: Callable[[], bool] = lambda: True) -> int:
+    async def recall(self, session_id: bytes, is_wanted: Callable[[Record], bool] = lambda _: True) -> int:
         """The row of a session that is open, or that the state store has; see `Recaller.find`.
 
         Raises:
@@ -131,3 +134,45 @@ class Persistence:
             return self._table.row_of_id(session_id)
         self._gate.refuse_if_draining()
         return await self._durability.recaller.find(session_id, is_wanted)
+
+    async def recall_in_epoch(self, session_id: bytes, epoch: int, prefix: str = "") -> int:
+        """As `recall`, for a writer that shows the session's epoch: one of another epoch takes it from nobody.
+
+        Raises:
+            EddyError: see `SessionTable.row_in_epoch`, whose fields' names begin with `prefix`.
+        """
+        if not self.is_present(session_id):
+            check_id(session_id, f"{prefix}session_id")
+            present = epoch
+
+            def is_wanted(record: Record) -> bool:
+                nonlocal present
+                present = record.epoch
+                return present == epoch
+
+            try:
+                await self.recall(session_id, is_wanted)
+            except EddyError:
+                if present != epoch and not self._table.find(session_id):
+                    raise of_another_epoch(epoch, present, prefix) from None
+                raise
+        return self._table.row_in_epoch(session_id, epoch, prefix)
+
+    async def look(self, session_id: bytes) -> int | Stored:
+        """The row of a session that is open, or what the state store has of one that is elsewhere: `Recaller.look`.
+
+        Raises:
+            EddyError: UNKNOWN_SESSION, and what prevents the reading.
+        """
+        if self._durability is None:
+            return self._table.row_of_id(session_id)
+        return await self._durability.recaller.look(session_id)
+
+    def model_for(self, stored: Stored) -> ServedModel:
+        """The model that a session of the store goes on with; see `Recaller.model_for`.
+
+        Raises:
+            EddyError: SNAPSHOT_MISMATCH, MODEL_NOT_READY.
+        """
+        assert self._durability is not None, "what is stored is in a store"
+        return self._durability.recaller.model_for(stored.record)

@@ -1,7 +1,8 @@
 """Recall: sessions that the state store has and this process has not, brought back when somebody asks for them.
 
 Owns the reading of a record, the choice of the model that its session goes on with, and the taking of the session from
-whoever had it: its new epoch is in the store before anybody is answered. Must not know who asks, or how records look.
+whoever had it: its new epoch is in the store before anybody is answered. Who only looks takes nothing. Must not know
+who asks, or how records look.
 
 Ordering rules: requests for one session share one recall, and none sees the session before it has ended.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -32,6 +34,14 @@ _LOG = logging.getLogger(__name__)
 
 # Each is lost to another server that took the session at the same moment.
 _MAX_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A session as the state store has it: its record raw, and read."""
+
+    data: bytes
+    record: Record
 
 
 class Recaller:
@@ -61,20 +71,20 @@ class Recaller:
         self._health = health
         self._adopt = adopt
         # Changed on the event loop only.
-        self._pending: dict[bytes, asyncio.Task[bool]] = {}
-        # Who asks for a session that is on its way: whether they are still there.
-        self._askers: dict[bytes, list[Callable[[], bool]]] = {}
+        self._pending: dict[bytes, asyncio.Task[Record | None]] = {}
+        # Who asks for a session that is on its way: whether they want what the store has.
+        self._askers: dict[bytes, list[Callable[[Record], bool]]] = {}
 
     def is_present(self, session_id: bytes) -> bool:
         """The session is open here, and not on its way."""
         return session_id not in self._pending and bool(self._table.find(session_id))
 
-    async def find(self, session_id: bytes, is_wanted: Callable[[], bool] = lambda: True) -> int:
+    async def find(self, session_id: bytes, is_wanted: Callable[[Record], bool] = lambda _: True) -> int:
         """The row of a session that is open here, or was brought back.
 
         Args:
-            is_wanted: whether whoever asks is still there: a session that nobody asks for any more is not taken from
-                the server to which its client may have gone meanwhile.
+            is_wanted: whether whoever asks is still there, and may take what the store has: a session that nobody asks
+                for any more is not taken from the server to which its client may have gone meanwhile.
 
         Raises:
             EddyError: UNKNOWN_SESSION, also when it has expired; STORE_UNAVAILABLE; SNAPSHOT_MISMATCH, its model is not
@@ -89,28 +99,54 @@ class Recaller:
                 pending = self._pending[session_id] = asyncio.ensure_future(self._recall(session_id))
                 pending.add_done_callback(partial(self._forget, session_id))
             self._askers.setdefault(session_id, []).append(is_wanted)
+            left = await asyncio.shield(pending)
             # Whoever asked before may have gone just now, and the recall with them.
-            is_over = await asyncio.shield(pending) or not is_wanted()
+            is_over = left is None or not is_wanted(left)
         return self._table.row_of_id(session_id)
 
-    def _forget(self, session_id: bytes, task: asyncio.Task[bool]) -> None:
+    async def look(self, session_id: bytes) -> int | Stored:
+        """Where a session stands, without taking it from whoever has it: its row here, or what the store has.
+
+        What is open here may be a copy, from which the session has gone to another server since: then the store has it
+        under a later epoch, and that is the session.
+
+        Raises:
+            EddyError: UNKNOWN_SESSION, also when it has expired; STORE_UNAVAILABLE, where it is not here;
+                SNAPSHOT_CORRUPT and SNAPSHOT_VERSION.
+        """
+        while True:
+            while (pending := self._pending.get(session_id)) is not None and not pending.done():
+                await asyncio.wait([pending])
+            stored = None
+            try:
+                if not self._checkpointer.is_forgotten(session_id):
+                    stored = await self._store.call(lambda store: _read(store, session_id))
+            except EddyError:
+                if not self.is_present(session_id):
+                    raise
+            if session_id in self._pending:
+                continue
+            if stored is None or self._checkpointer.is_forgotten(session_id):
+                return self._table.row_of_id(session_id)
+            row = self._table.find(session_id)
+            return row if row and self._table.handle.item(row) >> 32 >= stored.record.epoch else stored
+
+    def _forget(self, session_id: bytes, task: asyncio.Task[Record | None]) -> None:
         if self._pending.get(session_id) is task:
             del self._pending[session_id]
             self._askers.pop(session_id, None)
 
-    def _is_wanted(self, session_id: bytes) -> bool:
-        return any(is_wanted() for is_wanted in self._askers.get(session_id, ()))
-
-    async def _recall(self, session_id: bytes) -> bool:
-        """Brings the session back, where it is in the store; False: it was left there, as nobody asks any more."""
+    async def _recall(self, session_id: bytes) -> Record | None:
+        """Brings the session back, where it is in the store; a record: it was left there, as nobody wants it."""
         for _ in range(_MAX_TRIES):
             if self._checkpointer.is_forgotten(session_id):
-                return True
-            record = await self._store.call(lambda store: _read(store, session_id))
-            if record is None or self._checkpointer.is_forgotten(session_id):
-                return True  # Whoever asks finds that it is not there.
-            if not self._is_wanted(session_id):
-                return False
+                return None
+            stored = await self._store.call(lambda store: _read(store, session_id))
+            if stored is None or self._checkpointer.is_forgotten(session_id):
+                return None  # Whoever asks finds that it is not there.
+            record = stored.record
+            if not any(is_wanted(record) for is_wanted in self._askers.get(session_id, ())):
+                return record
             model = self.model_for(record)
             epochs = np.array([record.epoch], np.uint32)
             raw_id, token = (np.frombuffer(each, np.uint8)[None] for each in (session_id, record.resume_token))
@@ -131,7 +167,7 @@ class Recaller:
                 await self._checkpointer.persist(rows)
                 if self._table.stored_epoch.item(row) == handle >> 32:
                     self._health.stats.num_recalled += 1
-                    return True
+                    return None
                 raise self._health.refusal()
             except EddyError as error:
                 if self._table.handle.item(row) == handle:  # The store's record is none of ours.
@@ -170,9 +206,9 @@ class Recaller:
         )
 
 
-def _read(store: StateStore, session_id: bytes) -> Record | None:
+def _read(store: StateStore, session_id: bytes) -> Stored | None:
     (data,) = store.read([session_id])
-    return None if data is None else decode(data, "session_id")
+    return None if data is None else Stored(data, decode(data, "session_id"))
 
 
 async def open_record(

@@ -32,7 +32,7 @@ from eddy.service.record_format import (
 )
 from eddy.service.record_model import Damaged, Model, read_model
 
-__all__ = ["HEAD", "VERSION", "Batch", "Checkpoint", "Record", "decode", "encode"]
+__all__ = ["HEAD", "VERSION", "Batch", "Checkpoint", "Record", "as_snapshot", "decode", "encode"]
 
 
 def encode(checkpoint: Checkpoint) -> Batch:
@@ -86,6 +86,24 @@ def encode(checkpoint: Checkpoint) -> Batch:
         offsets,
         sizes,
     )
+
+
+def as_snapshot(data: bytes, *, has_replies: bool = True) -> bytes:
+    """A whole record without what names its session, its owner and its place in a store.
+
+    Args:
+        has_replies: with the kept replies that it has; without, it is shorter.
+    """
+    raw = np.frombuffer(data, np.uint8).copy()
+    head = raw[: HEAD.itemsize].view(HEAD)
+    for name in ("epoch", "writer", "session_id", "resume_token", "expires_at", "holder"):
+        head[name] = np.zeros((), HEAD[name])
+    if not has_replies:
+        size = HEAD.itemsize + int(head["model_bytes"][0]) + int(head["state_bytes"][0]) + CHECKSUM_BYTES
+        head["num_replies"], head["size"] = 0, size
+        raw = raw[:size]
+    _seal(raw, np.zeros(1, np.int64), np.array([len(raw)]))
+    return raw.tobytes()
 
 
 def _heads(checkpoint: Checkpoint, sizes: np.ndarray, model_bytes: int, state_bytes: np.ndarray) -> np.ndarray:

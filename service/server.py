@@ -37,7 +37,6 @@ from eddy.service.model_calls import ModelCalls
 from eddy.service.oip_calls import SERVICE as OIP_SERVICE
 from eddy.service.oip_calls import InferenceCalls
 from eddy.service.session_calls import SessionCalls
-from eddy.service.sessions import check_id
 from eddy.service.stream import StreamConnection
 from eddy.v1 import generation_pb2, inference_pb2, models_pb2, sessions_pb2
 
@@ -255,9 +254,9 @@ class Server:
     async def _generate(self, data: bytes, context: Any) -> None:
         async with self._typed_errors(context, generation_pb2.GenerateRequest):
             request = self._parse(generation_pb2.GenerateRequest, data)
-            if self._host.durability is not None and request.HasField("existing"):
-                check_id(request.existing.session_id, "existing.session_id")
-                await self._host.persistence.recall(request.existing.session_id)
+            if request.HasField("existing"):
+                existing = request.existing
+                await self._host.persistence.recall_in_epoch(existing.session_id, existing.epoch, "existing.")
             await GenerateCall(self._host, context, request).serve()
 
     def _parse(self, request_type: type[_Request], data: bytes) -> _Request:

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
 from eddy.service import codec, snapshots
-from eddy.service.errors import Reason, invalid
+from eddy.service.errors import EddyError, Reason, invalid
 from eddy.service.forks import Forked, fork
 from eddy.service.host import Host
+from eddy.service.lifecycle import Tier
+from eddy.service.recall import Stored
 from eddy.service.restarts import check_complete, reset, restart
 from eddy.service.sessions import NO_STREAM, SessionInfo, cannot_reset, check_id
 from eddy.service.start import Start, read_start, read_states
@@ -24,6 +28,12 @@ from eddy.v1 import inference_pb2, sessions_pb2
 
 _Outcome = TypeVar("_Outcome")
 
+_TIERS = {
+    Tier.DEVICE: sessions_pb2.TIER_DEVICE,
+    Tier.HOST: sessions_pb2.TIER_HOST,
+    Tier.STORE: sessions_pb2.TIER_STORE,
+    Tier.INITIAL: sessions_pb2.TIER_INITIAL,
+}
 _MAX_PAGE = 1000
 _DEFAULT_PAGE = 100
 
@@ -59,8 +69,9 @@ class SessionCalls:
     async def get(self, request: sessions_pb2.GetSessionRequest) -> sessions_pb2.GetSessionResponse:
         """One by its id."""
         check_id(request.session_id, "session_id")
-        row = await self._host.persistence.recall(request.session_id)
-        return sessions_pb2.GetSessionResponse(session=self._session(self._host.table.info(row), with_id=True))
+        found = await self._host.persistence.look(request.session_id)
+        known = found if isinstance(found, Stored) else self._host.table.info(found)
+        return sessions_pb2.GetSessionResponse(session=self._told(known))
 
     async def list(self, request: sessions_pb2.ListSessionsRequest) -> sessions_pb2.ListSessionsResponse:
         """A page of those that are open; ids stay with those who opened them."""
@@ -121,8 +132,8 @@ class SessionCalls:
     async def snapshot(self, request: sessions_pb2.SnapshotSessionRequest) -> sessions_pb2.SnapshotSessionResponse:
         """All that one is, as bytes, after the chunks that wait for it."""
         check_id(request.session_id, "session_id")
-        data, info = await snapshots.take(self._host, request.session_id)
-        return sessions_pb2.SnapshotSessionResponse(snapshot=data, session=self._session(info, with_id=True))
+        data, known = await snapshots.take(self._host, request.session_id)
+        return sessions_pb2.SnapshotSessionResponse(snapshot=data, session=self._told(known))
 
     async def restore(self, request: sessions_pb2.RestoreSessionRequest) -> sessions_pb2.RestoreSessionResponse:
         """Opens one that stands where a snapshot was taken."""
@@ -143,7 +154,10 @@ class SessionCalls:
         check_id(session_id, "session_id")
         row = 0
         while not row:  # Until nobody took it over while this waited.
-            parent = await self._host.persistence.recall(session_id)
+            parent = await self._host.persistence.look(session_id)
+            if isinstance(parent, Stored):
+                row = await snapshots.fork_stored(self._host, parent)
+                break
             done: asyncio.Future[Forked] = asyncio.get_running_loop().create_future()
             fork(self._host, np.array([parent]), NO_STREAM, partial(_resolve, done))
             forked = await done
@@ -172,11 +186,42 @@ class SessionCalls:
             apply(np.array([row]), partial(_resolve, done))
             is_missed = len(await done) > 0
 
+    def _told(self, known: SessionInfo | Stored) -> sessions_pb2.Session:
+        """A session that is open here, or elsewhere, with its id."""
+        return self._stored_session(known) if isinstance(known, Stored) else self._session(known, with_id=True)
+
+    def _stored_session(self, stored: Stored) -> sessions_pb2.Session:
+        """One as the state store has it, with the model that it would go on with here.
+
+        Who is attached to it elsewhere is not known.
+        """
+        record = stored.record
+        model, version, package = record.model.name, record.model.version, ""
+        with suppress(EddyError):  # It is not served here.
+            file = self._host.persistence.model_for(stored).file
+            model, version, package = file.name, file.version, file.package
+        left_seconds = max(0.0, record.expires_at - time.time())
+        return sessions_pb2.Session(
+            session_id=record.session_id,
+            fingerprint=_fingerprint(record.session_id),
+            model=model,
+            version=version,
+            package_digest=package,
+            epoch=record.epoch,
+            next_position=record.next_position,
+            max_in_flight=record.max_in_flight,
+            idle_seconds=max(0.0, record.idle_timeout_seconds - left_seconds),
+            idle_timeout_seconds=record.idle_timeout_seconds,
+            durable_position=record.next_position,
+            durable=True,
+            tier=sessions_pb2.TIER_INITIAL if record.is_initial else sessions_pb2.TIER_STORE,
+        )
+
     def _session(self, info: SessionInfo, *, with_id: bool, resume_token: bytes = b"") -> sessions_pb2.Session:
         file = self._host.catalog.served[info.model].file
         return sessions_pb2.Session(
             session_id=info.session_id if with_id else b"",
-            fingerprint=hashlib.sha256(info.session_id).hexdigest()[:8],
+            fingerprint=_fingerprint(info.session_id),
             model=file.name,
             version=file.version,
             epoch=info.epoch,
@@ -189,7 +234,12 @@ class SessionCalls:
             resume_token=resume_token,
             durable_position=info.durable_position,
             durable=self._host.persistence.are_stored(np.array([info.handle], np.uint64)),
+            tier=_TIERS[info.tier],
         )
+
+
+def _fingerprint(session_id: bytes) -> str:
+    return hashlib.sha256(session_id).hexdigest()[:8]
 
 
 def _resolve(future: asyncio.Future[_Outcome], outcome: _Outcome) -> None:

@@ -71,6 +71,15 @@ def route(stream: int, model: int) -> int:
     return stream << MODEL_BITS | model
 
 
+def of_another_epoch(epoch: int, present: int, prefix: str) -> ClientError:
+    """FENCED, for a writer that shows `epoch` of a session that is in `present`."""
+    return ClientError(
+        Reason.FENCED,
+        f"{prefix}epoch: got {epoch}, the session is in epoch {present}",
+        Detail(f"{prefix}epoch", str(epoch), str(present), epoch=present),
+    )
+
+
 def check_id(session_id: bytes, where: str) -> None:
     """Raises ClientError INVALID_BYTE_LENGTH, of the field `where`, for what has not the length of an id."""
     if len(session_id) != SESSION_ID_BYTES:
@@ -100,6 +109,7 @@ class SessionInfo:
     idle_timeout_seconds: float
     is_attached: bool
     durable_position: int
+    tier: Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +183,8 @@ class SessionTable:
         self.on_ended: Callable[[np.ndarray, Event], None] | None = None
         # The epoch at which the row's present (or last) session was opened, and why the last one ended.
         self._first_epoch = np.zeros(rows, np.uint32)
+        # The epoch that it was in before it was brought back; 0: it was opened here.
+        self._epoch_before = np.zeros(rows, np.uint32)
         self._end_reason = np.zeros(rows, np.uint8)
         self.num_pinned = 0
         self._free_rows = np.arange(rows - 1, 0, -1, dtype=np.int32)
@@ -224,18 +236,18 @@ class SessionTable:
     def row_in_epoch(self, session_id: bytes, epoch: int, prefix: str = "") -> int:
         """The row of an open session whose writer is of its present epoch; the fields' names begin with `prefix`.
 
+        The epoch that a session had when it was brought back here is as good as the one that this began, as long as
+        nobody begins another: whoever wrote under it before goes on.
+
         Raises:
             ClientError: INVALID_BYTE_LENGTH, UNKNOWN_SESSION, FENCED.
         """
         check_id(session_id, f"{prefix}session_id")
         row = self.row_of_id(session_id)
         present = int(self.handle[row]) >> 32
-        if epoch != present:
-            raise ClientError(
-                Reason.FENCED,
-                f"{prefix}epoch: got {epoch}, the session is in epoch {present}",
-                Detail(f"{prefix}epoch", str(epoch), str(present), epoch=present),
-            )
+        is_before = epoch > 0 and epoch == self._epoch_before[row] and present == self._first_epoch[row]
+        if epoch != present and not is_before:
+            raise of_another_epoch(epoch, present, prefix)
         return row
 
     def info(self, row: int) -> SessionInfo:
@@ -252,6 +264,7 @@ class SessionTable:
             idle_timeout_seconds=float(self._idle_timeout[row]),
             is_attached=bool(self._status[row] == Status.ATTACHED),
             durable_position=int(self.durable_position[row]),
+            tier=Tier(self.tiers_of(np.array([row])).item(0)),
         )
 
     def model_of(self, row: int) -> int:
@@ -418,12 +431,14 @@ class SessionTable:
         if identity is None:
             secrets = np.frombuffer(self._random_bytes(2 * SESSION_ID_BYTES * count), np.uint8)
             self._ids[rows], self._tokens[rows] = secrets.reshape(2, count, SESSION_ID_BYTES)
+            self._epoch_before[rows] = 0
         else:
             self._ids[rows], self._tokens[rows] = identity.session_ids, identity.resume_tokens
             if identity.holders is not None:
                 self.holder[rows] = identity.holders
             self._raise_epochs(rows, identity.epochs)
             self._first_epoch[rows] = self.handle[rows] >> EPOCH_SHIFT
+            self._epoch_before[rows] = identity.epochs
         self._index.add(rows, self._ids)
         return rows
 

@@ -21,10 +21,10 @@ from eddy.service.errors import ClientError, Detail, EddyError, Reason, invalid
 from eddy.service.finite import quarantined
 from eddy.service.host import Host
 from eddy.service.instruction_set import instruction_set
-from eddy.service.kept import KeptColumns, StoredReply
+from eddy.service.kept import StoredReply
 from eddy.service.model import ServedModel
-from eddy.service.recall import open_record
-from eddy.service.record import Checkpoint, Record, decode, encode
+from eddy.service.recall import Stored, open_record
+from eddy.service.record import Checkpoint, Record, as_snapshot, decode, encode
 from eddy.service.record_model import Model, check_fits, model_of
 from eddy.service.runtime import runtime_version
 from eddy.service.sessions import SESSION_ID_BYTES, SessionInfo
@@ -54,28 +54,36 @@ def served_model(model: ServedModel) -> Model:
 # Taking
 
 
-async def take(host: Host, session_id: bytes) -> tuple[bytes, SessionInfo]:
-    """A snapshot of an open session, after the chunks sent for it before; and what is known of it at that moment.
+async def take(host: Host, session_id: bytes) -> tuple[bytes, SessionInfo | Stored]:
+    """A snapshot of a session, and what is known of it at that moment.
+
+    Of one that is open here after the chunks sent for it before; of another one as the state store has it.
 
     Raises:
         EddyError: UNKNOWN_SESSION; QUEUE_FULL; MESSAGE_TOO_LARGE: its states alone fill more than a message;
-            QUARANTINED: they are not finite, and the session has ended.
+            QUARANTINED: they are not finite, and the session has ended; what keeps the store from being read.
     """
-    table = host.table
+    data, told = await _take(host, session_id)
     most = host.config.server.max_message_bytes - _OVERHEAD_BYTES
-    read = None
-    while read is None:  # Until it is not taken over, reset or ended while this waits.
-        await host.turns.settle(await host.persistence.recall(session_id))
-        row = table.row_of_id(session_id)
-        read = await _read(host, host.catalog.served[table.model_of(row)], row)
-    checkpoint, info = read
-    data = (await asyncio.to_thread(encode, checkpoint)).record(0)
     if len(data) > most:  # Without the replies it may still fit.
-        bare = replace(checkpoint, replies=KeptColumns.none(1))
-        data = (await asyncio.to_thread(encode, bare)).record(0)
+        data = as_snapshot(data, has_replies=False)
     if len(data) > most:
         raise invalid(Reason.MESSAGE_TOO_LARGE, "session_id", f"a session of {len(data)} bytes", f"at most {most}")
-    return data, info
+    return data, told
+
+
+async def _take(host: Host, session_id: bytes) -> tuple[bytes, SessionInfo | Stored]:
+    table = host.table
+    while True:  # Until it is not taken over, reset or ended while this waits.
+        found = await host.persistence.look(session_id)
+        if isinstance(found, Stored):
+            return as_snapshot(found.data), found
+        await host.turns.settle(found)
+        row = table.find(session_id)
+        read = await _read(host, host.catalog.served[table.model_of(row)], row) if row else None
+        if read is not None:
+            checkpoint, info = read
+            return (await asyncio.to_thread(encode, checkpoint)).record(0), info
 
 
 async def _read(host: Host, model: ServedModel, row: int) -> tuple[Checkpoint, SessionInfo] | None:
@@ -161,18 +169,38 @@ async def restore(
     idle = idle or host.opening.usual_idle_timeout(model)
     host.opening.check_limits(in_flight, idle)
 
+    row = await _open(host, model, replace(record, replies=replies), in_flight, idle, has_same_ports=has_same_ports)
+    return Restored(row, _notes(record.model, mine))
+
+
+async def fork_stored(host: Host, stored: Stored) -> int:
+    """Opens a session, owned by nobody, beside one that the state store has; returns its row.
+
+    Raises:
+        EddyError: the record's model is not served, or another one by now; no room; draining.
+    """
+    host.gate.refuse_if_draining()
+    host.persistence.refuse_without_store()
+    record, model = stored.record, host.persistence.model_for(stored)
+    is_same = served_model(model).ports == record.model.ports
+    return await _open(host, model, record, record.max_in_flight, record.idle_timeout_seconds, has_same_ports=is_same)
+
+
+async def _open(
+    host: Host, model: ServedModel, record: Record, in_flight: int, idle: float, *, has_same_ports: bool
+) -> int:
+    """Opens a session of its own from a record that was checked; its row, once it is durable."""
+
     async def begin() -> int:
-        record_ = replace(record, replies=replies)
         row = await open_record(
-            host.table, host.dispatcher.notify, model, record_, in_flight, idle, has_same_ports=has_same_ports
+            host.table, host.dispatcher.notify, model, record, in_flight, idle, has_same_ports=has_same_ports
         )
         rows = np.array([row])
         await host.persistence.make_durable(rows, host.table.handle[rows])
         return row
 
     # Shielded: what has begun is finished, whoever waits for it.
-    row = await asyncio.shield(asyncio.ensure_future(begin()))
-    return Restored(row, _notes(record.model, mine))
+    return await asyncio.shield(asyncio.ensure_future(begin()))
 
 
 def _model_for(host: Host, record: Record, name: str, version: str) -> ServedModel:

@@ -139,7 +139,7 @@ class Takeover:
     ) -> None:
         """`attach` for a session that the store has."""
         try:
-            await self._persistence.recall(session_id, lambda: self._streams.has(stream))
+            await self._persistence.recall(session_id, lambda _: self._streams.has(stream))
             self._attach(session_id, resume_token, stream, done, holder, resumes=resumes, is_copy_known=True)
         except EddyError as error:
             if self._streams.has(stream):

@@ -24,9 +24,7 @@ async def step(
         EddyError: the step was refused or failed.
     """
     check_id(request.session_id, "session_id")
-    if host.durability is not None:
-        await host.persistence.recall(request.session_id)
-    info = host.table.info(host.table.row_in_epoch(request.session_id, request.epoch))
+    info = host.table.info(await host.persistence.recall_in_epoch(request.session_id, request.epoch))
     model = host.catalog.served[info.model]
     if request.flush:
         codec.check_end(request.num_steps, "num_steps")
@@ -55,7 +53,7 @@ async def step(
     host.submit(model, chunk)
     result = await call.result()
     durable_position = host.persistence.durable_position(info.handle)
-    return codec.unary_step_response(model.contract, request, result, durable_position)
+    return codec.unary_step_response(model.contract, request, result, durable_position, info.epoch)
 
 
 class _Call:

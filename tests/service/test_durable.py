@@ -211,14 +211,24 @@ def test_unary_calls_bring_sessions_back(repository: Path, tmp_path: Path) -> No
             )
 
         async with life(repository, store) as second:
+            # Of an epoch in which nobody knows it: it is not even brought back.
             try:
-                await second.unary("InferenceService/Step", step(session.epoch, 4), inference_pb2.StepResponse)
-                raise AssertionError("a step of an old epoch was carried out")
+                await second.unary("InferenceService/Step", step(session.epoch + 1, 4), inference_pb2.StepResponse)
+                raise AssertionError("a step of another epoch was carried out")
             except grpc.aio.AioRpcError as error:
                 detail = detail_of(error)
-            assert detail.reason == Reason.FENCED
-            response = await second.unary("InferenceService/Step", step(detail.epoch, 4), inference_pb2.StepResponse)
-            assert array(response.outputs[0]).tolist() == [[4]]
+            assert (detail.reason, detail.epoch) == (Reason.FENCED, session.epoch)
+            listing = await second.unary(
+                "SessionService/ListSessions", sessions_pb2.ListSessionsRequest(), sessions_pb2.ListSessionsResponse
+            )
+            assert not listing.total
+            # Who knows it goes on, and goes on in the epoch that it is told, or in the one before.
+            for epoch in (session.epoch, session.epoch):
+                response = await second.unary("InferenceService/Step", step(epoch, 4), inference_pb2.StepResponse)
+                assert array(response.outputs[0]).tolist() == [[4]]
+                assert response.epoch > session.epoch
+            response = await second.unary("InferenceService/Step", step(response.epoch, 4), inference_pb2.StepResponse)
+            assert response.replayed
             second.end()
         async with life(repository, store) as third:
             reset = sessions_pb2.ResetSessionRequest(session_id=session.session_id)

@@ -17,7 +17,8 @@ from eddy.service.errors import ClientError, Reason
 from eddy.service.instruction_set import describe, instruction_set
 from eddy.service.kept import StoredReply
 from eddy.service.ports import State
-from eddy.service.record import HEAD, VERSION, Record, decode, encode
+from eddy.service.record import HEAD, VERSION, Record, as_snapshot, decode, encode
+from eddy.service.record_format import REPLY
 from eddy.service.record_model import check_fits, layout_of, ports_of
 from eddy.service.replies import ReplyStore
 
@@ -131,6 +132,26 @@ def _one() -> bytes:
     assert decode(data).replies
     assert decode(data).states
     return data
+
+
+def test_a_snapshot_of_a_record_names_nobody() -> None:
+    """Everything else is as it was; without replies it is shorter by those."""
+    data = batch([b"s" * 16], [4], [0], seed=2, writer=5).record(0)
+    record = decode(data)
+    assert record.expires_at
+    bare = replace(record, session_id=bytes(16), resume_token=bytes(16), writer=0, epoch=0, expires_at=0.0, holder=0)
+    for has_replies, wanted in ((True, bare), (False, replace(bare, replies=()))):
+        made = as_snapshot(data, has_replies=has_replies)
+        assert _same(decode(made), wanted)
+        num_bytes = sum(len(reply.data) for reply in record.replies) + len(record.replies) * REPLY.itemsize
+        assert len(data) - len(made) == (0 if has_replies else num_bytes)
+
+
+def _same(one: Record, other: Record) -> bool:
+    states = [(array.dtype, array.tobytes()) for array in one.states]
+    return replace(one, states=()) == replace(other, states=()) and states == [
+        (array.dtype, array.tobytes()) for array in other.states
+    ]
 
 
 def test_every_flipped_bit_is_refused() -> None:

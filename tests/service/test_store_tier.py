@@ -1,6 +1,7 @@
 """Sessions beyond slots and host memory, over the wire: their states are in a state store, and come back from there."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from redis_server import needs_redis, redis_server
 
 from eddy.service.errors import Reason
 from eddy.service.lifecycle import Tier
-from eddy.v1 import inference_pb2
+from eddy.v1 import inference_pb2, sessions_pb2
 
 HISTORY = family("history")
 NUM_SLOTS, NUM_CELLS, NUM_SESSIONS = 4, 9, 24
@@ -48,6 +49,13 @@ def test_sessions_come_back_from_the_store(tmp_path: Path) -> None:
             counts = model.residence.by_tier
             assert counts[Tier.DEVICE] == NUM_SLOTS
             assert counts[Tier.STORE] > 0
+            listing = await running.unary(
+                "SessionService/ListSessions",
+                sessions_pb2.ListSessionsRequest(page_size=1000),
+                sessions_pb2.ListSessionsResponse,
+            )
+            told = Counter(sessions_pb2.Tier.Name(session.tier) for session in listing.sessions)
+            assert told == {f"TIER_{tier.name}": count for tier, count in counts.items() if count}
             # A fork of one that is only in the store.
             table = running.host.table
             rows = table.rows_of(np.array(handles, np.uint64))

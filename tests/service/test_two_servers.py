@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 from graphs import family
 from loopback import Loopback, array, attach_request, chunk, configure, serve, write_model
-from redis_server import needs_redis, redis_server
+from redis_server import RedisServer, needs_redis, redis_server
 
 from eddy.service.errors import EddyError, Reason
-from eddy.v1 import inference_pb2
+from eddy.service.record import decode
+from eddy.service.sessions import ROW_MASK
+from eddy.v1 import inference_pb2, sessions_pb2
 
 pytestmark = needs_redis
 HISTORY = family("history")
 
 
 @asynccontextmanager
-async def _servers(folder: Path) -> AsyncIterator[tuple[Loopback, Loopback, inference_pb2.SessionsOpened]]:
+async def _servers(folder: Path) -> AsyncIterator[tuple[Loopback, Loopback, inference_pb2.SessionsOpened, RedisServer]]:
     """Two servers that write when they are asked to, and a session that the first one has opened."""
     write_model(folder / "models", "history")
     with redis_server(folder) as redis:
@@ -28,7 +30,7 @@ async def _servers(folder: Path) -> AsyncIterator[tuple[Loopback, Loopback, infe
         async with serve(config) as first, serve(config) as second:
             async with first.stream() as stream:
                 opened = await stream.open("history")
-            yield first, second, opened
+            yield first, second, opened, redis
 
 
 async def _attach(server: Loopback, opened: inference_pb2.SessionsOpened, digit: int, position: int) -> int:
@@ -49,7 +51,7 @@ def test_a_session_that_comes_back_is_the_one_in_the_store(tmp_path: Path) -> No
     """Its old copy is still open on the first server: it ends, and the session goes on where the other one left it."""
 
     async def go() -> None:
-        async with _servers(tmp_path) as (first, second, opened):
+        async with _servers(tmp_path) as (first, second, opened, _):
             assert await _attach(first, opened, 1, 0) == 1
             assert await _attach(second, opened, 2, 1) == 12
             assert await _attach(first, opened, 3, 2) == 123
@@ -62,13 +64,13 @@ def test_an_attach_whose_client_has_gone_takes_nothing(tmp_path: Path) -> None:
     """A server that gets to a request when its client has gone leaves the session alone: another server may have it."""
 
     async def go() -> None:
-        async with _servers(tmp_path) as (first, second, opened):
+        async with _servers(tmp_path) as (first, second, opened, _):
             assert await _attach(second, opened, 1, 0) == 1
             async with serve(first.host.config) as third:
                 durability = third.host.durability
                 assert durability is not None
                 with pytest.raises(EddyError) as caught:
-                    await durability.recaller.find(opened.session_ids[0], lambda: False)
+                    await durability.recaller.find(opened.session_ids[0], lambda _: False)
                 assert caught.value.reason is Reason.UNKNOWN_SESSION
             async with second.stream() as stream:
                 attached = await stream.send(attach=attach_request(opened))
@@ -81,12 +83,143 @@ def test_who_asks_when_another_has_gone_is_answered(tmp_path: Path) -> None:
     """Two ask for one session at once, and the first has gone: the second has it, whoever began to bring it back."""
 
     async def go() -> None:
-        async with _servers(tmp_path) as (_, second, opened):
+        async with _servers(tmp_path) as (_, second, opened, _):
             durability = second.host.durability
             assert durability is not None
             find = durability.recaller.find
-            asked = [find(opened.session_ids[0], lambda: False), find(opened.session_ids[0])]
+            asked = [find(opened.session_ids[0], lambda _: False), find(opened.session_ids[0])]
             gone, there = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 30)
             assert gone == there == second.host.table.row_of_id(opened.session_ids[0])
+
+    asyncio.run(go())
+
+
+async def _get(server: Loopback, session_id: bytes) -> sessions_pb2.Session:
+    request = sessions_pb2.GetSessionRequest(session_id=session_id)
+    return (await server.unary("SessionService/GetSession", request, sessions_pb2.GetSessionResponse)).session
+
+
+async def _copies(server: Loopback, session_id: bytes, digit: int) -> tuple[int, int]:
+    """What a snapshot has as the session's history, and what a fork answers to `digit`."""
+    taking = sessions_pb2.SnapshotSessionRequest(session_id=session_id)
+    taken = await server.unary("SessionService/SnapshotSession", taking, sessions_pb2.SnapshotSessionResponse)
+    record = decode(taken.snapshot)
+    assert (record.session_id, record.resume_token, record.epoch) == (bytes(16), bytes(16), 0)
+    forking = sessions_pb2.ForkSessionRequest(session_id=session_id)
+    forked = await server.unary("SessionService/ForkSession", forking, sessions_pb2.ForkSessionResponse)
+    copy = forked.session
+    assert record.next_position == taken.session.next_position == copy.next_position
+    assert taken.session.session_id == session_id != copy.session_id
+    history = 0 if record.is_initial else int(record.states[0].reshape(-1)[0])
+    async with server.stream() as stream:
+        request = inference_pb2.AttachSession(session_id=copy.session_id, resume_token=copy.resume_token)
+        handle = (await stream.send(attach=request)).attached.handle
+        answer = await stream.step(HISTORY, [handle], [copy.next_position], [[digit]])
+        return history, int(array(answer.outputs[0])[0, 0])
+
+
+def test_who_only_looks_takes_nothing(tmp_path: Path) -> None:
+    """Reading, copying and forking a session on another server leave it with the one that has it, which goes on."""
+
+    async def go() -> None:
+        async with _servers(tmp_path) as (first, second, opened, _), first.stream() as stream:
+            (session_id,) = opened.session_ids
+            attached = (await stream.send(attach=attach_request(opened))).attached
+            rows = np.array([attached.handle & ROW_MASK])
+            await stream.step(HISTORY, [attached.handle], [0], [[1]])
+            await stream.step(HISTORY, [attached.handle], [1], [[2]])
+            await asyncio.wait_for(first.host.persistence.persist(rows), 30)
+            # Of this one the store knows nothing yet.
+            await stream.step(HISTORY, [attached.handle], [2], [[3]])
+            here, there = await _get(first, session_id), await _get(second, session_id)
+            assert (here.next_position, here.durable_position, here.attached) == (3, 2, True)
+            assert (there.next_position, there.durable_position, there.attached) == (2, 2, False)
+            assert (here.tier, there.tier) == (sessions_pb2.TIER_DEVICE, sessions_pb2.TIER_STORE)
+            fields = ("session_id", "fingerprint", "model", "version", "package_digest", "epoch", "max_in_flight")
+            for field in (*fields, "idle_timeout_seconds", "durable"):
+                assert getattr(here, field) == getattr(there, field), field
+            assert not there.resume_token
+            assert 0 <= there.idle_seconds < there.idle_timeout_seconds
+            # Copies stand where the server that is asked knows it.
+            for server, history in ((first, 123), (second, 12)):
+                assert await _copies(server, session_id, 9) == (history, 10 * history + 9)
+            assert not second.host.table.find(session_id)
+            answer = await stream.step(HISTORY, [attached.handle], [3], [[4]])
+            assert array(answer.outputs[0]).tolist() == [[1234]]
+            await asyncio.wait_for(first.host.persistence.persist(rows), 30)
+            assert first.host.table.durable_position[rows].tolist() == [4]
+
+    asyncio.run(go())
+
+
+def test_what_has_gone_elsewhere_is_looked_at_there(tmp_path: Path) -> None:
+    """The first server still has an old copy of it, which it neither tells nor copies."""
+
+    async def go() -> None:
+        async with _servers(tmp_path) as (first, second, opened, _):
+            (session_id,) = opened.session_ids
+            assert await _attach(first, opened, 1, 0) == 1
+            assert await _attach(second, opened, 2, 1) == 12
+            assert first.host.table.find(session_id)
+            assert (await _get(first, session_id)).next_position == 2
+            assert await _copies(first, session_id, 9) == (12, 129)
+
+    asyncio.run(go())
+
+
+def test_what_is_here_can_be_looked_at_without_the_store(tmp_path: Path) -> None:
+    """What only the store has cannot."""
+
+    async def go() -> None:
+        async with _servers(tmp_path) as (first, second, opened, redis):
+            (session_id,) = opened.session_ids
+            redis.kill()
+            assert (await _get(first, session_id)).next_position == 0
+            assert await _copies(first, session_id, 9) == (0, 9)
+            request = sessions_pb2.GetSessionRequest(session_id=session_id)
+            detail = await second.refusal("SessionService/GetSession", request, sessions_pb2.GetSessionResponse)
+            assert detail.reason == Reason.STORE_UNAVAILABLE
+
+    asyncio.run(go())
+
+
+def test_a_writer_of_an_old_epoch_takes_nothing(tmp_path: Path) -> None:
+    """Its session is on another server in a later epoch; one that shows that epoch goes on here, and is the last."""
+
+    async def go() -> None:
+        async with _servers(tmp_path) as (first, second, opened, _), first.stream() as stream:
+            (session_id,) = opened.session_ids
+            attached = (await stream.send(attach=attach_request(opened))).attached
+            await stream.step(HISTORY, [attached.handle], [0], [[1]])
+            rows = np.array([attached.handle & ROW_MASK])
+            await asyncio.wait_for(first.host.persistence.persist(rows), 30)
+
+            def step(epoch: int, position: int, digit: int) -> inference_pb2.StepRequest:
+                row = chunk(HISTORY, [0], [position], [[digit]])
+                values = row.inputs
+                return inference_pb2.StepRequest(
+                    session_id=session_id, epoch=epoch, position=position, num_steps=1, inputs=values
+                )
+
+            old = step(attached.epoch - 1, 1, 9)
+            detail = await second.refusal("InferenceService/Step", old, inference_pb2.StepResponse)
+            assert (detail.reason, detail.epoch) == (Reason.FENCED, attached.epoch)
+            answer = await stream.step(HISTORY, [attached.handle], [1], [[2]])
+            assert array(answer.outputs[0]).tolist() == [[12]]
+            await asyncio.wait_for(first.host.persistence.persist(rows), 30)
+            for position, digit, history in ((2, 3, 123), (3, 4, 1234)):
+                shown = step(attached.epoch, position, digit)
+                answer = await second.unary("InferenceService/Step", shown, inference_pb2.StepResponse)
+                assert array(answer.outputs[0]).tolist() == [[history]]
+                assert answer.epoch > attached.epoch
+            # Whoever begins another epoch there fences it.
+            async with second.stream() as elsewhere:
+                await elsewhere.send(attach=attach_request(opened))
+                detail = await second.refusal(
+                    "InferenceService/Step", step(attached.epoch, 4, 5), inference_pb2.StepResponse
+                )
+                assert detail.reason == Reason.FENCED
+                detail = await second.refusal("InferenceService/Step", step(0, 4, 5), inference_pb2.StepResponse)
+                assert detail.reason == Reason.FENCED
 
     asyncio.run(go())

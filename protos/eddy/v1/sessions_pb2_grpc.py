@@ -86,7 +86,8 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetSession(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """What is known of a session, which stays where it is: of one that is not open in this server, as the state store has it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -111,7 +112,8 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SnapshotSession(self, request, context):
-        """All that a session is, as bytes: its states and position. The session goes on.
+        """All that a session is, as bytes: its states and position. The session goes on, where it is; of one that is not open
+        in this server, as the state store has it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +127,7 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ForkSession(self, request, context):
-        """A new session that stands where another one stands.
+        """A new session that stands where another one stands; that one stays where it is, as for SnapshotSession.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
