@@ -4,12 +4,16 @@ Owns the moving of states, kept replies and what waits, between two steps of tho
 why a model has an heir (`adoption`). A session keeps its row, id, handle, position and owner, and its client is told
 nothing.
 
-Ordering rules: all on the event loop, but for the jobs that read and write states.
-1. **Hold**: behind the chunks that were there before, all sessions are busy, so that what comes for them waits.
+Sessions move all at once where the heir has slots for all of them. Where it has not, they move in parts, the least
+recently used first, into cells, as far as the host's memory has room: what a part leaves is room for the next one. The
+last part is the most recently used, who get the slots. Where there is no memory at first, slots are where it begins.
+
+Ordering rules: all on the event loop, but for the jobs that read and write states. Of each part
+1. **Hold**: behind the chunks that were there before, its sessions are busy, so that what comes for them waits.
 2. **Copy**: their states are read, and written into slots or cells of the heir, some at a time.
 3. **Settle**: in one go the table says the new model, kept replies are its own, and what waited, waits there.
 A reading job of somebody else that was formed before 3. ends before it, so that positions and states agree. All
-sessions of a model move, or none; those whose user holds the model (`SessionTable.is_bound`) stay.
+sessions of a part move, or none; those whose user holds the model (`SessionTable.is_bound`) stay.
 
 Dimension key: B sessions.
 """
@@ -35,17 +39,35 @@ _LOG = logging.getLogger(__name__)
 
 # Sessions whose states one job copies: other models' ticks wait for it.
 _ROWS_OF_A_JOB = 4096
+# Sessions that are held together where not all can be.
+_ROWS_OF_A_PART = 16_384
+
+
+@dataclass(slots=True, eq=False)
+class _Plan:
+    """The sessions of a model that are to move.
+
+    Attributes:
+        first_epochs: uint32 [N], of the table's rows when it was made: who was opened later is none of them.
+        num_moved: sessions that have.
+    """
+
+    old: ServedModel
+    new: ServedModel
+    first_epochs: np.ndarray
+    num_moved: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class _Move:
-    """Sessions on their way.
+    """A part on its way.
 
     Attributes:
         rows: int64 [B]; slots, cells: int64 [B], the heir's; num_left: jobs that have not ended.
         bad: rows whose states are not finite; error: why it cannot be.
     """
 
+    plan: _Plan
     old: ServedModel
     new: ServedModel
     rows: np.ndarray
@@ -77,9 +99,8 @@ class Handover:
         self._ready = ready
         self._notify = notify
         self._on_settled = on_settled
-        # Changed only on the event loop. Models whose sessions are under way, heirs included: they are not freed.
-        self._under_way: list[_Move] = []
-        self._holding: set[int] = set()
+        # Changed only on the event loop. By their old model; models of them, heirs included, are not freed.
+        self._plans: dict[int, _Plan] = {}
         # Heirs that the sessions of a model went to once: while it is served itself, those opened later stay.
         self._settled: dict[int, int] = {}
         # Some sessions have been handed over: a client may send them together with others of their old model.
@@ -87,7 +108,7 @@ class Handover:
 
     def is_unused(self, model: ServedModel) -> bool:
         """No session is on its way from or to `model`."""
-        return model.index not in self._holding and all(move.new is not model for move in self._under_way)
+        return all(model is not plan.old and model is not plan.new for plan in self._plans.values())
 
     def forget(self, model: ServedModel) -> None:
         """The model is freed; its index may become another's."""
@@ -97,8 +118,8 @@ class Handover:
         """Begins to move sessions of models that have an heir; returns of how many models."""
         ready = list(self._ready())
         num_begun = 0
-        for old in self._models():
-            if old.index in self._holding:
+        for old in list(self._models()):
+            if old.index in self._plans:
                 continue
             new = heir(old, ready)
             if new is None or (old.retired_at is None and self._settled.get(old.index) == new.index):
@@ -106,45 +127,85 @@ class Handover:
             if not old.num_sessions:
                 self._settled[old.index] = new.index
                 continue
-            self._holding.add(old.index)
+            plan = self._plans[old.index] = _Plan(old, new, self._table.first_epochs.copy())
             num_begun += 1
-            self._ask(old, new)
+            self._go_on(plan)
         return num_begun
 
     # 1. Hold
 
-    def _ask(self, old: ServedModel, new: ServedModel) -> None:
-        old.scheduler.queue.submit_control(self._movable(old), partial(self._hold, old, new))
-        self._notify(old)
+    def _go_on(self, plan: _Plan) -> None:
+        """Begins with the next part; ends where nobody is left, or nobody can go."""
+        rows = self._movable(plan)
+        if not len(rows) or plan.new.retired_at is not None:
+            self._end(plan)
+            return
+        part, has_slots = self._part(plan, rows)
+        if not len(part):
+            why = "the new version has neither slots for all of them nor memory of the host (state.host_bytes)"
+            self._stay(plan, len(rows), why)
+            return
+        plan.old.scheduler.queue.submit_control(part, partial(self._hold, plan, part, has_slots=has_slots))
+        self._notify(plan.old)
 
-    def _movable(self, old: ServedModel) -> np.ndarray:
-        rows = self._table.open_rows(old.index)
-        return np.asarray(rows[~self._table.is_bound[rows]])
+    def _movable(self, plan: _Plan) -> np.ndarray:
+        """Sessions that have still to move, int64 [n]."""
+        table = self._table
+        rows = table.open_rows(plan.old.index)
+        rows = rows[rows < len(plan.first_epochs)]
+        is_of_then = table.first_epochs[rows] == plan.first_epochs[rows]
+        return np.asarray(rows[is_of_then & ~table.is_bound[rows]])
 
-    def _hold(self, old: ServedModel, new: ServedModel) -> None:
+    def _part(self, plan: _Plan, rows: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Which of the sessions in `rows` int64 [n] go next: all, the least recently used, or none; and into slots."""
+        residence = plan.new.residence
+        num_slots = residence.slots.num_free
+        if len(rows) <= num_slots:
+            return rows, True
+        if not residence.can_replace(plan.old.residence):
+            return rows[:0], False
+        if not residence.num_more:  # Where there is a state store, it can take what it has.
+            plan.old.residence.make_way(_ROWS_OF_A_PART, is_on=True)
+        if not residence.num_more:
+            residence.shelve(_ROWS_OF_A_PART, rows)
+        if num_more := residence.num_more:
+            return self._oldest(rows, min(len(rows) - num_slots, num_more, _ROWS_OF_A_PART)), False
+        return self._oldest(rows, min(num_slots, _ROWS_OF_A_PART)), True
+
+    def _oldest(self, rows: np.ndarray, count: int) -> np.ndarray:
+        """The `count` least recently used of `rows` int64 [n], or fewer: who was stepped together goes together."""
+        if not count:
+            return rows[:0]
+        used = self._table.last_used[rows]
+        latest = np.partition(used, count - 1)[count - 1]
+        is_older, is_equal = used < latest, used == latest
+        if np.count_nonzero(is_older) and np.count_nonzero(is_older | is_equal) > count:
+            return np.asarray(rows[is_older])
+        return np.asarray(rows[is_older | is_equal][:count])
+
+    def _hold(self, plan: _Plan, part: np.ndarray, *, has_slots: bool) -> None:
         """The chunks that were there before are through."""
-        rows = self._movable(old)
-        if self._table.is_busy[rows].any():  # Some were opened meanwhile.
-            self._ask(old, new)
+        old, new = plan.old, plan.new
+        rows = np.intersect1d(part, self._movable(plan), assume_unique=True)
+        room = new.residence.slots.num_free if has_slots else new.residence.num_more
+        if not 0 < len(rows) <= room or self._table.is_busy[rows].any() or new.retired_at is not None:
+            self._go_on(plan)  # Something has changed meanwhile.
             return
-        if not len(rows) or new.retired_at is not None:
-            self._holding.discard(old.index)
-            self._settled[old.index] = new.index
-            return
-        try:
-            slots = new.residence.take(len(rows))
-        except EddyError as error:
-            self._holding.discard(old.index)
-            _LOG.warning("%s: %d sessions stay: %s", _name(old), len(rows), error.message)
-            return
-        old.scheduler.queue.set_busy(rows, len(rows))
-        # Who has states and gets no slot gets a cell.
-        is_parked = (slots == NOWHERE) & (self._table.read_slot[rows] != INITIAL_SLOT)
         cells = np.full(len(rows), NOWHERE, np.int64)
-        cells[is_parked] = new.residence.cells.allocate(int(np.count_nonzero(is_parked)))
-        move = _Move(old, new, rows, slots, cells)
-        self._under_way.append(move)
-        self._copy(move)
+        if has_slots:
+            try:
+                slots = new.residence.take(len(rows))
+            except EddyError as error:
+                self._stay(plan, len(rows), error.message)
+                return
+        else:
+            slots = np.full(len(rows), NOWHERE, np.int64)
+            # Who has no states needs no cell.
+            taken, has_states = new.residence.take_cells(len(rows)), self._table.read_slot[rows] != INITIAL_SLOT
+            cells[has_states] = taken[has_states]
+            new.residence.cells.free(taken[~has_states])
+        old.scheduler.queue.set_busy(rows, len(rows))
+        self._copy(_Move(plan, old, new, rows, slots, cells))
 
     # 2. Copy
 
@@ -196,16 +257,13 @@ class Handover:
             old.scheduler.queue.add_job(Job(list, lambda _: self._settle(move), 1, 1))
             self._notify(old)
             return
-        self._under_way.remove(move)
-        self._holding.discard(old.index)
         waiting = None if move.error else old.scheduler.queue.withdraw(rows)
         if waiting is None:
             old.scheduler.queue.clear_busy(rows)
             new.residence.cells.free(move.cells[move.cells != NOWHERE])
             new.residence.give_back(move.slots)
             why = move.error.message if move.error else "somebody waits for sessions that move and for some that stay"
-            _LOG.warning("%s: %d sessions stay: %s", _name(old), len(rows), why)
-            self._notify(old)
+            self._stay(move.plan, len(rows), why)
             return
         old.scheduler.queue.clear_busy(rows)
         self._switch(move)
@@ -214,14 +272,34 @@ class Handover:
                 item.contract, item.route = new.contract, _rerouted(item.route, new.index)
         new.scheduler.queue.put_behind(waiting)
         new.stats.num_adopted_sessions += len(rows)
-        self._settled[old.index] = new.index
+        move.plan.num_moved += len(rows)
         self.has_moved = True
-        _LOG.info("%s: %d sessions go on with version %s", _name(old), len(rows), new.file.version)
         bad = np.concatenate(move.bad) if move.bad else rows[:0]
         if len(bad):
             new.quarantine_sessions(bad)
         self._notify(old)
         self._notify(new)
+        self._go_on(move.plan)
+
+    def _stay(self, plan: _Plan, num_sessions: int, why: str) -> None:
+        """Those that are left go on with the old model until somebody asks again."""
+        del self._plans[plan.old.index]
+        plan.old.residence.make_way(0, is_on=False)
+        if plan.num_moved:
+            moved = (_name(plan.old), plan.num_moved, plan.new.file.version)
+            _LOG.info("%s: %d sessions go on with version %s, others wait for room", *moved)
+        else:
+            _LOG.warning("%s: %d sessions stay: %s", _name(plan.old), num_sessions, why)
+        self._notify(plan.old)
+
+    def _end(self, plan: _Plan) -> None:
+        """Nobody is left who moves."""
+        old, new = plan.old, plan.new
+        del self._plans[old.index]
+        old.residence.make_way(0, is_on=False)
+        self._settled[old.index] = new.index
+        if plan.num_moved:
+            _LOG.info("%s: %d sessions go on with version %s", _name(old), plan.num_moved, new.file.version)
         self._on_settled()
 
     def _switch(self, move: _Move) -> None:

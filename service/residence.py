@@ -91,6 +91,7 @@ class Residence:
         self.num_parked = 0
         # Sessions whose states are in the state store only.
         self.num_stored = 0
+        self._makes_way = False
         # Who leaves next: rows in slots, the least recently used first, with what that was seen by.
         self._candidates = np.zeros(0, np.int64)
         self._seen = np.zeros(0, np.float64)
@@ -123,6 +124,37 @@ class Residence:
         slots = self.slots.allocate(count) if self.slots.num_free >= count else np.full(count, NOWHERE, np.int64)
         self.num_sessions = after
         return slots
+
+    def take_cells(self, count: int) -> np.ndarray:
+        """Cells for `count` sessions that come with states and get no slots, int32 [count]; at most `num_more`."""
+        assert count <= self.num_more, "more cells than there is room for"
+        self.num_sessions += count
+        self.cells.reserve(max(self._cells_for(self.num_sessions), self.cells.num_used + count + self._num_spare))
+        return self.cells.allocate(count)
+
+    @property
+    def num_more(self) -> int:
+        """Cells that sessions which come with states may have now, beside those that ticks need."""
+        num_spare, most = self._num_spare, self._most_cells()
+        if self._is_endless:
+            return max(0, most - self.cells.num_used - 2 * num_spare)
+        left = self.slots.num_slots - self.num_sessions  # Those need no cells.
+        return max(0, most - num_spare + min(left, -self.cells.num_used))
+
+    def can_replace(self, other: Residence) -> bool:
+        """Whether all sessions of `other`, as they leave it, could come here."""
+        most = self._most_cells() + other.cells.num_reserved * other.cells.cell_bytes // self.cells.cell_bytes
+        return self._is_endless or self._cells_for(self.num_sessions + other.num_sessions) <= most
+
+    def make_way(self, num_cells: int, *, is_on: bool) -> None:
+        """Its sessions go to another model, which needs memory: what a store has gives up `num_cells` cells or more.
+
+        Until `is_on` is False no more memory is promised to them than they use, and ticks need.
+        """
+        self._makes_way = is_on and self._is_endless
+        if self._makes_way:
+            self.shelve(num_cells, np.empty(0, np.int64))
+        self._fit()
 
     def give_back(self, slots: np.ndarray) -> None:
         """Nothing was opened for what `take` returned."""
@@ -194,7 +226,10 @@ class Residence:
 
     def _fit(self) -> None:
         """Memory that is promised is what the open sessions need."""
-        self.cells.reserve(max(self._cells_for(self.num_sessions), self.cells.num_used))
+        wanted = self._cells_for(self.num_sessions)
+        if self._makes_way:
+            wanted = min(wanted, self.cells.num_used + 2 * self._num_spare)
+        self.cells.reserve(max(wanted, self.cells.num_used))
 
     @property
     def by_tier(self) -> dict[Tier, int]:

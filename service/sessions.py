@@ -315,6 +315,11 @@ class SessionTable:
         self._last_mark += 1
         return self._last_mark
 
+    @property
+    def first_epochs(self) -> np.ndarray:
+        """The epochs in which each row's present session was opened, uint32 [N]: another one has another."""
+        return self._first_epoch
+
     def tiers_of(self, rows: np.ndarray) -> np.ndarray:
         """Where the states of the open sessions in `rows` int64 [B] are, `Tier` int8 [B]."""
         elsewhere = np.where(self.read_slot[rows] == NOWHERE, Tier.STORE, Tier.INITIAL)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from loopback import (
     until,
 )
 
+from eddy.service import handover
 from eddy.service.adoption import disagreement, names_version
 from eddy.service.contract import Contract, read_contract
 from eddy.service.engine import Engine
@@ -252,6 +254,68 @@ def test_no_room_no_move(tmp_path: Path) -> None:
             running.host.adopt_sessions()
             await until(lambda: not old.num_sessions)
             assert await _step(stream, staying, 2, 3) == [7 * 12 + 3] * 2
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("has_store", [False, True])
+def test_in_parts_where_memory_is_short(tmp_path: Path, has_store: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a crowd moves while some of it is stepped, within the memory that there is; none misses a step.
+
+    Without a state store it has room for one more session; with one half of the crowd is in the store only.
+    """
+    num_slots, num_sessions, state_bytes = 6, 64, 8
+    num_cells = 32 if has_store else num_sessions + 1
+    monkeypatch.setattr(handover, "_ROWS_OF_A_PART", 7)
+    _put(tmp_path / "models", 10)
+    state: dict[str, Any] = {"host_bytes": num_cells * state_bytes, "checkpoint_seconds": 0.02}
+    if has_store:
+        state["store"] = f"sqlite:{tmp_path}/store"
+
+    async def check() -> None:
+        config = _config(tmp_path / "models", model={"max_slots": num_slots, "max_rows": num_slots}, state=state)
+        async with serve(config) as running, running.stream() as stream:
+            catalog = running.host.catalog
+            handles = await stream.handles("history", num_sessions, max_in_flight=1)
+            groups = [handles[start : start + 3] for start in range(0, num_sessions, 3)]
+            answers: dict[int, list[int]] = {handle: [] for handle in handles}
+
+            async def step(group: list[int], digit: int) -> None:
+                for handle, answer in zip(
+                    group, await _step(stream, group, len(answers[group[0]]), digit), strict=True
+                ):
+                    answers[handle].append(answer)
+
+            for digit in (1, 2):
+                for group in groups:
+                    await step(group, digit)
+            old = catalog.ready("history", "")
+            if not has_store:
+                assert catalog.host_memory.free_bytes == state_bytes
+            most_bytes = catalog.host_memory.limit_bytes + 7 * state_bytes * has_store
+            _put(tmp_path / "models", 7, "1", ["*"])
+            await _settle(running)
+            new = catalog.ready("history", "")
+            used = []
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while old.num_sessions and time.monotonic() < deadline:
+                await asyncio.sleep(0.005)  # Some are written to the store meanwhile.
+                await step(groups[0], 0)
+                await step(groups[-1], 0)
+                used.append(sum(model.residence.cells.used_bytes for model in (old, new)))
+                running.host.adopt_sessions()
+            assert new.num_sessions == num_sessions
+            assert new.stats.num_adopted_sessions == num_sessions
+            assert max(used) <= most_bytes
+            for group in groups:
+                await step(group, 4)
+            for history in answers.values():
+                digits = [1, 2, *[0] * (len(history) - 3), 4]
+                bases = _versions_of(history, digits)[1:]
+                assert (bases[0], bases[-1]) == (10, 7)
+                assert bases == sorted(bases, reverse=True)
+            assert not stream.notices
+            assert catalog.host_memory.reserved_bytes <= catalog.host_memory.limit_bytes
 
     asyncio.run(check())
 
