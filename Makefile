@@ -19,7 +19,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 LOCK = $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --python-version 3.11 \
 	--python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock'
 
-.PHONY: help setup demo test lint types format fuzz chaos soak bench gpu-check models protos image lock clean
+.PHONY: help setup demo test lint types format fuzz chaos power soak bench gpu-check models protos image lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -67,6 +67,9 @@ fuzz: $(VENV)/.dev  ## damaged requests against a real server, MINUTES=10, SEED=
 chaos: $(VENV)/.dev  ## servers killed under load, every output compared: STORE=sqlite|redis|both, KILLS=200, STEPS=1000000, SEED=1
 	$(BIN)/python -m tests.chaos --store $(or $(STORE),both) --kills $(or $(KILLS),200) --steps $(or $(STEPS),1000000) \
 		--seed $(or $(SEED),1)
+
+power: $(VENV)/.dev  ## the SQLite store after losses of power: HISTORIES=300, POINTS=40, SEED=1; needs Linux and cc
+	$(BIN)/python -m tests.power --histories $(or $(HISTORIES),300) --points $(or $(POINTS),40) --seed $(or $(SEED),1)
 
 soak: $(VENV)/.dev  ## ten million steps and a million sessions: what memory does, STORE=memory|sqlite
 	$(BIN)/python -m tests.soak --store $(or $(STORE),memory)
