@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,7 @@ from pathlib import Path
 from disk import Disk
 from operations import SESSION_IDS, Kind, Operation, State, epochs, living, read
 from store_process import TICK_SECONDS, Fault, Spec
-from system_calls import NEVER_KILLED, Call, Event, build, environment, read_trace
+from system_calls import ANY, NEVER_KILLED, Call, Event, build, environment, read_trace
 
 from eddy.service.sqlite_store import SqliteStore
 
@@ -33,7 +34,8 @@ _KILLED = -9
 _KILLED_SHARE, _CLOSED_SHARE = 0.8, 0.5
 # Of processes that begin with what a loss of power has left; the others find what is in memory, too.
 _LOST_SHARE = 0.4
-_MAX_PROCESSES, _MAX_KILL_AT = 4, 90
+_MAX_PROCESSES, _MAX_KILL_AT, _MAX_KILL_AT_SYNC = 4, 90, 40
+_OPENING_DRAWS = 4
 _TOLD_HISTORIES = 10
 # A history takes a few MiB.
 _MEMORY = Path("/dev/shm")  # noqa: S108  only as the parent of a temporary folder
@@ -152,15 +154,23 @@ class History:
                 fault=self._fault,
                 **limits,
             )
-            kill_at = dice.randint(0, _MAX_KILL_AT) if dice.random() < _KILLED_SHARE else NEVER_KILLED
-            if finding := self._one(spec, self._folder / f"trace-{number}", kill_at):
+            trace = self._folder / f"trace-{number}"
+            if finding := self._one(spec, trace, environment(self._shim, self._store, trace, *self._draw_kill())):
                 return finding
         return ""
 
-    def _one(self, spec: Spec, trace: Path, kill_at: int) -> str:
+    def _draw_kill(self) -> tuple[int, str]:
+        """Before which call a process is killed, and which ones are counted."""
+        dice = self._dice
+        if dice.random() >= _KILLED_SHARE:
+            return NEVER_KILLED, ANY
+        # What was written and is in memory only is what the next process must not rely on.
+        return dice.choice(((dice.randint(0, _MAX_KILL_AT), ANY), (dice.randint(0, _MAX_KILL_AT_SYNC), Call.SYNC)))
+
+    def _one(self, spec: Spec, trace: Path, env: dict[str, str]) -> str:
         process = subprocess.run(  # noqa: S603  our own command
             [sys.executable, str(_PROCESS), json.dumps(asdict(spec))],
-            env=environment(self._shim, self._store, trace, kill_at),
+            env=env,
             capture_output=True,
             text=True,
             timeout=_PATIENCE_SECONDS,
@@ -184,14 +194,16 @@ class History:
         self._events.append(Restart(files))
 
     def judge(self, num_points: int) -> tuple[int, list[str]]:
-        """Losses of power at so many points: how many there were, and what was found."""
+        """Losses of power at so many points, and behind each opening: how many there were, and what was found."""
         num_events, again = len(self._events), self._folder / "again"
         picks = random.Random(f"points/{self._seed}").sample(range(num_events + 1), min(num_points, num_events + 1))
-        points, findings = frozenset(picks), []
+        # What an opening has told must not depend on what the process before it had in memory only.
+        openings = [point + 2 for point, event in enumerate(self._events) if _is_opening(event)]
+        points, findings = Counter(picks + openings * _OPENING_DRAWS), []
         disk, expectation = Disk(), Expectation()
         for point, event in enumerate([*self._events, None]):
-            if point in points:
-                files = disk.lose_power(random.Random(f"disk/{self._seed}/{point}"))
+            for draw in range(points[point]):
+                files = disk.lose_power(random.Random(f"disk/{self._seed}/{point}/{draw}"))
                 findings.append((point, _reopen(again, files, expectation)))
             if event is None:
                 break
@@ -202,7 +214,14 @@ class History:
             else:
                 disk.carry_out(event)
         told = [f"seed {self._seed}, point {point} of {num_events}: {why}" for point, why in findings if why]
-        return len(points), told
+        return points.total(), told
+
+
+def _is_opening(event: Event | Restart) -> bool:
+    """The mark before which a process has opened the store, and behind which is the one that ends it."""
+    if isinstance(event, Restart) or event.call is not Call.MARK or not event.data:
+        return False
+    return Operation.decode(event.data).kind is Kind.OPEN
 
 
 def _reopen(folder: Path, files: dict[str, bytes], expectation: Expectation) -> str:

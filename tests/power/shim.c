@@ -3,6 +3,7 @@
  * POWER_FOLDER   the folder, an absolute path without links
  * POWER_TRACE    the file that takes the calls, outside of it
  * POWER_KILL_AT  the process ends by SIGKILL before the call of this number, from 0; none below 0
+ * POWER_COUNTED  letters of the calls that are counted for that
  *
  * An event is a letter, the length of a name (1 byte), two numbers (8 bytes each, as the machine has them), the name
  * below the folder, and where there is data so many bytes as the second number says. system_calls.py reads them.
@@ -30,7 +31,7 @@ _Static_assert(sizeof(off_t) == 8, "offsets have 64 bits");
 
 #define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
-static const char *folder;
+static const char *folder, *counted;
 static int trace = -1;
 static long kill_at = -1, num_calls;
 
@@ -41,6 +42,7 @@ __attribute__((constructor)) static void begin(void) {
     if (!path || !getenv("POWER_FOLDER"))
         return;
     kill_at = number ? atol(number) : -1;
+    counted = getenv("POWER_COUNTED");
     trace = real_open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     if (trace >= 0)
         folder = getenv("POWER_FOLDER");
@@ -69,8 +71,8 @@ static const char *name_of_file(int file, char *path) {
     return name_of_path(path);
 }
 
-static void count_call(void) {
-    if (num_calls++ == kill_at)
+static void count_call(char kind) {
+    if (counted && strchr(counted, kind) && num_calls++ == kill_at)
         kill(getpid(), SIGKILL);
 }
 
@@ -112,7 +114,7 @@ ssize_t pwrite(int file, const void *data, size_t length, off_t offset) {
     const char *name = name_of_file(file, path);
     struct iovec part = {(void *)data, length};
     if (name)
-        count_call();
+        count_call('W');
     return written(name, offset, NEXT(pwrite)(file, data, length, offset), &part, 1);
 }
 
@@ -122,7 +124,7 @@ ssize_t pwritev2(int file, const struct iovec *parts, int num_parts, off_t offse
     char path[PATH_MAX];
     const char *name = name_of_file(file, path);
     if (name)
-        count_call();
+        count_call('W');
     return written(name, offset, NEXT(pwritev2)(file, parts, num_parts, offset, flags), parts, num_parts);
 }
 
@@ -144,7 +146,7 @@ ssize_t write(int file, const void *data, size_t length) {
     struct iovec part = {(void *)data, length};
     off_t offset = 0;
     if (name) {
-        count_call();
+        count_call('W');
         offset = lseek(file, 0, fcntl(file, F_GETFL) & O_APPEND ? SEEK_END : SEEK_CUR);
     }
     return written(name, offset, NEXT(write)(file, data, length), &part, 1);
@@ -155,7 +157,7 @@ int fsync(int file) {
     const char *name = name_of_file(file, path);
     if (!name)
         return NEXT(fsync)(file);
-    count_call();
+    count_call('S');
     note('S', name, 0, 0, NULL, 0);
     return 0;
 }
@@ -167,7 +169,7 @@ int ftruncate(int file, off_t length) {
     const char *name = name_of_file(file, path);
     int result;
     if (name)
-        count_call();
+        count_call('T');
     result = NEXT(ftruncate)(file, length);
     if (name && !result)
         note('T', name, (uint64_t)length, 0, NULL, 0);
@@ -180,7 +182,7 @@ int unlink(const char *path) {
     const char *name = name_of_path(path);
     int result;
     if (name)
-        count_call();
+        count_call('U');
     result = NEXT(unlink)(path);
     if (name && !result)
         note('U', name, 0, 0, NULL, 0);
@@ -198,7 +200,7 @@ int open(const char *path, int flags, ...) {
         va_end(rest);
     }
     if (is_new)
-        count_call();
+        count_call('C');
     file = real_open(path, flags, mode);
     if (is_new && file >= 0)
         note('C', name, 0, 0, NULL, 0);

@@ -67,9 +67,18 @@ def build(folder: Path) -> Path:
     return shim
 
 
-def environment(shim: Path, folder: Path, trace: Path, kill_at: int) -> dict[str, str]:
-    """Of a process whose calls on the files in `folder` are added to `trace`, and which is killed at one of them."""
+# All that can be counted.
+ANY = "".join(call for call in Call if call is not Call.MARK)
+
+
+def environment(shim: Path, folder: Path, trace: Path, kill_at: int, counted: str = ANY) -> dict[str, str]:
+    """Of a process whose calls on the files in `folder` are added to `trace`.
+
+    Args:
+        kill_at: the process is killed before the call of that number, from 0, of those in `counted`.
+    """
     names = {"LD_PRELOAD": shim, "POWER_FOLDER": folder.resolve(), "POWER_TRACE": trace, "POWER_KILL_AT": kill_at}
+    names["POWER_COUNTED"] = counted
     return os.environ | {name: str(value) for name, value in names.items()}
 
 
