@@ -193,13 +193,17 @@ class History:
         self._disk = Disk.holding(files)
         self._events.append(Restart(files))
 
-    def judge(self, num_points: int) -> tuple[int, list[str]]:
-        """Losses of power at so many points, and behind each opening: how many there were, and what was found."""
+    def judge(self, num_points: int, num_draws: int = 1) -> tuple[int, list[str]]:
+        """Losses of power at so many points, and behind each opening: how many there were, and what was found.
+
+        Args:
+            num_draws: times that it is drawn what the disk keeps at a point.
+        """
         num_events, again = len(self._events), self._folder / "again"
         picks = random.Random(f"points/{self._seed}").sample(range(num_events + 1), min(num_points, num_events + 1))
         # What an opening has told must not depend on what the process before it had in memory only.
         openings = [point + 2 for point, event in enumerate(self._events) if _is_opening(event)]
-        points, findings = Counter(picks + openings * _OPENING_DRAWS), []
+        points, findings = Counter(picks * num_draws + openings * _OPENING_DRAWS), []
         disk, expectation = Disk(), Expectation()
         for point, event in enumerate([*self._events, None]):
             for draw in range(points[point]):

@@ -111,7 +111,7 @@ class StoreProcess:
 
     def _draw(self) -> Operation:
         dice, now = self._dice, self._now
-        choice, picks = dice.random(), dice.sample(range(NUM_SESSIONS), dice.randint(1, 12))
+        choice, picks = dice.random(), dice.sample(range(NUM_SESSIONS), dice.randint(1, NUM_SESSIONS))
         if choice < 0.75:
             return Operation(Kind.WRITE, now, {number: self._version() for number in picks})
         if choice < 0.92:
