@@ -35,7 +35,7 @@ _KILLED_SHARE, _CLOSED_SHARE = 0.8, 0.5
 # Of processes that begin with what a loss of power has left; the others find what is in memory, too.
 _LOST_SHARE = 0.4
 _MAX_PROCESSES, _MAX_KILL_AT, _MAX_KILL_AT_SYNC = 4, 90, 40
-_OPENING_DRAWS = 4
+_EARLY_OPERATIONS, _EARLY_DRAWS = 2, 4
 _TOLD_HISTORIES = 10
 # A history takes a few MiB.
 _MEMORY = Path("/dev/shm")  # noqa: S108  only as the parent of a temporary folder
@@ -54,7 +54,6 @@ class Run:
     seed: int
     num_histories: int
     num_points: int
-    fault: Fault = Fault.NONE
 
 
 @dataclass(slots=True)
@@ -62,7 +61,7 @@ class Report:
     """What a run was.
 
     Attributes:
-        findings: a line each.
+        findings: where, and what was wrong.
     """
 
     num_histories: int = 0
@@ -120,7 +119,7 @@ class Expectation:
 class History:
     """Processes one after the other on one store, by `seed`; power is lost between some of them."""
 
-    def __init__(self, seed: int, folder: Path, shim: Path, fault: Fault) -> None:
+    def __init__(self, seed: int, folder: Path, shim: Path, fault: Fault = Fault.NONE) -> None:
         self._dice = random.Random(f"history/{seed}")
         self._seed = seed
         self._folder = folder
@@ -194,16 +193,16 @@ class History:
         self._events.append(Restart(files))
 
     def judge(self, num_points: int, num_draws: int = 1) -> tuple[int, list[str]]:
-        """Losses of power at so many points, and behind each opening: how many there were, and what was found.
+        """Losses of power at so many points, and early in each process: how many, and what was found.
 
         Args:
             num_draws: times that it is drawn what the disk keeps at a point.
         """
         num_events, again = len(self._events), self._folder / "again"
         picks = random.Random(f"points/{self._seed}").sample(range(num_events + 1), min(num_points, num_events + 1))
-        # What an opening has told must not depend on what the process before it had in memory only.
-        openings = [point + 2 for point, event in enumerate(self._events) if _is_opening(event)]
-        points, findings = Counter(picks * num_draws + openings * _OPENING_DRAWS), []
+        # Nothing must be built on what the process before has left in memory only.
+        early = _early_points(self._events)
+        points, findings = Counter(picks * num_draws + early * _EARLY_DRAWS), []
         disk, expectation = Disk(), Expectation()
         for point, event in enumerate([*self._events, None]):
             for draw in range(points[point]):
@@ -221,11 +220,18 @@ class History:
         return points.total(), told
 
 
-def _is_opening(event: Event | Restart) -> bool:
-    """The mark before which a process has opened the store, and behind which is the one that ends it."""
-    if isinstance(event, Restart) or event.call is not Call.MARK or not event.data:
-        return False
-    return Operation.decode(event.data).kind is Kind.OPEN
+def _early_points(events: list[Event | Restart]) -> list[int]:
+    """The points behind each opening, and behind the operation after it."""
+    points, num_left = [], 0
+    for point, event in enumerate(events):
+        if isinstance(event, Restart) or event.call is not Call.MARK:
+            continue
+        if event.data and Operation.decode(event.data).kind is Kind.OPEN:
+            num_left = _EARLY_OPERATIONS
+        elif not event.data and num_left:
+            points.append(point + 1)
+            num_left -= 1
+    return points
 
 
 def _reopen(folder: Path, files: dict[str, bytes], expectation: Expectation) -> str:
@@ -263,7 +269,7 @@ def run(wanted: Run, folder: Path, tell: Callable[[str], None]) -> Report:
     report, begin = Report(), time.monotonic()
     shim = build(folder)
     for seed in range(wanted.seed, wanted.seed + wanted.num_histories):
-        history = History(seed, folder / str(seed), shim, wanted.fault)
+        history = History(seed, folder / str(seed), shim)
         finding = history.live()
         findings = [f"seed {seed}: {finding}"] if finding else []
         if not findings:
@@ -275,6 +281,8 @@ def run(wanted: Run, folder: Path, tell: Callable[[str], None]) -> Report:
         report.findings += findings
         for line in findings:
             tell(line)
+        if findings:
+            tell(f"again: make power SEED={seed} HISTORIES=1 POINTS={wanted.num_points}")
         if report.num_histories % _TOLD_HISTORIES == 0:
             tell(str(report))
     return report

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from disk import Disk
 from operations import Kind, Operation, Version
-from power_loss import Expectation, History, folder_in_memory
+from power_loss import Expectation, History, Run, folder_in_memory, run
 from store_process import Fault
 from system_calls import Call, Event, build, missing
 
@@ -17,6 +17,8 @@ from eddy.service import record_log
 # Short histories, in which processes are killed, close their store or just end, and power is lost between some.
 SEEDS = (15, 14, 18)
 FAULTY_SEED = 20
+# One process that is killed soon.
+SHORT_SEED = 17
 POINTS = 60
 # More than these have.
 ALL_POINTS = 10_000
@@ -41,7 +43,7 @@ def shim(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def histories(folder: Path, shim: Path) -> list[History]:
     """Histories of a store as it is."""
-    lived = [History(seed, folder / str(seed), shim, Fault.NONE) for seed in SEEDS]
+    lived = [History(seed, folder / str(seed), shim) for seed in SEEDS]
     assert [history.live() for history in lived] == [""] * len(SEEDS)
     return lived
 
@@ -53,6 +55,17 @@ def test_power_that_is_lost_at_any_point_loses_nothing(histories: list[History])
         num_points, findings = history.judge(ALL_POINTS)
         assert num_points > 0
         assert findings == []
+
+
+@traced
+def test_a_run_says_what_it_was(folder: Path) -> None:
+    """How many histories and losses of power, of which some come early in each process."""
+    told: list[str] = []
+    report = run(Run(SHORT_SEED, 1, 5), folder, told.append)
+    assert (report.num_histories, report.findings, told) == (1, [], [])
+    assert report.num_points > 5
+    assert str(report).startswith(f"1 histories, {report.num_points} losses of power, ")
+    assert str(report).endswith(": 0 bad")
 
 
 @traced
