@@ -85,6 +85,8 @@ class Residence:
         # Changed only by the methods below.
         # Whose a slot is: its row, or 0.
         self._owners = np.zeros(num_slots, np.int64)
+        # Slots that were taken for sessions that are not there yet.
+        self._num_promised = 0
         self.num_sessions = 0
         # Some session has no slot; and how many have none.
         self.is_parked = False
@@ -121,7 +123,10 @@ class Residence:
                 f"{self.slots.num_slots} state slots with the host's memory (state.host_bytes) have room for {most}",
                 Detail("count", str(count), f"at most {max(0, most - self.num_sessions)}"),
             )
-        slots = self.slots.allocate(count) if self.slots.num_free >= count else np.full(count, NOWHERE, np.int64)
+        slots = np.full(count, NOWHERE, np.int64)
+        if self.slots.num_free >= count:
+            slots = self.slots.allocate(count)
+            self._num_promised += count
         self.num_sessions = after
         return slots
 
@@ -158,8 +163,10 @@ class Residence:
 
     def give_back(self, slots: np.ndarray) -> None:
         """Nothing was opened for what `take` returned."""
+        held = slots[slots != NOWHERE]
         self.num_sessions -= len(slots)
-        self.slots.free(slots[slots != NOWHERE])
+        self._num_promised -= len(held)
+        self.slots.free(held)
         self._fit()
 
     def settle_in(self, rows: np.ndarray, slots: np.ndarray) -> None:
@@ -167,6 +174,7 @@ class Residence:
         if slots[0] == NOWHERE:
             self._count_parked(len(slots))
         else:
+            self._num_promised -= len(slots)
             self._owners[slots - NUM_RESERVED_SLOTS] = rows
 
     def leave(self, rows: np.ndarray, *, keeps_slots: bool = False) -> None:
@@ -275,7 +283,8 @@ class Residence:
 
     def has_room(self, num_rows: int, num_busy: int, num_pinned: int) -> bool:
         """Whether `num_rows` sessions can all be given slots for one tick, whoever they are. Plain integers."""
-        return num_rows + num_busy + num_pinned <= self.slots.num_slots and num_rows <= self.cells.num_free
+        num_held = num_busy + num_pinned + self._num_promised
+        return num_rows + num_held <= self.slots.num_slots and num_rows <= self.cells.num_free
 
     def missing(self, rows: np.ndarray) -> int:
         """Slots, or cells for those who leave theirs, that are short for a tick of the sessions in `rows` int64 [B]."""
