@@ -84,7 +84,7 @@ class Host:
             else None
         )
         self.catalog.backing = self.durability
-        self.persistence = Persistence(self.table, self.durability, self.gate, ends.close)
+        self.persistence = Persistence(self.table, self.durability, self.gate, self.turns, ends.close, ends.fence)
         self.opening = Opening(config, self.table, self.catalog, self.gate, self.persistence, notify)
         self.takeover = Takeover(self.table, self.streams, self.turns, self.persistence, self.gate)
         # Refused requests and rows, by reason; counted where they are answered.

@@ -19,6 +19,7 @@ from eddy.service.model import ServedModel
 from eddy.service.recall import Stored
 from eddy.service.record import Record
 from eddy.service.sessions import NOT_STORED, ROW_MASK, SessionTable, check_id, of_another_epoch
+from eddy.service.turns import Turns
 
 
 class Persistence:
@@ -26,7 +27,7 @@ class Persistence:
 
     Args:
         table: sessions; durability: the store, None where there is none; gate: nobody comes back while it is shut.
-        close: ends sessions, by rows int64 [n]; see `Endings.close`.
+        turns: behind which chunks a copy ends; close, fence: end sessions, by rows int64 [n]; see `Endings`.
     """
 
     def __init__(
@@ -34,12 +35,16 @@ class Persistence:
         table: SessionTable,
         durability: Durability | None,
         gate: Gate,
+        turns: Turns,
         close: Callable[[np.ndarray, Callable[[np.ndarray], None]], None],
+        fence: Callable[[np.ndarray], None],
     ) -> None:
         self._table = table
         self._durability = durability
         self._gate = gate
+        self._turns = turns
         self._close = close
+        self._fence = fence
 
     @property
     def is_durable(self) -> bool:
@@ -135,14 +140,48 @@ class Persistence:
         self._gate.refuse_if_draining()
         return await self._durability.recaller.find(session_id, is_wanted)
 
+    async def recall_latest(self, session_id: bytes) -> int:
+        """As `recall`, for whoever changes a session by its id alone.
+
+        What is open here ends where the store has the session in a later epoch: it is a copy, and the session is
+        brought back from where another server has left it.
+
+        Raises:
+            EddyError: as `recall`.
+        """
+        found = await self.look(session_id)
+        if isinstance(found, int):
+            return found
+        await self._end_copy(session_id)
+        return await self.recall(session_id)
+
+    async def _end_copy(self, session_id: bytes) -> None:
+        """Ends what is open here of a session that another server has taken, behind its chunks."""
+        row = self._table.find(session_id)
+        if row:
+            model = self._turns.model_of(row)
+            self._fence(np.array([row]))
+            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._turns.wait_in(model, row, lambda: None if ended.done() else ended.set_result(None))
+            await ended
+
     async def recall_in_epoch(self, session_id: bytes, epoch: int, prefix: str = "") -> int:
         """As `recall`, for a writer that shows the session's epoch: one of another epoch takes it from nobody.
 
         Raises:
             EddyError: see `SessionTable.row_in_epoch`, whose fields' names begin with `prefix`.
         """
+        check_id(session_id, f"{prefix}session_id")
+        if self._durability is not None and self.is_present(session_id):
+            if epoch <= self._table.epoch_of(self._table.row_of_id(session_id)):
+                return self._table.row_in_epoch(session_id, epoch, prefix)
+            # What is here may be a copy, and who asks may come from where the session has gone.
+            found = await self.look(session_id)
+            if not isinstance(found, int):
+                if found.record.epoch != epoch:
+                    raise of_another_epoch(epoch, found.record.epoch, prefix)
+                await self._end_copy(session_id)
         if not self.is_present(session_id):
-            check_id(session_id, f"{prefix}session_id")
             present = epoch
 
             def is_wanted(record: Record) -> bool:

@@ -86,7 +86,7 @@ class RecordLog:
             self._out = _open_direct(path)
             if os.fstat(self._file).st_mode & 0o777 != mode:
                 os.fchmod(self._file, mode)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except BaseException:
             self.close()
             raise
@@ -286,7 +286,7 @@ def _are_whole(entries: np.ndarray, data: bytes) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Has a file that was created in `folder` be there after a loss of power."""
     file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -110,8 +110,8 @@ class SessionCalls:
         check_id(session_id, "session_id")
         if request.initial_states:
             return await self._restart(session_id, request.initial_states)
-        if self._host.table.has_own_start[await self._host.persistence.recall(session_id)]:
-            raise cannot_reset()
+        if self._host.table.has_own_start[await self._host.persistence.recall_latest(session_id)]:
+            raise cannot_reset("session_id")
         await self._control(partial(reset, self._host), session_id)
         row = self._host.table.row_of_id(session_id)
         return sessions_pb2.ResetSessionResponse(session=self._session(self._host.table.info(row), with_id=True))
@@ -121,7 +121,7 @@ class SessionCalls:
     ) -> sessions_pb2.ResetSessionResponse:
         host, is_done = self._host, False
         while not is_done:  # Until nobody took it over while this waited.
-            row = await host.persistence.recall(session_id)
+            row = await host.persistence.recall_latest(session_id)
             model = host.catalog.served[host.table.model_of(row)]
             start = Start(states=read_states(model.contract, states, 1, "initial_states"))
             check_complete(model, start)
@@ -181,7 +181,7 @@ class SessionCalls:
         check_id(session_id, "session_id")
         is_missed = True
         while is_missed:
-            row = await self._host.persistence.recall(session_id)
+            row = await self._host.persistence.recall_latest(session_id)
             done: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
             apply(np.array([row]), partial(_resolve, done))
             is_missed = len(await done) > 0

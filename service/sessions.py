@@ -80,18 +80,41 @@ def of_another_epoch(epoch: int, present: int, prefix: str) -> ClientError:
     )
 
 
+def wrong_token(token: bytes) -> ClientError:
+    """WRONG_RESUME_TOKEN, for whoever shows `token`."""
+    return ClientError(
+        Reason.WRONG_RESUME_TOKEN,
+        "resume_token: it is not the session's; it came with the answer that opened it",
+        Detail("resume_token", f"{len(token)} bytes", "the token that came with the session's id"),
+    )
+
+
+def is_taken(last: int, holder: int, *, resumes: bool) -> bool:
+    """Whether somebody else has taken a session since: `holder` `resumes` it, and whoever had it `last` is another."""
+    return resumes and last not in (0, holder)
+
+
+def taken_by_another(present: int) -> ClientError:
+    """FENCED, for a holder that comes back to a session of another, which is in epoch `present`."""
+    return ClientError(
+        Reason.FENCED,
+        f"holder: another client has taken the session over, which is in epoch {present} now",
+        Detail("holder", "the holder of before", "the session's present holder", epoch=present),
+    )
+
+
 def check_id(session_id: bytes, where: str) -> None:
     """Raises ClientError INVALID_BYTE_LENGTH, of the field `where`, for what has not the length of an id."""
     if len(session_id) != SESSION_ID_BYTES:
         raise invalid(Reason.INVALID_BYTE_LENGTH, where, f"{len(session_id)} bytes", f"{SESSION_ID_BYTES} bytes")
 
 
-def cannot_reset() -> ClientError:
-    """The error for resetting a session that began with states of its own."""
+def cannot_reset(field: str) -> ClientError:
+    """The error for resetting a session that began with states of its own, and that `field` names."""
     return ClientError(
         Reason.OWN_START,
-        "handles: the session began with states of its own, which are not kept; give it states, or open another one",
-        Detail("handles", "a session opened with a prime input or initial states", "one that began with the model's"),
+        f"{field}: the session began with states of its own, which are not kept; give it states, or open another one",
+        Detail(field, "a session opened with a prime input or initial states", "one that began with the model's"),
     )
 
 
@@ -267,6 +290,10 @@ class SessionTable:
             tier=Tier(self.tiers_of(np.array([row])).item(0)),
         )
 
+    def epoch_of(self, row: int) -> int:
+        """The epoch of the open session in `row`."""
+        return int(self.handle[row]) >> 32
+
     def model_of(self, row: int) -> int:
         """The model index of the open session in `row`."""
         return int(self.route[row]) & MODEL_MASK
@@ -304,11 +331,7 @@ class SessionTable:
     def check_token(self, row: int, token: bytes) -> None:
         """Raises ClientError WRONG_RESUME_TOKEN unless `token` is that of the open session in `row`."""
         if not compare_digest(self._tokens[row].tobytes(), token):
-            raise ClientError(
-                Reason.WRONG_RESUME_TOKEN,
-                "resume_token: it is not the session's; it came with the answer that opened it",
-                Detail("resume_token", f"{len(token)} bytes", "the token that came with the session's id"),
-            )
+            raise wrong_token(token)
 
     def next_mark(self) -> int:
         """A number that nobody has written into `mark` yet: rows go from one model's queue to another's."""
@@ -463,13 +486,8 @@ class SessionTable:
         Raises:
             ClientError: FENCED; nothing has changed.
         """
-        last, present = int(self.holder[row]), int(self.handle[row]) >> 32
-        if resumes and last not in (0, holder):
-            raise ClientError(
-                Reason.FENCED,
-                f"holder: another client has taken the session over, which is in epoch {present} now",
-                Detail("holder", "the holder of before", "the session's present holder", epoch=present),
-            )
+        if is_taken(int(self.holder[row]), holder, resumes=resumes):
+            raise taken_by_another(int(self.handle[row]) >> 32)
         self.holder[row] = holder
         self._apply(np.array([row]), Event.ATTACH)
         self._new_epoch(np.array([row]))

@@ -25,7 +25,7 @@ import numpy as np
 from eddy.service import sqlite_rows
 from eddy.service.record_format import SESSION_ID_BYTES, Batch
 from eddy.service.record_index import PLACE, RecordIndex
-from eddy.service.record_log import ENTRY, SALT_BYTES, LogDamaged, RecordLog
+from eddy.service.record_log import ENTRY, SALT_BYTES, LogDamaged, RecordLog, sync_folder
 from eddy.service.store import Outcome, StoreError
 
 SCHEMA_VERSION = 3
@@ -86,6 +86,8 @@ class SqliteStore:
         try:
             with self._failing():
                 self._prepare()
+                # The log, which comes behind, must not outlive it.
+                sync_folder(real.parent)
                 self._log = self._open_log()
         except BaseException:
             self._database.close()
@@ -105,6 +107,9 @@ class SqliteStore:
             raise self._error("it is a database of something else: name another file")
         if has_tables and version not in (_SCHEMA_WITHOUT_LOG, SCHEMA_VERSION):
             raise self._error(f"it has schema version {version}, this server reads {SCHEMA_VERSION}")
+        if not has_tables and self._log_path.exists() and self._log_path.stat().st_size:
+            name = self._log_path.name
+            raise self._error(f"it is missing, its log {name} is not: put it back, or remove {name} to do without both")
         (mode,) = database.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise self._error(f"its folder allows no write-ahead log (journal mode {mode})")

@@ -297,7 +297,7 @@ class StreamConnection(Connection):
         own_start = table.has_own_start[rows]
         if own_start.any():
             refused = np.isin(table.rows_of(handles), rows[own_start])
-            errors |= dict.fromkeys(np.flatnonzero(refused).tolist(), cannot_reset())
+            errors |= dict.fromkeys(np.flatnonzero(refused).tolist(), cannot_reset("handles"))
             rows = rows[~own_start]
 
         def reset(missed: np.ndarray) -> None:

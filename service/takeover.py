@@ -10,13 +10,15 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
+from hmac import compare_digest
 
 import numpy as np
 
 from eddy.service.errors import EddyError, Reason, ServerBug
 from eddy.service.gate import Gate
 from eddy.service.persistence import Persistence
-from eddy.service.sessions import SessionTable
+from eddy.service.record import Record
+from eddy.service.sessions import SessionTable, check_id, is_taken, taken_by_another, wrong_token
 from eddy.service.streams import Streams
 from eddy.service.turns import Turns
 
@@ -62,6 +64,7 @@ class Takeover:
             EddyError: unknown session, another's token, draining.
         """
         self._gate.refuse_if_draining()
+        check_id(session_id, "session_id")
         if self._persistence.is_present(session_id):
             self._attach(session_id, resume_token, stream, done, holder, resumes=resumes)
             return
@@ -137,13 +140,23 @@ class Takeover:
         *,
         resumes: bool,
     ) -> None:
-        """`attach` for a session that the store has."""
+        """`attach` for a session that the store has, which is taken only from there for whoever may take it over."""
+        refusal: list[EddyError] = []
+
+        def is_wanted(record: Record) -> bool:
+            refusal.clear()
+            if not compare_digest(record.resume_token, resume_token):
+                refusal.append(wrong_token(resume_token))
+            elif is_taken(record.holder, holder, resumes=resumes):
+                refusal.append(taken_by_another(record.epoch))
+            return not refusal and self._streams.has(stream)
+
         try:
-            await self._persistence.recall(session_id, lambda _: self._streams.has(stream))
+            await self._persistence.recall(session_id, is_wanted)
             self._attach(session_id, resume_token, stream, done, holder, resumes=resumes, is_copy_known=True)
         except EddyError as error:
             if self._streams.has(stream):
-                done(error)
+                done(refusal[0] if refusal else error)
         except Exception:  # noqa: BLE001  the task's root: one request fails, with its traceback in the log
             _LOG.exception("a session could not be brought back")
             done(ServerBug(Reason.INTERNAL, "the server failed to bring this session back"))

@@ -146,7 +146,7 @@ def _break(fault: str) -> None:
     if fault == Fault.LOG_NOT_SYNCED:
         record_log._sync = lambda _: None  # noqa: SLF001  broken on purpose
     elif fault == Fault.FOLDER_NOT_SYNCED:
-        record_log._sync_folder = lambda _: None  # noqa: SLF001
+        record_log.sync_folder = lambda _: None
 
 
 def _main(spec: Spec) -> int:

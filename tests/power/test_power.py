@@ -61,10 +61,10 @@ def test_power_that_is_lost_at_any_point_loses_nothing(histories: list[History])
 def test_a_run_says_what_it_was(folder: Path) -> None:
     """How many histories and losses of power, of which some come early in each process."""
     told: list[str] = []
-    report = run(Run(SHORT_SEED, 1, 5), folder, told.append)
-    assert (report.num_histories, report.findings, told) == (1, [], [])
-    assert report.num_points > 5
-    assert str(report).startswith(f"1 histories, {report.num_points} losses of power, ")
+    report = run(Run(100, 2, 5), folder, told.append)
+    assert (report.num_histories, report.findings, told) == (2, [], [])
+    assert report.num_points > 2 * 5
+    assert str(report).startswith(f"2 histories, {report.num_points} losses of power, ")
     assert str(report).endswith(": 0 bad")
 
 

@@ -289,6 +289,22 @@ def test_a_log_that_is_missing_is_an_error(tmp_path: Path) -> None:
         assert None not in again.read(IDS)
 
 
+def test_a_log_without_its_database_is_an_error(tmp_path: Path) -> None:
+    """Each time, until somebody decides: what the log has is neither forgotten nor taken for another database's."""
+    store = _open(f"sqlite:{tmp_path}/state.db")
+    store.write(batch(IDS, [1] * 8, [0] * 8))
+    shutil.copy(tmp_path / "state.db-log", tmp_path / "kept")
+    store.close()
+    (tmp_path / "kept").rename(tmp_path / "state.db-log")
+    (tmp_path / "state.db").unlink()
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"it is missing, its log state\.db-log is not: put it back, or remove"):
+            _open(f"sqlite:{tmp_path}/state.db")
+    (tmp_path / "state.db-log").unlink()
+    with closing(_open(f"sqlite:{tmp_path}/state.db")) as again:
+        assert again.read(IDS) == [None] * 8
+
+
 def test_a_log_lies_beside_the_file_and_is_read_by_the_same_people(tmp_path: Path) -> None:
     """By whatever link the store is named: another name of it would find no log."""
     folder = tmp_path / "disk"
