@@ -223,3 +223,71 @@ def test_a_writer_of_an_old_epoch_takes_nothing(tmp_path: Path) -> None:
                 assert detail.reason == Reason.FENCED
 
     asyncio.run(go())
+
+
+def test_who_may_not_take_a_session_takes_it_from_nobody(tmp_path: Path) -> None:
+    """Another token, an id of another length, a client that comes back late: its owner, on another server, goes on."""
+
+    async def go() -> None:
+        async with _servers(tmp_path) as (first, second, opened, _), first.stream() as stream:
+            request = attach_request(opened)
+            request.holder = 7
+            attached = (await stream.send(attach=request)).attached
+            rows = np.array([attached.handle & ROW_MASK])
+            await asyncio.wait_for(first.host.persistence.persist(rows), 30)
+            async with second.stream() as elsewhere:
+                for changes, reason in (
+                    ({"resume_token": bytes(16)}, Reason.WRONG_RESUME_TOKEN),
+                    ({"resume_token": b""}, Reason.WRONG_RESUME_TOKEN),
+                    ({"session_id": b"short"}, Reason.INVALID_BYTE_LENGTH),
+                    ({"holder": 8, "resumes": True}, Reason.FENCED),
+                ):
+                    changed = attach_request(opened)
+                    for name, value in changes.items():
+                        setattr(changed, name, value)
+                    error = await elsewhere.refusal(attach=changed)
+                    assert error.reason == reason, changes
+                assert not second.host.table.num_sessions
+                for position, history in ((0, 1), (1, 12)):
+                    answer = await stream.step(HISTORY, [attached.handle], [position], [[position + 1]])
+                    assert array(answer.outputs[0]).tolist() == [[history]]
+                    await asyncio.wait_for(first.host.persistence.persist(rows), 30)
+                assert first.host.table.durable_position[rows].tolist() == [2]
+
+    asyncio.run(go())
+
+
+def test_what_is_done_by_id_is_done_to_the_session_and_not_to_an_old_copy(tmp_path: Path) -> None:
+    """A step in the epoch that it is in elsewhere, a reset and a close, on the server that had it before."""
+
+    async def go() -> None:
+        async with _servers(tmp_path) as (first, second, opened, _):
+            (session_id,) = opened.session_ids
+
+            async def both(digits: tuple[int, int], position: int) -> int:
+                """Stepped on the first server, then on the second one: the copy on the first is old."""
+                await _attach(first, opened, digits[0], position)
+                await _attach(second, opened, digits[1], position + 1)
+                assert first.host.table.find(session_id)
+                return (await _get(second, session_id)).epoch
+
+            epoch = await both((1, 2), 0)
+            values = chunk(HISTORY, [0], [2], [[3]]).inputs
+            step = inference_pb2.StepRequest(session_id=session_id, epoch=epoch, position=2, num_steps=1, inputs=values)
+            answer = await first.unary("InferenceService/Step", step, inference_pb2.StepResponse)
+            assert array(answer.outputs[0]).tolist() == [[123]]
+            await both((4, 5), 3)
+            resetting = sessions_pb2.ResetSessionRequest(session_id=session_id)
+            reset = await first.unary("SessionService/ResetSession", resetting, sessions_pb2.ResetSessionResponse)
+            assert (reset.session.next_position, reset.session.durable) == (0, True)
+            await both((6, 7), 0)
+            closing = sessions_pb2.CloseSessionRequest(session_id=session_id)
+            await first.unary("SessionService/CloseSession", closing, sessions_pb2.CloseSessionResponse)
+            detail = await first.refusal(
+                "SessionService/GetSession",
+                sessions_pb2.GetSessionRequest(session_id=session_id),
+                sessions_pb2.GetSessionResponse,
+            )
+            assert detail.reason == Reason.UNKNOWN_SESSION
+
+    asyncio.run(go())
