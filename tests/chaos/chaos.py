@@ -22,7 +22,7 @@ from loopback import configure, serve
 from processes import RedisProcess, ServerProcess, StoreWatch
 from proxy import Proxy, Weather
 from worker import Spec
-from workload import TEXT_MODEL, Kind, generator, workloads, write_repository
+from workload import TEXT_MODEL, Kind, batch_rows, generator, model_family, workloads, write_repository
 
 from eddy import Client
 
@@ -31,11 +31,16 @@ _LOOK_SECONDS = 0.002
 _SETTINGS = """
 [state]
 checkpoint_seconds = 0.1
+host_bytes = {host_bytes}
 [session]
 idle_timeout_seconds = 600
 [model]
-max_slots = 4096
+max_slots = {num_slots}
 """
+# Slots for all sessions of a model; or hardly for the largest batch, so that the others are in the host's memory, where
+# there is a store with as little of that as ticks need and a few sessions, so that some are in the store only.
+_ROOMY_SLOTS = 4096
+_ROOMY_BYTES = 1 << 28
 
 
 class Moment(StrEnum):
@@ -154,7 +159,7 @@ class Chaos:
             store = f"sqlite:{self._folder / 'state.db'}"
         self._watch = StoreWatch(self._redis, self._folder / "state.db")
         names = ("a", "b") if run.store == "redis" else ("a",)
-        self._servers = [ServerProcess(self._folder, name, self._repository, store, _SETTINGS) for name in names]
+        self._servers = [ServerProcess(self._folder, name, self._repository, store, self._settings) for name in names]
         for server in self._servers:
             await server.spawn()
         for server in self._servers:
@@ -167,6 +172,18 @@ class Chaos:
             spec = Spec(run.seed, number, target, journal, run.is_small, run.think_seconds, PATIENCE_SECONDS)
             self._workers.append(ClientProcess(spec))
             await self._workers[-1].start()
+
+    def _settings(self, life: int) -> str:
+        """Of a server's life, which has room for all sessions or hardly for those that are stepped together."""
+        rows = batch_rows(is_small=self._run.is_small)
+        if (self._run.seed + life) % 2:
+            return _SETTINGS.format(num_slots=_ROOMY_SLOTS, host_bytes=_ROOMY_BYTES)
+        num_slots, host_bytes = rows + rows // 8, _ROOMY_BYTES
+        if self._run.store != "memory":
+            models = {workload.model for workload in workloads(0, is_small=True)} - {TEXT_MODEL}
+            state_bytes = sum(state.initial_rows(1).nbytes for name in models for state in model_family(name).states)
+            host_bytes = state_bytes * (2 * num_slots + rows // 2)
+        return _SETTINGS.format(num_slots=num_slots, host_bytes=host_bytes)
 
     async def _calm(self) -> None:
         """Everybody comes to an end with servers that stay."""
@@ -350,10 +367,14 @@ _TOLD = (
     "fenced",
     "fenced tries",
     "outoforder",
+    "forks",
+    "snapshots",
     "opened again",
     "texts that a drain cut short",
     "eddy_replayed_chunks_total",
     "eddy_steps_total",
+    "eddy_page_ins_total",
+    "eddy_recalled_sessions_total",
     "eddy_refusals_total/FENCED",
 )
 

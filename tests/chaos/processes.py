@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from redis_server import find_redis
@@ -34,7 +35,7 @@ def free_port() -> int:
 class ServerProcess:
     """One `eddy serve`, again and again on the same ports."""
 
-    def __init__(self, folder: Path, name: str, repository: Path, store: str, settings: str) -> None:
+    def __init__(self, folder: Path, name: str, repository: Path, store: str, settings: Callable[[int], str]) -> None:
         self.grpc_port, self.http_port = free_port(), free_port()
         self.log = folder / f"{name}.log"
         # Counted over all of its lives.
@@ -42,8 +43,9 @@ class ServerProcess:
         self.num_starts = 0
         self._latest: Counter[str] = Counter()
         self._process: asyncio.subprocess.Process | None = None
-        config = folder / f"{name}.toml"
-        config.write_text(settings)
+        # What a life of it is told, by its number.
+        self._settings = settings
+        self._config = config = folder / f"{name}.toml"
         self._command = [
             *(sys.executable, "-m", "eddy.cli", "serve", "--model-repository", str(repository)),
             *("--grpc-port", str(self.grpc_port), "--http-port", str(self.http_port), "--config", str(config)),
@@ -65,6 +67,7 @@ class ServerProcess:
         """Starts it, and does not wait."""
         self.num_starts += 1
         self._latest = Counter()
+        self._config.write_text(self._settings(self.num_starts))
         with self.log.open("a") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,

@@ -32,6 +32,7 @@ from eddy.clients.errors import Disconnected, Fenced, OutOfOrder, ServerBusy  # 
 
 T = TypeVar("T")
 _THINK = 1 << 20  # A place of random numbers beyond all calls.
+_MOVE_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Worker:
         self._spec = spec
         self._clients = (client, rival)
         self._journal = Journal(Path(spec.journal))
-        # Changed on the event loop only.
+        # Changed on the event loop only. Sessions that were reset at the end of a life, by workload.
+        self._kept: dict[int, Any] = {}
         self.stop = asyncio.Event()
         self.counts: Counter[str] = Counter()
 
@@ -76,6 +78,7 @@ class Worker:
             Kind.BATCH: self._batch,
             Kind.RIVALS: self._rivals,
             Kind.TEXT: self._text,
+            Kind.MOVED: self._moved,
         }
         try:
             async with asyncio.TaskGroup() as group:
@@ -162,6 +165,43 @@ class Worker:
                     life.is_fenced[who] = True
                 self.counts["fenced tries"] += 1
         await self._close(writers[life.holder])
+
+    async def _moved(self, life: Life) -> None:
+        """A session that others go on for: copies of it, by way of the server or of bytes; the next life is a reset."""
+        session = self._kept.pop(life.workload.number, None)
+        if session is None:
+            session = await self._open(lambda: self._clients[0].open(life.workload.model))
+        dice = life.random(_THINK + 1)
+        while not self._is_over(life):
+            origin = None
+            if dice.random() < _MOVE_SHARE:
+                origin, session = session, await self._copy(session, life.workload.model, dice)
+                if session.position != life.position:
+                    raise Finding(f"a copy stands at {session.position}")
+            call = life.next()
+            outputs = await self._bound(session.step(call.inputs[0][0]))
+            if origin is not None:  # Which goes on, too.
+                twin = await self._bound(origin.step(call.inputs[0][0]))
+                if _bytes(twin) != _bytes(outputs):
+                    raise Finding("a session and its copy go on in other ways")
+                await self._close(origin)
+            self._note(life, call, [[outputs]])
+            await self._think(life)
+        if self.stop.is_set():
+            await self._close(session)
+        else:
+            await self._open(lambda: self._bound(session.reset()))
+            self._kept[life.workload.number] = session
+
+    async def _copy(self, session: Any, model: str, dice: np.random.Generator) -> Any:
+        client = self._clients[0]
+        # Integers of any value are not taken from bytes.
+        if model == "history" or dice.random() < 0.5:
+            self.counts["forks"] += 1
+            return await self._open(lambda: client.fork(session))
+        self.counts["snapshots"] += 1
+        data = await self._open(lambda: client.snapshot(session))
+        return await self._open(lambda: client.restore(data))
 
     async def _attach(self, who: int, opened: Any) -> Any:
         return await self._clients[who].attach(opened.id, opened.resume_token)
@@ -273,6 +313,10 @@ class Life:
 
     def _call(self, number: int) -> Call:
         return call_of(self._model, self._spec.seed, self._spec.number, self.workload, self.number, number)
+
+
+def _bytes(outputs: Any) -> list[bytes]:
+    return [np.asarray(values).tobytes() for values in (outputs if isinstance(outputs, tuple | list) else (outputs,))]
 
 
 def tell(event: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ class Kind(StrEnum):
     PIPELINED = "pipelined"  # several steps under way
     BATCH = "batch"  # many sessions as arrays
     RIVALS = "rivals"  # two clients that take the session from each other
+    MOVED = "moved"  # goes on as a fork or a snapshot of itself, and begins anew by a reset
     TEXT = "text"  # generation
 
 
@@ -64,20 +65,27 @@ class Call:
     num_positions: int
 
 
+def batch_rows(*, is_small: bool) -> int:
+    """Sessions of the largest batch of each model, which steps them all together."""
+    return 32 if is_small else 128
+
+
 def workloads(client: int, *, is_small: bool) -> list[Workload]:
     """What the client process of that number does."""
-    rows = 32 if is_small else 256
+    rows = batch_rows(is_small=is_small)
     plans = [
         (Kind.BATCH, "history", rows, 8, 1),
         (Kind.SINGLE, "history", 1, 8, 1),
         (Kind.SINGLE, ("forecast-lstm", "speech-gru")[client % 2], 1, 8, 1),
         (Kind.PIPELINED, ("speech-gru", "history")[client % 2], 1, 6, 4),
         (Kind.PIPELINED, "look-ahead", 1, 6, 3),
-        (Kind.BATCH, ("forecast-lstm", "speech-gru")[client % 2], rows // 4, 4, 1),
+        (Kind.BATCH, ("forecast-lstm", "speech-gru")[client % 2], rows, 4, 1),
         (Kind.BATCH, "speech-bigru", 8, 6, 1),
         (Kind.SINGLE, ("speech-bigru", "look-ahead")[client % 2], 1, 8, 1),
         (Kind.RIVALS, ("history", "forecast-lstm")[client % 2], 1, 6, 1),
         (Kind.TEXT, TEXT_MODEL, 1, 24, 1),
+        (Kind.MOVED, "history", 1, 6, 1),
+        (Kind.MOVED, ("speech-gru", "forecast-lstm")[client % 2], 1, 6, 1),
     ]
     return [Workload(number, *plan) for number, plan in enumerate(plans)]
 
