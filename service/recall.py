@@ -118,8 +118,12 @@ class Recaller:
             while (pending := self._pending.get(session_id)) is not None and not pending.done():
                 await asyncio.wait([pending])
             stored = None
+            # What is here is not held up by a store that fails.
+            is_asked = not (
+                self._checkpointer.is_forgotten(session_id) or (self._health.problem and self._table.find(session_id))
+            )
             try:
-                if not self._checkpointer.is_forgotten(session_id):
+                if is_asked:
                     stored = await self._store.call(lambda store: _read(store, session_id))
             except EddyError:
                 if not self.is_present(session_id):
