@@ -15,6 +15,7 @@ Dimension key: B rows of a tick, T steps.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 
@@ -26,7 +27,7 @@ from eddy.service.arena import INITIAL_SLOT, SlotAllocator
 from eddy.service.bulk import BulkAdmission
 from eddy.service.chunk import NO_ERRORS, Chunk, ChunkResult
 from eddy.service.contract import Contract
-from eddy.service.errors import EddyError
+from eddy.service.errors import EddyError, Reason, ServerBug
 from eddy.service.finite import Outputs, blanked, quarantined
 from eddy.service.pages import PageMoves, Stage
 from eddy.service.queue import ChunkQueue, Limits
@@ -34,6 +35,8 @@ from eddy.service.replies import ReplyStore
 from eddy.service.residence import Residence
 from eddy.service.sessions import SessionTable
 from eddy.service.tick import AnyTick, Control, Job, SingleTick, Tick
+
+_LOG = logging.getLogger(__name__)
 
 
 class Scheduler:
@@ -87,12 +90,21 @@ class Scheduler:
         return self._next_job(now, is_turn=True) or self._next_chunks(now) or self._next_job(now, is_turn=False)
 
     def _next_job(self, now: float, *, is_turn: bool) -> Job | None:
-        job = self.queue.pop_job(now, is_turn=is_turn)
-        if job is not None:
-            if job.prepare is not None:
-                job.prepare()
-            self.queue.num_jobs_away += 1
-        return job
+        while (job := self.queue.pop_job(now, is_turn=is_turn)) is not None:
+            if job.prepare is None or self._prepare(job, job.prepare):
+                self.queue.num_jobs_away += 1
+                return job
+        return None
+
+    def _prepare(self, job: Job, prepare: Callable[[], None]) -> bool:
+        """Whether a job can be run; it is told where it cannot."""
+        try:
+            prepare()
+        except Exception:  # noqa: BLE001  the job's root: it fails alone, and what waits behind it goes on
+            _LOG.exception("model %s: a job could not be prepared", self._contract.name)
+            job.done(ServerBug(Reason.INTERNAL, "the server failed to prepare this"))
+            return False
+        return True
 
     def _next_chunks(self, now: float) -> Tick | SingleTick | None:
         queue = self.queue
@@ -309,18 +321,21 @@ class Scheduler:
         return self._residence.undo(moves)
 
     def fail_queue(self, error: EddyError) -> None:
-        """Fails every chunk that waits; control operations are carried out."""
+        """Fails every chunk that waits; control operations are carried out once their sessions are not busy."""
         jobs, waiting = self.queue.drain()
         for job in jobs:
             job.done(error)
+        controls: list[Control] = []
         for item in waiting:
             if isinstance(item, Control):
-                item.run()
+                controls.append(item)
                 continue
             if item.index is not None:
                 self.queue.clear_busy(self.queue.rows_of(item)[item.index])
                 self._release_work_slots(item)
             item.fail(error)
+        for control in controls:
+            self.queue.submit_control(control.rows, control.run)
 
     def _advance(
         self,

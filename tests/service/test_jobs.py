@@ -50,6 +50,24 @@ def test_jobs_and_chunks_take_turns() -> None:
     assert rig.scheduler.queue.is_idle
 
 
+def test_a_job_that_cannot_be_prepared_fails_alone() -> None:
+    """It is told so, once; chunks and jobs that wait are carried out, and nothing runs for ever."""
+    rig = Rig(HISTORY)
+    rows = rig.open(1)
+    told: list[Outcome] = []
+
+    def fail() -> None:
+        raise AssertionError("what it needs is not there")
+
+    rig.scheduler.queue.submit_job(Job(list, told.append, 1, 1, prepare=fail), _job(told, "good"))
+    result = rig.step(rows, [0], [np.array([[7]])])
+    assert rig.outputs(result, 1, 1)[0].tolist() == [[7]]
+    error, good = told
+    assert isinstance(error, ServerBug)
+    assert good == [b"good"]
+    assert rig.scheduler.queue.is_idle and not rig.scheduler.queue.num_jobs_away
+
+
 def test_a_job_that_is_late_fails_and_one_that_nobody_waits_for_is_dropped() -> None:
     """Neither runs; the one behind them does."""
     rig = Rig(HISTORY)
