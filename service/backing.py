@@ -24,8 +24,8 @@ _MOST_PRESSED = 4096
 
 def _in_cells(table: SessionTable, model: int) -> np.ndarray:
     """Durable, idle sessions of a model that are in cells, int64 [n]."""
-    is_there = (table.cell != NOWHERE) & (table.slot == NOWHERE) & (table.read_slot == NOWHERE)
-    return np.flatnonzero(is_there & table.is_durable & ~table.is_busy & ((table.route & MODEL_MASK) == model))
+    is_there = (table.cell != NOWHERE) & table.is_durable & ~table.is_busy
+    return np.flatnonzero(is_there & ((table.route & MODEL_MASK) == model))
 
 
 def _is_stored(table: SessionTable, rows: np.ndarray) -> np.ndarray:
@@ -44,10 +44,10 @@ def _coldest(table: SessionTable, rows: np.ndarray, count: int) -> np.ndarray:
 def whose_cells(table: SessionTable, model: int, count: int, staying: np.ndarray) -> np.ndarray:
     """Sessions that may give up their cells, the least recently used: `count` of them and more, or all there are.
 
-    None of those in `staying` int64 [B].
+    None of those in `staying` int64 [B], nor any whose states somebody is about to read.
     """
     rows = np.setdiff1d(_in_cells(table, model), staying)
-    rows = rows[_is_stored(table, rows)]
+    rows = rows[_is_stored(table, rows) & (table.num_readers[rows] == 0)]
     return _coldest(table, rows, max(count, _FEWEST, len(rows) // _SHARE))
 
 

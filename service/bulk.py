@@ -130,7 +130,9 @@ class BulkAdmission:
         if self._residence.is_parked and table.slot.item(row) == NOWHERE:
             moves = self._residence.bring(np.array([row]))
         home = table.home_slot.item(row) if self._contract.has_immutable else INITIAL_SLOT
-        return SingleTick(chunk, row, position, table.read_slot.item(row), table.slot.item(row), home, moves)
+        read, slot = table.read_slot.item(row), table.slot.item(row)
+        assert NOWHERE not in (read, slot), "a session without states is to be stepped"
+        return SingleTick(chunk, row, position, read, slot, home, moves)
 
     def _order(self, count: int) -> np.ndarray:
         """0 .. count - 1."""

@@ -192,8 +192,11 @@ class Checkpointer:
         is_dirty = table.next_position != table.durable_position
         is_dirty |= (table.handle >> np.uint64(32)) != table.stored_epoch
         rows = np.flatnonzero(is_dirty & table.is_durable)
-        # What those begin with is being written.
-        return np.asarray(rows[~(table.has_own_start[rows] & (table.read_slot[rows] == INITIAL_SLOT))])
+        return np.asarray(rows[~self._is_beginning(rows)])
+
+    def _is_beginning(self, rows: np.ndarray) -> np.ndarray:
+        """Of which of the sessions in `rows` int64 [n] that is being written what they begin with, bool [n]."""
+        return np.asarray(self._table.has_own_start[rows] & (self._table.read_slot[rows] == INITIAL_SLOT))
 
     def _begin_checkpoint(self) -> None:
         self._began_at = self._clock()
@@ -211,7 +214,7 @@ class Checkpointer:
         try:
             wanted = [each.rows[self._table.handle[each.rows] == each.handles] for each in asked]
             was_failing = bool(self._health.problem)
-            rows = np.unique(np.concatenate((*wanted, due[self._table.is_durable[due]])))
+            rows = np.unique(np.concatenate((*wanted, due[self._table.is_durable[due] & ~self._is_beginning(due)])))
             if await self._write(rows, asked) or was_failing:
                 await self._look_for_loss(rows)
         except StoreError as error:

@@ -128,9 +128,13 @@ class Durability:
         stands = [record and (record.epoch, record.next_position) for record in records]
         is_there = np.array([each == place for each, place in zip(stands, wanted, strict=True)], np.bool_)
         found = np.flatnonzero(is_away & is_there).tolist()
-        if found:
-            states = [record.states for place in found if (record := records[place]) is not None]
-            model.place_states(rows[found], [np.stack(values) for values in zip(*states, strict=True)])
+        at_start = [place for place in found if (record := records[place]) is not None and record.is_initial]
+        others = [(place, record.states) for place in found if (record := records[place]) and not record.is_initial]
+        if at_start:
+            model.place_at_start(rows[at_start])
+        if others:
+            places, states = zip(*others, strict=True)
+            model.place_states(rows[list(places)], [np.stack(values) for values in zip(*states, strict=True)])
         return np.asarray(rows[is_away & ~is_there])
 
     async def _write(self, rows: np.ndarray) -> None:

@@ -19,7 +19,7 @@ from functools import partial
 import numpy as np
 
 from eddy.service.arena import INITIAL_SLOT
-from eddy.service.errors import ClientError, Detail, EddyError, Reason
+from eddy.service.errors import ClientError, Detail, EddyError, ModelError, Reason
 from eddy.service.host import Host
 from eddy.service.model import ServedModel
 from eddy.service.residence import Places
@@ -80,7 +80,7 @@ class _Forking:
         """It is the turn of the sessions of one model."""
         self._num_left += 1
         if self._host.streams.has(self._stream):
-            _fork_of_model(self._host, model, parents, self._stream, partial(self._copied, model, parents))
+            fork_of_model(model, parents, self._stream, self._host.dispatcher.notify, partial(self._copied, parents))
         else:
             error = ClientError(Reason.SESSION_CLOSED, "the stream that asked has ended", Detail(field="handles"))
             self._settle(parents, error)
@@ -90,7 +90,7 @@ class _Forking:
         self._missed = self._places(missed)
         self._count_down()
 
-    def _copied(self, model: ServedModel, parents: np.ndarray, outcome: np.ndarray | EddyError) -> None:
+    def _copied(self, parents: np.ndarray, outcome: np.ndarray | EddyError) -> None:
         """Forks of sessions that the state store keeps are in it before anybody is told of them."""
         table = self._host.table
         if isinstance(outcome, EddyError) or not table.is_durable[parents].any():
@@ -122,29 +122,37 @@ class _Forking:
         return np.asarray(self._order[np.searchsorted(self._parents, parents, sorter=self._order)])
 
 
-def _fork_of_model(
-    host: Host, model: ServedModel, parents: np.ndarray, stream: int, done: Callable[[np.ndarray | EddyError], None]
+def fork_of_model(
+    model: ServedModel,
+    parents: np.ndarray,
+    stream: int,
+    notify: Callable[[ServedModel], None],
+    done: Callable[[np.ndarray | EddyError], None],
 ) -> None:
-    """Forks sessions of one model, which are not busy now; `done` is told the new rows, or why there are none."""
+    """Forks sessions of one model, which are not busy now; `done` is told the new rows, or why there are none.
+
+    Args:
+        notify: told of the model when it has a job.
+    """
+    table, queue = model.table, model.scheduler.queue
     if len(stored := model.residence.stored_of(parents)):
-        handles = host.table.handle[parents]
 
         def recalled(error: EddyError | None) -> None:
-            if error is None and (host.table.handle[parents] != handles).any():
-                error = ClientError(Reason.SESSION_CLOSED, "a session ended meanwhile", Detail(field="handles"))
+            queue.clear_busy(parents)
             if error is None:
-                _fork_of_model(host, model, parents, stream, done)
+                fork_of_model(model, parents, stream, notify, done)
             else:
                 done(error)
 
+        # All of them: none may be stepped meanwhile, nor end.
+        queue.set_busy(parents, len(parents))
         model.recall_states(stored, recalled)
         return
     try:
-        rows = _open_beside(host, model, parents, stream)
+        rows = _open_beside(model, parents, stream)
     except EddyError as error:
         done(error)
         return
-    table, queue = host.table, model.scheduler.queue
     table.clone(rows, parents, INITIAL_SLOT)
     # Where nothing was written there is nothing to copy.
     written = np.flatnonzero(table.read_slot[parents] != INITIAL_SLOT)
@@ -173,8 +181,10 @@ def _fork_of_model(
         return []
 
     def copied(part: slice, outcome: list[bytes] | EddyError) -> None:
-        if part.start in found:
+        if (places := found.pop(part.start, None)) is not None:
             model.residence.finish()
+            if not model.residence.are_good(origins[part], places):
+                outcome = ModelError(Reason.MODEL_FAILED, "handles: states that were to be copied could not be moved")
         outcomes.append(outcome)
         if len(outcomes) < len(parts):
             return
@@ -194,20 +204,20 @@ def _fork_of_model(
         model.close_sessions(rows)
         done(error)
         return
+    queue.set_busy(involved, len(involved))
     is_parked = slots == NOWHERE
     if is_parked.any():
         cells[is_parked] = model.residence.enter_cells(rows[written[is_parked]])
-    queue.set_busy(involved, len(involved))
-    host.dispatcher.notify(model)
+    notify(model)
 
 
-def _open_beside(host: Host, model: ServedModel, parents: np.ndarray, stream: int) -> np.ndarray:
+def _open_beside(model: ServedModel, parents: np.ndarray, stream: int) -> np.ndarray:
     """New sessions with limits, timeouts and kept replies of `parents`; their rows, int64 [B].
 
     Raises:
         CapacityError: no room; none was opened.
     """
-    table = host.table
+    table = model.table
     rows, sizes = np.zeros(len(parents), np.int64), table.ring_size[parents]
     try:
         for size in np.unique(sizes).tolist():

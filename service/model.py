@@ -155,6 +155,11 @@ class ServedModel:
         self.whole_outputs = Outputs(contract.outputs, unchecked=self.engine.unchecked)
 
     @property
+    def table(self) -> SessionTable:
+        """The server's sessions."""
+        return self._table
+
+    @property
     def slots(self) -> SlotAllocator:
         """The slots of sessions."""
         return self.residence.slots
@@ -266,57 +271,84 @@ class ServedModel:
         Raises:
             CapacityError: QUEUE_FULL.
         """
-        if len(stored := self.residence.stored_of(rows)):
-            self.recall_states(stored, lambda error: done(error) if error else self._read_again(rows, done))
-            return
+        residence, queue = self.residence, self.scheduler.queue
         places: list[Places] = []
         found: list[np.ndarray] = []
+        held = [rows]
+
+        def submit() -> None:
+            if len(stored := residence.stored_of(rows)):
+                self.recall_states(stored, submit_again)
+                return
+            job = Job(read, finished, len(rows), 1, prepare=prepare)
+            if is_refusable:
+                queue.submit_job(job)
+            else:
+                queue.add_job(job)
+
+        def submit_again(error: EddyError | None) -> None:
+            try:
+                if error is None:
+                    submit()
+                    return
+            except EddyError as refusal:
+                error = refusal
+            end(error)
 
         def prepare() -> None:
             # Only now: until its turn came they may have changed places.
-            places.append(self.residence.locate(rows))
+            places.append(residence.locate(rows))
 
         def read() -> list[bytes]:
-            found.extend(self.residence.read(places[0]))
+            found[:] = residence.read(places[0])
             return []
 
         def finished(outcome: list[bytes] | EddyError) -> None:
-            self.num_reads -= 1
             if places:
-                self.residence.finish()
-            done(outcome if isinstance(outcome, EddyError) else found)
+                residence.finish()
+                if not residence.are_good(rows, places.pop()):
+                    submit_again(None)
+                    return
+            end(outcome if isinstance(outcome, EddyError) else found)
 
-        job = Job(read, finished, len(rows), 1, prepare=prepare)
-        if is_refusable:
-            self.scheduler.queue.submit_job(job)
-        else:
-            self.scheduler.queue.add_job(job)
+        def release() -> None:
+            if held:  # Once, though a job whose end fails is told so again.
+                residence.release(held.pop())
+                self.num_reads -= 1
+
+        def end(outcome: list[np.ndarray] | EddyError) -> None:
+            release()
+            done(outcome)
+
+        residence.hold(rows)
         self.num_reads += 1
+        try:
+            submit()
+        except EddyError:
+            release()
+            raise
 
     def is_checked(self, state: State) -> bool:
         """Whether a session's `state` must be finite; False where it was not even for examples of inputs."""
         return state.name not in self.engine.unchecked
 
-    def _read_again(self, rows: np.ndarray, done: Callable[[list[np.ndarray] | EddyError], None]) -> None:
-        try:
-            self.read_states(rows, done)
-        except EddyError as error:
-            done(error)
-
     # The store tier
 
-    def recall_states(self, rows: np.ndarray, done: Callable[[EddyError | None], None]) -> None:
+    def recall_states(
+        self, rows: np.ndarray, done: Callable[[EddyError | None], None], staying: np.ndarray | None = None
+    ) -> None:
         """Has the states of the sessions in `rows` int64 [B], which are in the state store only, brought into cells.
 
-        They are busy until `done` is told. Where the store fails, so do the chunks that wait for them. Those that it
-        does not have as they were end; of those that the caller itself keeps busy `done` is told, and they end later.
+        Others make room for them, but for those in `staying` int64 [n]. They are busy until `done` is told. Where the
+        store fails, so do the chunks that wait for them. Those that it does not have as they were end; of those that
+        the caller itself keeps busy `done` is told, and they end later.
         """
         assert self._backing is not None, "nobody has a state in a store that is not there"
         queue = self.scheduler.queue
         mine = rows[~self._table.is_busy[rows]]
         queue.set_busy(mine, len(mine))
         if (short := len(rows) - self.residence.cells.num_free) > 0:
-            self.residence.shelve(short, rows)
+            self.residence.shelve(short, rows if staying is None else staying)
 
         def recalled(outcome: np.ndarray | EddyError) -> None:
             queue.clear_busy(mine)
@@ -337,8 +369,8 @@ class ServedModel:
         """The same for sessions that somebody kept busy, unless they have ended otherwise."""
         self.fence_sessions(rows[self._table.handle[rows] == handles])
 
-    def _send_for(self, rows: np.ndarray) -> None:
-        self.recall_states(rows, lambda _: None)
+    def _send_for(self, rows: np.ndarray, staying: np.ndarray) -> None:
+        self.recall_states(rows, lambda _: None, staying)
 
     def _make_room(self, num_rows: int) -> EddyError | None:
         """Asks the state store to take sessions whose cells are wanted; why a chunk fails that finds no room."""
@@ -364,6 +396,14 @@ class ServedModel:
         free. Positions and whatever else the table knows of them is for the caller.
         """
         self.residence.place(rows, states)
+        self._settle_back(rows)
+
+    def place_at_start(self, rows: np.ndarray) -> None:
+        """The sessions in `rows` int64 [B], open and not busy, have the initial states from now on."""
+        self.residence.place_at_start(rows)
+
+    def _settle_back(self, rows: np.ndarray) -> None:
+        """Slots for sessions in cells, as far as any are free."""
         handles = self._table.handle[rows]
         formed: list[PageMoves] = []
 
@@ -449,7 +489,7 @@ class ServedModel:
             if isinstance(outcome, EddyError):
                 # Fresh sessions read the initial slot: what is left there is never read before it is written.
                 _LOG.error("model %s version %s: %s", self.file.name, self.file.version, outcome.message)
-            self.slots.free(slots)
+            self.residence.free_slots(slots)
 
         if len(slots):
             self.scheduler.queue.add_job(Job(clear, cleared, len(slots), 1))
@@ -479,6 +519,6 @@ class ServedModel:
     def _end(self, rows: np.ndarray, event: Event) -> None:
         self.replies.close_rings(self._table.ring_start[rows], self._table.ring_size[rows])
         self.residence.leave(rows, keeps_slots=event is Event.QUARANTINE)  # Which are cleared first.
-        self._table.read_slot[rows] = INITIAL_SLOT  # Whoever was about to read them reads nothing of others.
+        self._table.stand_at_start(rows, INITIAL_SLOT)  # Whoever was about to read them reads nothing of others.
         self._table.end(rows, event)
         self.stats.num_ended_sessions[event] += len(rows)

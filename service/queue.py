@@ -52,9 +52,10 @@ class ChunkQueue:
     def __init__(self, table: SessionTable, work_slots: SlotAllocator, limits: Limits, residence: Residence) -> None:
         self.limits = limits
         self._residence = residence
-        # Set by the model: sends for sessions whose states are in the state store only; makes room where a chunk of so
+        # Set by the model: sends for sessions whose states are in the state store only, for which others make room, but
+        # for some that are about to be stepped; makes room where a chunk of so
         # many sessions finds none, or says why not.
-        self.send_for: Callable[[np.ndarray], None] = _cannot
+        self.send_for: Callable[[np.ndarray, np.ndarray], None] = _cannot
         self.make_room: Callable[[int], EddyError | None] = residence.refusal
         self._table = table
         self._work_slots = work_slots
@@ -172,10 +173,43 @@ class ChunkQueue:
         state store makes room. Jobs count as what runs: they hold slots and cells, too. Sessions whose states are there
         only are sent for, and are busy until they are back.
         """
-        self._pass = self._table.next_mark()
-        queue, table = self._queue, self._table
         picked: list[Chunk] = []
         held: list[Chunk | Control] = []
+        stored: list[np.ndarray] = []
+        try:
+            num_steps, homeless = self._sort_out(now, picked, held, stored)
+        except BaseException:
+            # Whoever handles this fails what waits: nobody is left without an answer.
+            self._queue.extendleft([*held, *picked])
+            raise
+        if held:
+            self._queue.extendleft(reversed(held))
+        if stored:  # Now that it is known who is to be stepped.
+            staying = [self.rows_of(chunk) for chunk in picked]
+            rows = np.unique(np.concatenate(stored))
+            self.send_for(rows, np.concatenate([rows, *staying]))
+        if homeless is not None and not picked and not (self._num_busy or self.num_jobs_away or self._has_job(now)):
+            error = self.make_room(homeless.num_rows)
+            if error is not None:
+                self._queue.remove(homeless)
+                homeless.fail(error)
+                return self.pick(now)
+        return picked, num_steps
+
+    def _sort_out(
+        self, now: float, picked: list[Chunk], held: list[Chunk | Control], stored: list[np.ndarray]
+    ) -> tuple[int, Chunk | None]:
+        """Takes items off the queue, by the cases of `pick`.
+
+        Args:
+            picked, held, stored: appended to: chunks to run; what waits on, before what was not looked at; sessions
+                whose states are in the state store only, int64 [n] each.
+
+        Returns:
+            T, and a chunk that finds no slots, if there is one.
+        """
+        self._pass = self._table.next_mark()
+        queue, table = self._queue, self._table
         num_rows, num_steps, max_rows = 0, 0, 0
         num_work_slots = self._work_slots.num_free
         homeless: Chunk | None = None
@@ -209,7 +243,8 @@ class ChunkQueue:
                 if fits and (held or self._num_busy or self.uses_rings):
                     fits = not self._is_blocked(self.rows_of(item), self.uses_rings or bool(held))
             if fits and not is_begun and self._residence.is_parked:
-                if self._residence.num_stored and self._sends_for(item):
+                if self._residence.has_shelved and len(away := self._stored_of(item)):
+                    stored.append(away)
                     fits = False
                 elif not self._has_room(picked, num_rows, item):
                     fits = False
@@ -229,24 +264,15 @@ class ChunkQueue:
                     num_work_slots -= item.num_rows
                 if self.uses_rings:
                     table.mark[self.rows_of(item)] = self._pass
-        if held:
-            queue.extendleft(reversed(held))
-        if homeless is not None and not picked and not (self._num_busy or self.num_jobs_away or self._has_job(now)):
-            error = self.make_room(homeless.num_rows)
-            if error is not None:
-                queue.remove(homeless)
-                homeless.fail(error)
-                return self.pick(now)
-        return picked, num_steps
+        return num_steps, homeless
 
-    def _sends_for(self, chunk: Chunk) -> bool:
-        """Whether some of the chunk's sessions have their states in the state store only; they are sent for."""
+    def _stored_of(self, chunk: Chunk) -> np.ndarray:
+        """Those of the chunk's sessions whose states are in the state store only, int64 [n]."""
         rows = self.rows_of(chunk)
-        stored = self._residence.stored_of(rows[self._table.handle[rows] == np.frombuffer(chunk.handles, "<u8")])
-        if not len(stored):
-            return False
-        self.send_for(np.unique(stored))
-        return True
+        is_stored = self._table.is_stored[rows]
+        if not is_stored.any():
+            return rows[:0]
+        return np.asarray(rows[is_stored & (self._table.handle[rows] == np.frombuffer(chunk.handles, "<u8"))])
 
     def fail_waiting(self, rows: np.ndarray, error: EddyError) -> None:
         """Fails the chunks that wait for one of the sessions in `rows` int64 [n]."""
@@ -342,7 +368,7 @@ class ChunkQueue:
         self._table.is_busy[rows] = False
 
 
-def _cannot(rows: np.ndarray) -> None:
+def _cannot(rows: np.ndarray, _: np.ndarray) -> None:
     raise AssertionError(f"{len(rows)} sessions are in a state store, and there is none")
 
 

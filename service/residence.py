@@ -4,6 +4,10 @@ Owns slots and cells of sessions, and the choice of who leaves: the least recent
 know chunks, threads or the wire. Decides only; what must be copied it returns as `pages.PageMoves`, which travel with a
 tick.
 
+A session that is open is in one **tier**, and the table says which: it has a slot; or a cell; or `is_stored`; or none
+of these, and then its states are the initial ones (or, of a beam, in the slot of another). Only the methods here move
+it between them. What stands at its start has no cell, and is never stored.
+
 Ordering rules: all on the event loop. The table says at once where a session's states will be when the tick is run;
 ticks are run and committed in the order in which they were formed. So a slot or a cell may have a new owner as soon as
 moves are formed, but a cell that a tick or a job under way may still touch is written by nobody else until that has
@@ -41,11 +45,15 @@ class Places:
 
     Attributes:
         read_slots, home_slots: int64 [B]; cells: int64 [B], `NOWHERE` for those in slots.
+        away: whose states were in no slot of their own then, places in the above, int64 [n]: a tick under way may be
+            about to write them into it. num_undone: page moves that had failed by then.
     """
 
     read_slots: np.ndarray
     home_slots: np.ndarray
     cells: np.ndarray
+    away: np.ndarray
+    num_undone: int
 
 
 class Residence:
@@ -85,14 +93,15 @@ class Residence:
         # Changed only by the methods below.
         # Whose a slot is: its row, or 0.
         self._owners = np.zeros(num_slots, np.int64)
-        # Slots that were taken for sessions that are not there yet.
-        self._num_promised = 0
+        # Slots that are neither free nor anybody's: of sessions that are not there yet, or that have ended.
+        self._num_withheld = 0
         self.num_sessions = 0
         # Some session has no slot; and how many have none.
         self.is_parked = False
         self.num_parked = 0
-        # Sessions whose states are in the state store only.
+        # Sessions whose states are in the state store only; whether there ever were any.
         self.num_stored = 0
+        self.has_shelved = False
         self._makes_way = False
         # Who leaves next: rows in slots, the least recently used first, with what that was seen by.
         self._candidates = np.zeros(0, np.int64)
@@ -101,6 +110,7 @@ class Residence:
         self._num_formed = 0
         self._num_finished = 0
         self._leaving: deque[tuple[int, np.ndarray]] = deque()
+        self._num_undone = 0
 
     # Opening and ending
 
@@ -126,7 +136,7 @@ class Residence:
         slots = np.full(count, NOWHERE, np.int64)
         if self.slots.num_free >= count:
             slots = self.slots.allocate(count)
-            self._num_promised += count
+            self._num_withheld += count
         self.num_sessions = after
         return slots
 
@@ -165,8 +175,7 @@ class Residence:
         """Nothing was opened for what `take` returned."""
         held = slots[slots != NOWHERE]
         self.num_sessions -= len(slots)
-        self._num_promised -= len(held)
-        self.slots.free(held)
+        self.free_slots(held)
         self._fit()
 
     def settle_in(self, rows: np.ndarray, slots: np.ndarray) -> None:
@@ -174,18 +183,23 @@ class Residence:
         if slots[0] == NOWHERE:
             self._count_parked(len(slots))
         else:
-            self._num_promised -= len(slots)
+            self._num_withheld -= len(slots)
             self._owners[slots - NUM_RESERVED_SLOTS] = rows
 
     def leave(self, rows: np.ndarray, *, keeps_slots: bool = False) -> None:
         """The sessions in `rows` int64 [B], not busy, end: their slots and cells are free.
 
         Args:
-            keeps_slots: the slots stay taken, until the caller frees them.
+            keeps_slots: the slots stay taken, until `free_slots`.
         """
         self._vacate(rows, keeps_slots=keeps_slots)
         self.num_sessions -= len(rows)
         self._fit()
+
+    def free_slots(self, slots: np.ndarray) -> None:
+        """Those of sessions that have left, and kept them until now."""
+        self._num_withheld -= len(slots)
+        self.slots.free(slots)
 
     def forget(self, rows: np.ndarray) -> None:
         """The states of the sessions in `rows` int64 [B] are of no account any more; slots are kept.
@@ -194,7 +208,7 @@ class Residence:
         """
         if self.is_parked:
             rows = rows[~self._table.is_busy[rows]]
-            self.num_stored -= len(self.stored_of(rows))
+            self._unshelve(rows)
             self._leave_cells(rows)
 
     def _vacate(self, rows: np.ndarray, *, keeps_slots: bool = False) -> None:
@@ -202,11 +216,13 @@ class Residence:
         slots = self._table.slot[rows]
         held = slots[slots != NOWHERE].astype(np.int64)
         self._owners[held - NUM_RESERVED_SLOTS] = 0
-        if not keeps_slots:
+        if keeps_slots:
+            self._num_withheld += len(held)
+        else:
             self.slots.free(held)
         if len(held) < len(rows):
             self._count_parked(len(held) - len(rows))
-            self.num_stored -= len(self.stored_of(rows))
+            self._unshelve(rows)
             self._leave_cells(rows)
 
     def _leave_cells(self, rows: np.ndarray) -> None:
@@ -222,6 +238,7 @@ class Residence:
 
     def _count_parked(self, more: int) -> None:
         self.num_parked += more
+        assert self.num_parked >= 0, "more sessions were given slots than were without"
         self.is_parked = self.num_parked > 0
 
     def _cells_for(self, num_sessions: int) -> int:
@@ -264,11 +281,19 @@ class Residence:
 
     def stored_of(self, rows: np.ndarray) -> np.ndarray:
         """Those of the sessions in `rows` int64 [B] whose states are in the state store only."""
-        if not self.num_stored:
-            return rows[:0]
-        table = self._table
-        is_nowhere = (table.slot[rows] == NOWHERE) & (table.cell[rows] == NOWHERE) & (table.read_slot[rows] == NOWHERE)
-        return np.asarray(rows[is_nowhere])
+        return np.asarray(rows[self._table.is_stored[rows]])
+
+    def hold(self, rows: np.ndarray) -> None:
+        """Somebody is about to read the states of the sessions in `rows` int64 [B], distinct: they keep their cells.
+
+        They may change places otherwise. `release` is called once for it, whatever has become of them.
+        """
+        self._table.num_readers[rows] += 1
+
+    def release(self, rows: np.ndarray) -> None:
+        """The states of those that were held were read, or nobody will."""
+        self._table.num_readers[rows] -= 1
+        assert (self._table.num_readers[rows] >= 0).all(), "sessions were released that nobody had held"
 
     def shelve(self, count: int, staying: np.ndarray) -> None:
         """Takes `count` cells or more from sessions that the state store has as they are, as far as there are any.
@@ -276,14 +301,29 @@ class Residence:
         None from those in `staying` int64 [B].
         """
         rows = whose_cells(self._table, self._model, count, staying)
+        if len(rows):
+            self._leave_cells(rows)
+            self._table.is_stored[rows] = True
+            self.num_stored += len(rows)
+            self.has_shelved = True
+
+    def _unshelve(self, rows: np.ndarray) -> None:
+        """The states of the sessions in `rows` are elsewhere than in the store from now on, or of no account."""
+        if self.has_shelved:
+            self.num_stored -= int(np.count_nonzero(self._table.is_stored[rows]))
+            self._table.is_stored[rows] = False
+
+    def place_at_start(self, rows: np.ndarray) -> None:
+        """The sessions in `rows` int64 [B], open and idle, have the initial states: they need no place for them."""
+        self._unshelve(rows)
         self._leave_cells(rows)
-        self.num_stored += len(rows)
+        self._table.stand_at_start(rows, INITIAL_SLOT)
 
     # Making room
 
     def has_room(self, num_rows: int, num_busy: int, num_pinned: int) -> bool:
         """Whether `num_rows` sessions can all be given slots for one tick, whoever they are. Plain integers."""
-        num_held = num_busy + num_pinned + self._num_promised
+        num_held = num_busy + num_pinned + self._num_withheld
         return num_rows + num_held <= self.slots.num_slots and num_rows <= self.cells.num_free
 
     def missing(self, rows: np.ndarray) -> int:
@@ -311,9 +351,12 @@ class Residence:
         """
         table = self._table
         lacking = rows[table.slot[rows] == NOWHERE]
+        has_cell = table.cell[lacking] != NOWHERE
+        # Before anything is changed: what is read at no place is another session's.
+        assert (has_cell | (table.read_slot[lacking] != NOWHERE)).all(), "a session without states is to be stepped"
         free = min(len(lacking), self.slots.num_free)
-        slots = self.slots.allocate(free)
         victims = self._victims(len(lacking) - free, rows)
+        slots = self.slots.allocate(free)
         # 1. Who leaves.
         left = table.slot[victims].astype(np.int64)
         slots = np.concatenate([slots, left])
@@ -327,7 +370,6 @@ class Residence:
         # 2. Who comes.
         table.slot[lacking] = slots
         self._owners[slots - NUM_RESERVED_SLOTS] = lacking
-        has_cell = table.cell[lacking] != NOWHERE
         coming, in_slots = lacking[has_cell], slots[has_cell]
         in_cells = table.cell[coming]
         table.cell[coming] = NOWHERE
@@ -354,8 +396,7 @@ class Residence:
 
     def _is_blank(self, rows: np.ndarray) -> np.ndarray:
         """Which sessions stand before their first step, with the initial states: there is nothing to copy."""
-        table = self._table
-        return np.asarray((table.read_slot[rows] == INITIAL_SLOT) & (table.home_slot[rows] == INITIAL_SLOT))
+        return np.asarray(self._table.read_slot[rows] == INITIAL_SLOT)
 
     def _victims(self, count: int, rows: np.ndarray) -> np.ndarray:
         """The `count` least recently used of those who may leave their slots, none of `rows`, int64 [count]."""
@@ -415,6 +456,7 @@ class Residence:
         """
         table = self._table
         moves.is_settled = True
+        self._num_undone += 1
         # 1. Who came has no slot, and is in its cell.
         coming = np.concatenate([moves.in_rows, moves.fresh_rows])
         slots = np.concatenate([moves.in_slots, moves.fresh_slots])
@@ -456,10 +498,21 @@ class Residence:
         is_cell = cells != NOWHERE
         read = np.where(is_cell, INITIAL_SLOT, table.read_slot[rows]).astype(np.int64)
         home = np.where(is_cell, INITIAL_SLOT, table.home_slot[rows]).astype(np.int64)
-        return Places(read, home, cells)
+        assert (read != NOWHERE).all(), "states are in no place that could be read"
+        away = np.flatnonzero(~is_cell & (read != table.slot[rows]))
+        return Places(read, home, cells, away, self._num_undone)
+
+    def are_good(self, rows: np.ndarray, places: Places) -> bool:
+        """Whether the states of `rows` were there when a job read them that has just been run.
+
+        Not where page moves before it have failed, which leave states where they were, nor where a step before it has
+        taken a session from its start.
+        """
+        is_same = self._table.read_slot[rows[places.away]] == places.read_slots[places.away]
+        return places.num_undone == self._num_undone and bool(is_same.all())
 
     def read(self, places: Places) -> list[np.ndarray]:
-        """Copies of the states there, one [B, ...] a state, on the thread that runs the job."""
+        """Copies of the states there, one [B, ...] a state, on the thread that runs the job; see `are_good`."""
         found = self._arena.read_states(places.read_slots, places.home_slots)
         is_cell = places.cells != NOWHERE
         if is_cell.any():
@@ -480,9 +533,16 @@ class Residence:
     def place(self, rows: np.ndarray, states: Sequence[np.ndarray]) -> None:
         """The sessions in `rows` int64 [B], open and idle, have `states`, [B, ...] each, from now on, in cells.
 
-        A slot that one of them has is free; a cell is taken for it also where that is more than is reserved.
+        A slot that one of them has is free; a cell is taken for it also where that is more than is reserved. Where
+        `states` are not what the model has, nothing has changed.
         """
-        self.cells.write(self.enter_cells(rows), states)
+        cells = self.cells.allocate(len(rows))
+        try:
+            self.cells.write(cells, states)
+        except BaseException:
+            self.cells.free(cells)
+            raise
+        self._enter(rows, cells)
 
     def settle_back(self, rows: np.ndarray) -> PageMoves | None:
         """Slots for those of the sessions in `rows` int64 [B] that wait in cells, are idle, and find a free one."""
@@ -491,12 +551,21 @@ class Residence:
         return self.bring(waiting[: self.slots.num_free]) if len(waiting) and self.slots.num_free else None
 
     def enter_cells(self, rows: np.ndarray) -> np.ndarray:
-        """New cells for the sessions in `rows` int64 [B], which leave all that they have, int32 [B]."""
+        """New cells for the sessions in `rows` int64 [B], which leave all that they have, int32 [B].
+
+        Nothing is in them: they are busy until a job has written what they have from now on, or they end. Where that is
+        more than is reserved, others make room, as far as the state store has them.
+        """
+        if self._is_endless and (short := len(rows) - self.cells.num_free) > 0:
+            self.shelve(short, rows)
+        cells = self.cells.allocate(len(rows))
+        self._enter(rows, cells)
+        return cells
+
+    def _enter(self, rows: np.ndarray, cells: np.ndarray) -> None:
         table = self._table
         self._vacate(rows)
-        cells = self.cells.allocate(len(rows))
         table.slot[rows] = NOWHERE
         table.cell[rows] = cells
         table.read_slot[rows] = NOWHERE
         self._count_parked(len(rows))
-        return cells

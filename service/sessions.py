@@ -173,6 +173,10 @@ class SessionTable:
         self.slot = np.zeros(rows, np.int32)
         # Where its states lie in the host's memory while they are in no slot.
         self.cell = np.full(rows, NOWHERE, np.int32)
+        # Its states are in the state store only. Changed by its model's residence.
+        self.is_stored = np.zeros(rows, np.bool_)
+        # Reading jobs that are to find its states: it keeps its cell. They outlive a session that ends meanwhile.
+        self.num_readers = np.zeros(rows, np.int32)
         # Other sessions read its slot, or it reads theirs: it keeps it.
         self.is_pinned = np.zeros(rows, np.bool_)
         # Where its immutable states are: its own slot, another session's (beams share them), or the initial slot.
@@ -345,7 +349,7 @@ class SessionTable:
 
     def tiers_of(self, rows: np.ndarray) -> np.ndarray:
         """Where the states of the open sessions in `rows` int64 [B] are, `Tier` int8 [B]."""
-        elsewhere = np.where(self.read_slot[rows] == NOWHERE, Tier.STORE, Tier.INITIAL)
+        elsewhere = np.where(self.is_stored[rows], Tier.STORE, Tier.INITIAL)
         without = np.where(self.cell[rows] != NOWHERE, Tier.HOST, elsewhere)
         return np.where(self.slot[rows] != NOWHERE, Tier.DEVICE, without).astype(np.int8)
 
@@ -439,11 +443,11 @@ class SessionTable:
         self._end_reason[rows] = 0
         self.route[rows] = route(stream, model)
         self.next_position[rows] = 0
-        self.read_slot[rows] = initial_slot
+        self.stand_at_start(rows, initial_slot)
         self.slot[rows] = slots
         self.cell[rows] = NOWHERE
+        self.is_stored[rows] = False
         self.is_pinned[rows] = False
-        self.home_slot[rows] = initial_slot
         self.has_own_start[rows] = False
         self.last_used[rows] = self._clock()
         self.is_bound[rows] = False
@@ -499,6 +503,11 @@ class SessionTable:
         self._apply(rows, Event.DETACH)
         self.route[rows] &= MODEL_MASK
 
+    def stand_at_start(self, rows: np.ndarray, initial_slot: int) -> None:
+        """All states of the sessions in `rows` int64 [B] are the initial ones, wherever they had others."""
+        self.read_slot[rows] = initial_slot
+        self.home_slot[rows] = initial_slot
+
     def begin_at(self, rows: np.ndarray, slots: np.ndarray) -> None:
         """Sessions that have taken no step begin with the states in `slots` int [B] instead of the initial ones."""
         self.read_slot[rows] = slots
@@ -532,7 +541,8 @@ class SessionTable:
     def clone(self, rows: np.ndarray, parents: np.ndarray, initial_slot: int) -> None:
         """Sessions in `rows`, just opened, stand where those in `parents` int64 [B] do, with states in their own slots.
 
-        One that has no states but the initial ones goes on reading those.
+        One that has no states but the initial ones goes on reading those. One that has no slot has its states nowhere,
+        until it is given a cell.
         """
         for column in (self.next_position, self.has_own_start, self.ring_next, self.holder):
             column[rows] = column[parents]
@@ -571,12 +581,12 @@ class SessionTable:
         self.is_pinned[rows] = False
 
     def reset(self, rows: np.ndarray, initial_slot: int) -> None:
-        """Back to position 0 and the initial state, in a new epoch; not for sessions that `begin` elsewhere."""
+        """Back to position 0 and the initial states, in a new epoch; cells are for the caller."""
         self._apply(rows, Event.RESET)
         self._new_epoch(rows)
         self.next_position[rows] = 0
         self.set_durable(rows, NOT_STORED)
-        self.read_slot[rows] = initial_slot
+        self.stand_at_start(rows, initial_slot)
         self.last_used[rows] = self._clock()
 
     def end(self, rows: np.ndarray, event: Event) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from graphs import Family, PlainGraph, Start
 
 from eddy.service import start as service
+from eddy.service.arena import INITIAL_SLOT, NUM_RESERVED_SLOTS
 from eddy.service.cells import HostMemory
 from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
 from eddy.service.config import ModelConfig
@@ -29,7 +30,7 @@ from eddy.service.graph import ModelGraphs
 from eddy.service.model import ModelFile, ServedModel
 from eddy.service.pages import Arena, PageMoves
 from eddy.service.queue import Limits
-from eddy.service.sessions import SessionTable, route
+from eddy.service.sessions import NOWHERE, SessionTable, route
 from eddy.service.tick import AnyTick, Job
 
 STREAM = 7
@@ -79,8 +80,8 @@ class Shelf:
     def __init__(self) -> None:
         self.is_away = False
         self.num_recalled = 0
-        # By row and epoch: position and states [...] each.
-        self._kept: dict[tuple[int, int], tuple[int, list[np.ndarray]]] = {}
+        # By row and epoch: position and states [...] each; None of one that stands at its start, as in a record.
+        self._kept: dict[tuple[int, int], tuple[int, list[np.ndarray] | None]] = {}
         self._waiting: deque[Callable[[], None]] = deque()
 
     def work(self) -> bool:
@@ -92,34 +93,54 @@ class Shelf:
 
     def recall(self, model: ServedModel, rows: np.ndarray, done: Callable[[np.ndarray | EddyError], None]) -> None:
         """Places what was kept."""
-        table = model.residence._table  # noqa: SLF001  (the rig's own)
+        table = model.table
 
         def place() -> None:
             if self.is_away:
                 done(_AWAY)
                 return
-            found = [self._kept[int(row), int(table.stored_epoch[row])] for row in rows]
-            assert [position for position, _ in found] == table.next_position[rows].tolist()
-            model.place_states(
-                rows, [np.stack(values) for values in zip(*[states for _, states in found], strict=True)]
-            )
-            self.num_recalled += len(rows)
+            # Another call may have brought some of them back meanwhile, and they may have been stepped since.
+            away = model.residence.stored_of(rows)
+            found = [self._kept[int(row), int(table.stored_epoch[row])] for row in away]
+            assert [position for position, _ in found] == table.next_position[away].tolist()
+            is_initial = np.array([states is None for _, states in found], np.bool_)
+            model.place_at_start(away[is_initial])
+            if not is_initial.all():
+                kept = [states for _, states in found if states is not None]
+                model.place_states(away[~is_initial], [np.stack(values) for values in zip(*kept, strict=True)])
+            self.num_recalled += len(away)
             done(rows[:0])
 
         self._waiting.append(place)
 
+    def checkpoint(self, model: ServedModel) -> None:
+        """Keeps all sessions that have changed, wherever they are."""
+        table = model.table
+        rows = table.open_rows(model.index)
+        is_dirty = (table.durable_position[rows] != table.next_position[rows]) | (
+            table.stored_epoch[rows] != table.handle[rows] >> np.uint64(32)
+        )
+        rows = rows[is_dirty & table.is_durable[rows]]
+        if len(rows):
+            self.on_pressure(model, rows, lambda _: None)
+
     def on_pressure(self, model: ServedModel, rows: np.ndarray, done: Callable[[EddyError | None], None]) -> None:
         """Keeps sessions as they are."""
-        table = model.residence._table  # noqa: SLF001  (the rig's own)
+        table = model.table
         handles = table.handle[rows]
 
         def read(states: list[np.ndarray] | EddyError) -> None:
-            assert not isinstance(states, EddyError), states
+            if isinstance(states, EddyError):
+                assert states is _AWAY, states
+                done(states)
+                return
             is_same = table.handle[rows] == handles
+            is_initial = model.is_initial(rows)
             for place in np.flatnonzero(is_same).tolist():
                 row = rows[place]
                 epoch = int(handles[place]) >> 32
-                self._kept[int(row), epoch] = int(table.next_position[row]), [values[place] for values in states]
+                mine = None if is_initial[place] else [values[place] for values in states]
+                self._kept[int(row), epoch] = int(table.next_position[row]), mine
                 table.stored_epoch[row] = epoch
                 table.set_durable(rows[place : place + 1], table.next_position[rows[place : place + 1]])
             done(None)
@@ -284,6 +305,37 @@ class Rig:
         found = residence.read(residence.locate(np.array([row])))
         residence.finish()
         return [values[0] for values in found]
+
+    def check_places(self, *, is_quiet: bool = False) -> None:
+        """Every open session is in one tier, nobody shares a place, and what is counted is what the table says.
+
+        Args:
+            is_quiet: nothing waits and nothing runs: every slot and cell is somebody's, or free.
+        """
+        table, residence = self.table, self.model.residence
+        rows = table.open_rows()
+        slots, cells, reads = table.slot[rows], table.cell[rows], table.read_slot[rows]
+        has_slot, has_cell, is_stored = slots != NOWHERE, cells != NOWHERE, table.is_stored[rows]
+        is_initial = reads == INITIAL_SLOT
+        assert (has_slot.astype(int) + has_cell + is_stored <= 1).all(), "a session is in two tiers"
+        assert (table.home_slot[rows[is_initial]] == INITIAL_SLOT).all(), "half of a session's states are initial"
+        assert not (is_initial & (has_cell | is_stored)).any(), "a session without states has a place for them"
+        assert ((reads == slots) | is_initial | ~has_slot).all(), "a session reads another's slot"
+        assert (is_initial | has_slot | has_cell | is_stored).all(), "a session's states are nowhere"
+        assert len(np.unique(slots[has_slot])) == np.count_nonzero(has_slot), "two sessions have one slot"
+        assert len(np.unique(cells[has_cell])) == np.count_nonzero(has_cell), "two sessions have one cell"
+        owners = residence._owners  # noqa: SLF001  (the rig's own)
+        assert (owners[slots[has_slot] - NUM_RESERVED_SLOTS] == rows[has_slot]).all(), "a slot has another owner"
+        assert np.count_nonzero(owners) == np.count_nonzero(has_slot), "a slot is owned by nobody that is open"
+        assert residence.num_sessions == len(rows)
+        assert residence.num_stored == np.count_nonzero(is_stored)
+        assert residence.num_parked == np.count_nonzero(~has_slot)
+        queue = self.scheduler.queue
+        assert queue._num_busy == np.count_nonzero(table.is_busy), "busy sessions were miscounted"  # noqa: SLF001
+        if is_quiet:
+            assert residence.cells.num_used == np.count_nonzero(has_cell), "a cell is lost"
+            assert residence.slots.num_free + np.count_nonzero(has_slot) == residence.slots.num_slots, "a slot is lost"
+            assert not table.num_readers.any() and not self.model.num_reads and queue.is_idle
 
     # Ticks
 

@@ -8,14 +8,16 @@ import pytest
 from graphs import family
 from hypothesis import given
 from hypothesis import strategies as st
-from simulation import Rig, Shelf
+from simulation import STREAM, Rig, Shelf
 
 from eddy.service.arena import INITIAL_SLOT
 from eddy.service.cells import Cells, HostMemory
 from eddy.service.chunk import NO_DEADLINE
 from eddy.service.contract import read_contract
 from eddy.service.errors import CapacityError, EddyError, Reason
+from eddy.service.forks import fork_of_model
 from eddy.service.lifecycle import Tier
+from eddy.service.queue import Limits
 from eddy.service.tick import Job
 
 HISTORY = family("history")
@@ -258,3 +260,223 @@ def test_a_chunk_that_never_finds_slots_is_refused_behind_jobs_that_are_gone() -
     result = rig.step(rows[:4], [1] * 4, [np.ones((4, 1))])
     assert isinstance(result.failure, CapacityError) and result.failure.reason is Reason.TOO_MANY_ROWS
     assert len(outcomes) == 1 and isinstance(outcomes[0], CapacityError)
+
+
+def _shelved(num_slots: int, num_sessions: int) -> tuple[Rig, np.ndarray]:
+    """A rig with a state store, and sessions of one step each; all but those in slots are in the store only."""
+    rig = Rig(HISTORY, max_slots=num_slots, max_rows=num_slots, host_bytes=STATE_BYTES * 4 * num_slots, shelf=Shelf())
+    rows = rig.open(num_sessions)
+    for begin in range(0, num_sessions, num_slots):
+        rig.clock.advance(1.0)
+        mine = rows[begin : begin + num_slots]
+        _step(rig, mine, 0, [1 + number % 9 for number in range(begin, begin + len(mine))])
+    _shelve(rig)
+    return rig, rows
+
+
+def _shelve(rig: Rig) -> None:
+    """Has all sessions kept that have changed, and takes the cells of those that may leave them."""
+    assert rig.shelf is not None
+    rig.shelf.checkpoint(rig.model)
+    rig.run_all()
+    rig.model.residence.shelve(1, np.empty(0, np.int64))
+    rig.check_places(is_quiet=True)
+
+
+def test_a_session_that_was_reset_leaves_nothing_behind() -> None:
+    """It stands at its start wherever it has been before: it takes no cell and is never stored, and begins anew."""
+    rig, rows = _shelved(1, 4)
+    first = rows[:1]
+    rig.clock.advance(1.0)
+    assert _step(rig, first, 1, [2]) == [12], "it is in the slot that it was moved into"
+    rig.model.reset_sessions(first)
+    for row in rows[1:]:
+        rig.clock.advance(1.0)
+        _step(rig, np.array([row]), 1, [5])
+    assert _tiers(rig, first) == [Tier.INITIAL]
+    _shelve(rig)
+    assert _step(rig, first, 0, [7]) == [7]
+    rig.check_places(is_quiet=True)
+
+
+def test_a_session_that_is_reset_in_the_store_begins_anew() -> None:
+    """Nobody brings back what it had."""
+    rig, rows = _shelved(1, 4)
+    stored = rows[rig.table.tiers_of(rows) == Tier.STORE][:1]
+    assert rig.shelf is not None
+    num_recalled = rig.shelf.num_recalled
+    rig.model.reset_sessions(stored)
+    rig.check_places(is_quiet=True)
+    assert _step(rig, stored, 0, [7]) == [7]
+    assert rig.shelf.num_recalled == num_recalled
+
+
+def test_states_that_cannot_be_placed_leave_the_session_where_it_was() -> None:
+    """No cell of somebody before is taken for theirs."""
+    rig, rows = _shelved(1, 4)
+    stored = rows[rig.table.tiers_of(rows) == Tier.STORE][:2]
+    num_used = rig.model.residence.cells.num_used
+    for states in ([], [np.zeros((2, 3))]):
+        with pytest.raises(ValueError, match=r"zip\(\)|shape mismatch|broadcast"):
+            rig.model.place_states(stored, states)
+        assert _tiers(rig, stored) == [Tier.STORE] * 2
+        assert rig.model.residence.cells.num_used == num_used
+    number = rows.tolist().index(stored[0])
+    assert _step(rig, stored[:1], 1, [5]) == [10 * (number + 1) + 5]
+
+
+def test_forks_without_slots_are_not_taken_for_sessions_in_the_store() -> None:
+    """However many are opened beside one session, others are brought back before they are stepped."""
+    rig, rows = _shelved(2, 8)
+    stored = rows[rig.table.tiers_of(rows) == Tier.STORE]
+    assert len(stored) >= 3
+    forked: list[np.ndarray] = []
+
+    def keep(outcome: np.ndarray | EddyError) -> None:
+        assert not isinstance(outcome, EddyError), outcome
+        rig.table.is_durable[outcome] = True
+        forked.append(outcome)
+
+    for _ in range(len(stored) + 1):
+        fork_of_model(rig.model, rows[-1:], STREAM, lambda _: None, keep)
+        rig.run_all()
+    rig.check_places(is_quiet=True)
+    assert rig.model.residence.num_stored == np.count_nonzero(rig.table.tiers_of(rows) == Tier.STORE)
+    for number, row in enumerate(rows[:-1].tolist()):
+        assert _step(rig, np.array([row]), 1, [9]) == [10 * (number + 1) + 9]
+    for children in forked:
+        assert _step(rig, children, 1, [3]) == [83]
+
+
+def test_forks_that_find_the_queue_full_leave_nothing_behind() -> None:
+    """What was opened for them is closed, and nothing is counted that is not there."""
+    rig, rows = _shelved(2, 8)
+    queue = rig.scheduler.queue
+    queue.limits = Limits(queue.limits.max_rows, queue.limits.budget, 0)
+    forked: list[np.ndarray | EddyError] = []
+    fork_of_model(rig.model, rows[-1:], STREAM, lambda _: None, forked.append)
+    assert isinstance(forked[0], CapacityError) and forked[0].reason is Reason.QUEUE_FULL
+    rig.check_places(is_quiet=True)
+
+
+def test_parents_wait_while_one_of_them_is_brought_back() -> None:
+    """What comes for a parent behind the fork is no part of it, also where another parent is in the store."""
+    rig, rows = _shelved(2, 8)
+    parents = np.array([rows[rig.table.tiers_of(rows) == Tier.STORE][0], rows[-1]])
+    before = [1 + rows.tolist().index(row) for row in parents.tolist()]
+    forked: list[np.ndarray | EddyError] = []
+    fork_of_model(rig.model, parents, STREAM, lambda _: None, forked.append)
+    tag = rig.submit(parents[1:], [1], [np.array([[4]])])
+    while rig.run_tick():
+        pass
+    assert not forked and tag not in rig.mailbox.results, "it waits for the store"
+    rig.run_all()
+    rig.check_places(is_quiet=True)
+    assert rig.outputs(rig.mailbox.results[tag], 1, 1)[0].tolist() == [[10 * before[1] + 4]]
+    (children,) = forked
+    assert not isinstance(children, EddyError)
+    assert _step(rig, children, 1, [5, 6]) == [10 * before[0] + 5, 10 * before[1] + 6]
+
+
+def test_who_is_to_be_read_keeps_its_cell() -> None:
+    """Between the asking for states and their turn nobody gives them up to the store; afterwards they may go."""
+    rig, rows = _shelved(2, 8)
+    for row in rows[:2]:  # Back in memory, where another two push them out of their slots.
+        _step(rig, np.array([row]), 1, [5])
+    rig.clock.advance(1.0)
+    _step(rig, rows[2:4], 1, [5, 5])
+    assert rig.shelf is not None
+    rig.shelf.checkpoint(rig.model)
+    rig.run_all()
+    mine = rows[:2]
+    assert _tiers(rig, mine) == [Tier.HOST] * 2
+    found: list[list[np.ndarray] | EddyError] = []
+    rig.model.read_states(mine, found.append)
+    rig.model.residence.shelve(100, np.empty(0, np.int64))
+    assert _tiers(rig, mine) == [Tier.HOST] * 2
+    rig.run_all()
+    assert [values.tolist() for values in found[0]] == [[15, 25]]
+    rig.model.residence.shelve(100, np.empty(0, np.int64))
+    assert _tiers(rig, mine) == [Tier.STORE] * 2
+    rig.check_places(is_quiet=True)
+
+
+def test_who_is_about_to_step_keeps_its_cell() -> None:
+    """A session that is sent for takes no room from one that the same tick steps."""
+    rig, rows = _shelved(1, 4)
+    stored = rows[rig.table.tiers_of(rows) == Tier.STORE]
+    first, second = stored[:1], stored[1:2]
+    rig.clock.advance(1.0)
+    _step(rig, first, 1, [5])
+    rig.clock.advance(1.0)
+    _step(rig, rows[-1:], 1, [5])
+    assert rig.shelf is not None
+    rig.shelf.checkpoint(rig.model)
+    rig.run_all()
+    assert _tiers(rig, first) == [Tier.HOST]
+    rig.model.residence.cells.allocate(rig.model.residence.cells.num_free - 1)  # There is hardly any room.
+    tags = [rig.submit(first, [2], [np.array([[6]])]), rig.submit(second, [1], [np.array([[6]])])]
+    rig.run_all()
+    numbers = [1 + rows.tolist().index(row) for row in (first[0], second[0])]
+    answers = [rig.outputs(rig.mailbox.results[tag], 1, 1)[0].item() for tag in tags]
+    assert answers == [100 * numbers[0] + 56, 10 * numbers[1] + 6]
+
+
+def test_states_that_a_step_has_just_written_are_read() -> None:
+    """A session is read behind its first step, which is under way: not as it was at its start."""
+    rig = _rig(2, 100)
+    rig.is_late = True
+    rows = rig.open(1)
+    tag = rig.submit(rows, [0], [np.array([[7]])])
+    assert rig.form_tick()
+    found: list[tuple[int, list[np.ndarray] | EddyError]] = []
+    rig.model.read_states(rows, lambda states: found.append((rig.table.next_position.item(rows[0]), states)))
+    assert rig.form_tick(), "the reading is under way, too"
+    rig.run_all()
+    assert rig.mailbox.results[tag].failure is None
+    position, states = found[0]
+    assert not isinstance(states, EddyError)
+    assert (position, states[0].tolist()) == (1, [7])
+
+
+def test_states_are_read_again_where_moves_before_have_failed() -> None:
+    """What a move that failed should have brought is not taken for a session's states."""
+    rig = _rig(1, 100)
+    rig.is_late = True
+    rows = rig.open(2)
+    _step(rig, rows[:1], 0, [7])
+    rig.clock.advance(1.0)
+    rig.submit(rows[1:], [0], [np.array([[8]])])
+    assert rig.fail_moves(gets_out=False)
+    found: list[list[np.ndarray] | EddyError] = []
+    rig.model.read_states(rows[:1], found.append)
+    assert rig.form_tick(), "the reading is under way, of a cell that nothing is written to"
+    rig.run_all()
+    assert [values.tolist() for values in found[0]] == [[7]]
+    rig.check_places(is_quiet=True)
+
+
+def test_slots_that_are_being_cleared_are_not_counted_as_room() -> None:
+    """A chunk that would need one waits until it is cleared."""
+    rig = _rig(2, 100)
+    rows = rig.open(5)
+    for begin in (0, 2):
+        rig.clock.advance(1.0)
+        _step(rig, rows[begin : begin + 2], 0, [1, 2])
+    tag = rig.submit(rows[:2], [1, 1], [np.array([[3], [4]])])
+    rig.model.quarantine_sessions(rows[2:3])
+    rig.run_all()
+    assert rig.outputs(rig.mailbox.results[tag], 2, 1)[0][:, 0].tolist() == [13, 24]
+    rig.check_places(is_quiet=True)
+
+
+def test_a_session_without_states_is_never_stepped() -> None:
+    """Whatever went wrong before: nothing is changed, and no other session's states are read."""
+    rig, rows = _shelved(1, 4)
+    stored = rows[rig.table.tiers_of(rows) == Tier.STORE][:1]
+    rig.table.is_stored[stored] = False
+    slots, cells = rig.table.slot[rows].copy(), rig.table.cell[rows].copy()
+    with pytest.raises(AssertionError, match="a session without states is to be stepped"):
+        rig.model.residence.bring(stored)
+    assert rig.table.slot[rows].tolist() == slots.tolist()
+    assert rig.table.cell[rows].tolist() == cells.tolist()

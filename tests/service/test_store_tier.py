@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from graphs import family
-from loopback import Loopback, StreamClient, array, attach_request, chunk, configure, serve, until, write_model
+from loopback import Loopback, StreamClient, array, attach_request, chunk, column, configure, serve, until, write_model
 from redis_server import needs_redis, redis_server
 
 from eddy.service.errors import Reason
@@ -143,5 +143,68 @@ def test_states_that_are_sent_for_twice(tmp_path: Path) -> None:
                 assert int(states[0].reshape(-1)[0]) in (1, 12, 123, 1234)
             assert sum(model.residence.by_tier.values()) == NUM_SESSIONS
             assert model.residence.num_stored == int(np.count_nonzero(table.tiers_of(rows) == Tier.STORE))
+
+    asyncio.run(check())
+
+
+def test_sessions_that_were_reset_come_back_at_their_start(tmp_path: Path) -> None:
+    """Whatever pushes them about between a reset and the next step; also where their record has no states at all."""
+
+    async def check() -> None:
+        async with _crowd(tmp_path) as (running, stream, handles):
+            model, table = running.host.catalog.ready("history", ""), running.host.table
+            rows = table.rows_of(np.array(handles, np.uint64))
+
+            async def step_others(position: int) -> None:
+                for begin in range(1, NUM_SESSIONS - 2, 3):
+                    await stream.step(HISTORY, handles[begin : begin + 3], [position] * 3, [[3]] * 3)
+
+            await stream.step(HISTORY, handles[:1], [0], [[1]])
+            await step_others(0)
+            await stream.step(HISTORY, handles[:1], [1], [[2]])
+            response = await stream.send(reset=inference_pb2.ResetSessions(handles=column(handles[:1])))
+            fresh = np.frombuffer(response.reset.handles, "<u8").tolist()
+            await step_others(1)
+            await asyncio.wait_for(running.host.persistence.persist(rows[:1]), 30)
+            await step_others(2)
+            assert table.tiers_of(rows[:1]).tolist() == [Tier.INITIAL]
+            # As if it had been in memory once, and in the store since.
+            model.place_states(rows[:1], [np.array([777])])
+            model.residence.shelve(1, rows[1:])
+            assert table.tiers_of(rows[:1]).tolist() == [Tier.STORE]
+            stepped = await stream.step(HISTORY, fresh, [0], [[5]])
+            assert array(stepped.outputs[0]).tolist() == [[5]]
+
+    asyncio.run(check())
+
+
+def test_reading_beside_the_store_tier(tmp_path: Path) -> None:
+    """Snapshots and checkpoints of sessions that come and go are all answered, and the store keeps up."""
+
+    async def check() -> None:
+        async with _crowd(tmp_path) as (running, stream, handles):
+            table = running.host.table
+            rows = table.rows_of(np.array(handles, np.uint64))
+            ids = table.ids_of(rows)
+            for position in range(6):
+                request = [sessions_pb2.SnapshotSessionRequest(session_id=each) for each in ids[position::4]]
+                asked = [
+                    asyncio.ensure_future(
+                        running.unary(
+                            "SessionService/SnapshotSession", each, sessions_pb2.SnapshotSessionResponse, timeout=30
+                        )
+                    )
+                    for each in request
+                ]
+                written = running.host.persistence.persist(rows)
+                for begin in range(0, NUM_SESSIONS, 3):
+                    mine = handles[begin : begin + 3]
+                    stepped = await stream.step(HISTORY, mine, [position] * 3, [[1]] * 3)
+                    assert array(stepped.outputs[0])[:, 0].tolist() == [int("1" * (position + 1))] * 3
+                taken = await asyncio.gather(*asked)
+                assert all(each.snapshot for each in taken)
+                await asyncio.wait_for(written, 30)
+            await asyncio.wait_for(running.host.persistence.persist(rows), 30)
+            assert not table.num_readers.any()
 
     asyncio.run(check())
