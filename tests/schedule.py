@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from graphs import Family, FileFamily, PlainGraph
+from graphs import Family, FileFamily, PlainGraph, Start
 from hypothesis import strategies as st
-from simulation import STREAM, Mailbox, Rig, Sent, Writer, check_writer
+from simulation import STREAM, Mailbox, Rig, Sent, Writer, assert_same, check_writer
 
-from eddy.service.errors import EddyError
+from eddy.service.errors import EddyError, ServerBug
+from eddy.service.forks import fork_of_model
 
 Action = tuple[Any, ...]
 
@@ -41,10 +42,13 @@ STORMY = st.lists(
 )
 
 
-# The same where there are more sessions than slots: time passes, states are put back, and page moves fail.
+# The same where there are more sessions than slots: time passes, sessions are forked, states are read and put back, and
+# page moves fail.
 _PAGES = st.one_of(
     st.just(("wait",)),
     st.tuples(st.just("keep"), _pick),
+    st.tuples(st.just("fork"), _pick),
+    st.tuples(st.just("quarantine"), _pick),
     st.just(("put",)),
     st.tuples(st.just("fail_moves"), st.booleans()),
 )
@@ -56,7 +60,9 @@ CROWDED = st.lists(
 
 
 # The same with a state store that answers late, and now and then fails.
-_SHELF = st.one_of(st.just(("answer",)), st.just(("answer",)), st.tuples(st.just("go_away"), st.booleans()))
+_SHELF = st.one_of(
+    st.sampled_from([("answer",), ("answer",), ("checkpoint",)]), st.tuples(st.just("go_away"), st.booleans())
+)
 SHELVED = st.lists(
     st.one_of(
         _STEPS, _STEPS, _STEPS, _OPEN, _OPEN, _TICKS, _TICKS, _CONTROLS, _ENDS, _RETRIES, _FAILURES, _PAGES, _SHELF
@@ -82,8 +88,11 @@ class Schedule:
         self._abused: set[int] = set()
         self._must_fail: list[int] = []
         self._gone = Mailbox()
+        self._num_forking = 0
         # What was read of a session: its writer, handle, position and states.
         self._kept: tuple[Writer, int, int, list[np.ndarray]] | None = None
+        # All that was read: what the session had been sent until then, how it began, its position and its states.
+        self._reads: list[tuple[list[Sent], Start | None, int, list[np.ndarray]]] = []
 
     def run(self, actions: list[Action]) -> None:
         """Carries out all actions, then lets everything finish."""
@@ -91,14 +100,32 @@ class Schedule:
         for name, *arguments in actions:
             perform: Callable[..., None] = getattr(self, f"_{name}")
             perform(*arguments)
+            self.rig.check_places()
         self.rig.run_all()
+        self.rig.check_places(is_quiet=True)
 
     def check(self, plain: PlainGraph) -> int:
-        """Judges every session that ever was; returns the number of steps compared."""
+        """Judges every session that ever was, and all that was read; returns the number of steps compared."""
         if self.rig.shelf is not None:
             self.rig.shelf.is_away = False
         self._notice_ends()
+        for sents, start, position, states in self._reads:
+            self._check_read(plain, sents, start, position, states)
         return sum(check_writer(self.rig, plain, writer) for writer in (*self.writers, *self.finished))
+
+    def _check_read(
+        self, plain: PlainGraph, sents: list[Sent], start: Start | None, position: int, states: list[np.ndarray]
+    ) -> None:
+        """What was read of a session is what the plain graph gives for the steps before."""
+        if position:
+            inputs = [np.concatenate(values) for values in zip(*[sent.inputs for sent in sents], strict=True)]
+            _, expected = plain.whole([values[:position] for values in inputs], start)
+        elif start is None:
+            expected = [state.initial for state in self.rig.model.contract.states]
+        else:
+            return
+        for state, wanted in zip(states, expected, strict=True):
+            assert_same(state, wanted, self.rig.family.tolerance)
 
     def refused(self) -> list[str]:
         """Reasons of all chunks and rows that were refused, but for those that were meant to be."""
@@ -353,6 +380,46 @@ class Schedule:
         assert self.rig.shelf is not None
         self.rig.shelf.is_away = is_away
 
+    def _checkpoint(self) -> None:
+        assert self.rig.shelf is not None
+        self.rig.shelf.checkpoint(self.rig.model)
+
+    def _fork(self, pick: int) -> None:
+        """A session goes on beside another one from where that stands. Nobody waits for it."""
+        writer = self._writer(pick)
+        if writer is None or len(self.writers) + self._num_forking >= 12:
+            return
+        table = self.rig.table
+
+        def run(rows: np.ndarray) -> None:
+            past, start, position = self._applied(writer), writer.start, int(table.next_position[writer.row])
+
+            def done(outcome: np.ndarray | EddyError) -> None:
+                self._num_forking -= 1
+                if isinstance(outcome, EddyError):
+                    assert not isinstance(outcome, ServerBug), outcome
+                    return
+                row = int(outcome[0])
+                table.is_durable[row] = self.rig.shelf is not None
+                child = Writer(row, int(table.handle[row]), writer.max_in_flight, start)
+                child.sent, child.position = list(past), position
+                assert int(table.next_position[row]) == position, "a fork stands elsewhere"
+                self.writers.append(child)
+
+            self._num_forking += 1
+            fork_of_model(self.rig.model, rows, STREAM, lambda _: None, done)
+
+        self._control(writer, run)
+
+    def _quarantine(self, pick: int) -> None:
+        writer = self._writer(pick)
+        if writer is not None:
+            self._control(writer, self.rig.model.quarantine_sessions)
+
+    def _applied(self, writer: Writer) -> list[Sent]:
+        """What a session has taken by now, in order."""
+        return sorted((sent for sent in writer.sent if self._was_applied(sent)), key=lambda sent: sent.position)
+
     def _keep(self, pick: int) -> None:
         """Reads a session's states, as a checkpoint does."""
         writer = self._writer(pick)
@@ -361,9 +428,14 @@ class Schedule:
         row, handle = writer.row, writer.handle
 
         def done(states: list[np.ndarray] | EddyError) -> None:
-            assert not isinstance(states, EddyError), states
+            if isinstance(states, EddyError):
+                assert self.rig.shelf is not None and not isinstance(states, ServerBug), states
+                return
             if int(self.rig.table.handle[row]) == handle:
-                self._kept = writer, handle, int(self.rig.table.next_position[row]), states
+                position = int(self.rig.table.next_position[row])
+                self._kept = writer, handle, position, states
+                first = [values[0] for values in states]
+                self._reads.append((self._applied(writer), writer.start, position, first))
 
         self.rig.model.read_states(np.array([row]), done)
 
