@@ -70,6 +70,10 @@ class Cells:
         """Cells that may be taken within what is reserved."""
         return max(0, self.num_reserved - self.num_used)
 
+    def num_short(self, count: int) -> int:
+        """Cells that others must leave before `count` may be taken within what is reserved: more may be in use."""
+        return max(0, count + self.num_used - self.num_reserved)
+
     @property
     def num_more(self) -> int:
         """Cells that could be reserved beyond those that are."""

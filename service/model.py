@@ -347,7 +347,7 @@ class ServedModel:
         queue = self.scheduler.queue
         mine = rows[~self._table.is_busy[rows]]
         queue.set_busy(mine, len(mine))
-        if (short := len(rows) - self.residence.cells.num_free) > 0:
+        if short := self.residence.cells.num_short(len(rows)):
             self.residence.shelve(short, rows if staying is None else staying)
 
         def recalled(outcome: np.ndarray | EddyError) -> None:

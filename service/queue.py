@@ -184,16 +184,16 @@ class ChunkQueue:
             raise
         if held:
             self._queue.extendleft(reversed(held))
-        if stored:  # Now that it is known who is to be stepped.
-            staying = [self.rows_of(chunk) for chunk in picked]
-            rows = np.unique(np.concatenate(stored))
-            self.send_for(rows, np.concatenate([rows, *staying]))
         if homeless is not None and not picked and not (self._num_busy or self.num_jobs_away or self._has_job(now)):
             error = self.make_room(homeless.num_rows)
             if error is not None:
                 self._queue.remove(homeless)
                 homeless.fail(error)
                 return self.pick(now)
+        elif stored:  # Now that it is known who is to be stepped, and that nobody waits for what these would take.
+            staying = [self.rows_of(chunk) for chunk in picked]
+            rows = np.unique(np.concatenate(stored))
+            self.send_for(rows, np.concatenate([rows, *staying]))
         return picked, num_steps
 
     def _sort_out(
@@ -244,8 +244,11 @@ class ChunkQueue:
                     fits = not self._is_blocked(self.rows_of(item), self.uses_rings or bool(held))
             if fits and not is_begun and self._residence.is_parked:
                 if self._residence.has_shelved and len(away := self._stored_of(item)):
-                    stored.append(away)
                     fits = False
+                    if item.num_rows <= self._residence.slots.num_slots:
+                        stored.append(away)
+                    else:  # To no avail: two of them would push out each other's sessions for ever.
+                        homeless = homeless or item
                 elif not self._has_room(picked, num_rows, item):
                     fits = False
                     homeless = homeless or item

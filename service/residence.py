@@ -295,13 +295,16 @@ class Residence:
         self._table.num_readers[rows] -= 1
         assert (self._table.num_readers[rows] >= 0).all(), "sessions were released that nobody had held"
 
-    def shelve(self, count: int, staying: np.ndarray) -> None:
+    def shelve(self, count: int, staying: np.ndarray, *, is_enough_only: bool = False) -> None:
         """Takes `count` cells or more from sessions that the state store has as they are, as far as there are any.
 
         None from those in `staying` int64 [B].
+
+        Args:
+            is_enough_only: none at all where there are fewer.
         """
         rows = whose_cells(self._table, self._model, count, staying)
-        if len(rows):
+        if len(rows) >= (count if is_enough_only else 1):
             self._leave_cells(rows)
             self._table.is_stored[rows] = True
             self.num_stored += len(rows)
@@ -337,11 +340,14 @@ class Residence:
         can_leave = ~(table.is_busy[residents] | table.is_pinned[residents])
         can_leave &= ~np.isin(residents, rows, assume_unique=True)
         victims = residents[can_leave]
+        if needed > len(victims):
+            return needed - len(victims)
         # Who stands before the first step needs no cell.
         needed_cells = needed - int(np.count_nonzero(self._is_blank(victims)))
-        if self._is_endless and needed_cells > self.cells.num_free:
-            self.shelve(needed_cells - self.cells.num_free, rows)
-        return max(0, needed - len(victims), needed_cells - self.cells.num_free)
+        if self._is_endless and (short := self.cells.num_short(needed_cells)) and needed_cells > 0:
+            # To some avail: those for whom it is not enough would push out for ever who has just come back.
+            self.shelve(short, rows, is_enough_only=True)
+        return max(0, needed_cells - self.cells.num_free)
 
     def bring(self, rows: np.ndarray) -> PageMoves | None:
         """Gives slots to the sessions in `rows` int64 [B] that have none; there must be room.
@@ -410,9 +416,10 @@ class Residence:
                 if not len(self._candidates):
                     self._find_candidates(count)
                 taken = self._candidates[:count]
-                is_good = (table.last_used[taken] == self._seen[:count]) & (table.slot[taken] != NOWHERE)
+                slots = table.slot[taken]
+                is_good = (table.last_used[taken] == self._seen[:count]) & (slots != NOWHERE)
                 # A row may have another session by now, of another model.
-                is_good &= self._owners[table.slot[taken] - NUM_RESERVED_SLOTS] == taken
+                is_good &= self._owners[np.maximum(slots - NUM_RESERVED_SLOTS, 0)] == taken
                 is_good &= ~(table.is_busy[taken] | table.is_pinned[taken])
                 self._candidates, self._seen = self._candidates[count:], self._seen[count:]
                 found.append(taken[is_good])
@@ -556,7 +563,7 @@ class Residence:
         Nothing is in them: they are busy until a job has written what they have from now on, or they end. Where that is
         more than is reserved, others make room, as far as the state store has them.
         """
-        if self._is_endless and (short := len(rows) - self.cells.num_free) > 0:
+        if self._is_endless and (short := self.cells.num_short(len(rows))):
             self.shelve(short, rows)
         cells = self.cells.allocate(len(rows))
         self._enter(rows, cells)

@@ -480,3 +480,16 @@ def test_a_session_without_states_is_never_stepped() -> None:
         rig.model.residence.bring(stored)
     assert rig.table.slot[rows].tolist() == slots.tolist()
     assert rig.table.cell[rows].tolist() == cells.tolist()
+
+
+def test_chunks_that_never_find_slots_do_not_keep_each_other_waiting() -> None:
+    """Neither is answered by pushing out what the other one has just had brought back: both are refused."""
+    rig, rows = _shelved(1, 6)
+    stored = rows[rig.table.tiers_of(rows) == Tier.STORE][:4]
+    tags = [rig.submit(part, [1, 1], [np.array([[1], [2]])]) for part in (stored[:2], stored[2:])]
+    rig.run_all()
+    for tag in tags:
+        failure = rig.mailbox.results[tag].failure
+        assert failure is not None and failure.reason is Reason.TOO_MANY_ROWS
+    number = rows.tolist().index(stored[0])
+    assert _step(rig, stored[:1], 1, [5]) == [10 * (number + 1) + 5]
