@@ -72,6 +72,21 @@ SHELVED = st.lists(
 )
 
 
+# A crowd that is written as soon as it has changed, so that all who leave the host's memory are in the store only.
+_FEW_STEPS = st.tuples(st.just("step"), st.lists(_pick, min_size=1, max_size=2, unique=True), st.integers(1, 2))
+TIERED = st.lists(
+    st.one_of(
+        _FEW_STEPS,
+        _FEW_STEPS,
+        _TICKS,
+        st.sampled_from([("wait",), ("checkpoint",), ("checkpoint",), ("answer",), ("settle",), ("settle",)]),
+        st.tuples(st.sampled_from(["reset", "fork", "fork", "keep", "close", "attach", "fail_moves"]), _pick),
+    ),
+    min_size=20,
+    max_size=80,
+)
+
+
 class Schedule:
     """Carries out actions on a rig.
 
@@ -94,9 +109,9 @@ class Schedule:
         # All that was read: what the session had been sent until then, how it began, its position and its states.
         self._reads: list[tuple[list[Sent], Start | None, int, list[np.ndarray]]] = []
 
-    def run(self, actions: list[Action]) -> None:
-        """Carries out all actions, then lets everything finish."""
-        self._open(2, 1)
+    def run(self, actions: list[Action], num_sessions: int = 2) -> None:
+        """Carries out all actions on `num_sessions` and those that are opened, then lets everything finish."""
+        self._open(num_sessions, 1)
         for name, *arguments in actions:
             perform: Callable[..., None] = getattr(self, f"_{name}")
             perform(*arguments)
@@ -372,6 +387,11 @@ class Schedule:
     def _wait(self) -> None:
         self.rig.clock.advance(1.0)
 
+    def _settle(self) -> None:
+        """All that was asked for is done before more is."""
+        self.rig.run_all()
+        self.rig.check_places(is_quiet=True)
+
     def _answer(self) -> None:
         assert self.rig.shelf is not None
         self.rig.shelf.work()
@@ -449,9 +469,9 @@ class Schedule:
         if is_same and not table.is_busy[writer.row]:
             self.rig.model.place_states(row, states)
 
-    def _fail_moves(self, gets_out: bool) -> None:
+    def _fail_moves(self, gets_out: int) -> None:
         if len(self.rig.away) < 2:
-            self.rig.fail_moves(gets_out=gets_out)
+            self.rig.fail_moves(gets_out=gets_out % 2 == 1)
 
     def _cancel(self, pick: int) -> None:
         """A client goes away before its chunk has begun: it is neither carried out nor answered."""

@@ -354,7 +354,9 @@ class Rig:
         if tick is None:
             return False
         self.scheduler.begin(tick)
-        self.away.append((tick, None if self.is_late else self._run(tick)))
+        # In order: not before one that is run late.
+        is_late = self.is_late or any(blocks is None for _, blocks in self.away)
+        self.away.append((tick, None if is_late else self._run(tick)))
         return True
 
     def fail_moves(self, *, gets_out: bool) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from graphs import FAMILIES, Family, family, shipped_families
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schedule import CALM, CROWDED, SHELVED, Action, Schedule, plain_graph
+from schedule import CALM, CROWDED, SHELVED, TIERED, Action, Schedule, plain_graph
 from simulation import Rig, Shelf
 
 from eddy.service.contract import read_contract
@@ -66,6 +66,22 @@ def test_schedules_over_few_slots_and_cells(
     rig = Rig(spec, max_slots=slots, host_bytes=state_bytes * (2 * slots + spare), shelf=Shelf(), is_late=is_late)
     schedule = Schedule(rig, seed=seed, marker=1e4)
     schedule.run(actions)
+    schedule.check(plain_graph(spec))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@given(
+    actions=TIERED, slots=st.integers(1, 3), spare=st.integers(0, 3), seed=st.integers(0, 1000), is_late=st.booleans()
+)
+def test_crowds_that_come_and_go(
+    name: str, actions: list[Action], slots: int, spare: int, seed: int, is_late: bool
+) -> None:
+    """Resets, forks and readings among sessions most of which are in the store: whoever comes back is who left."""
+    spec = family(name)
+    state_bytes = max(1, sum(state.row_bytes for state in read_contract(spec.model()).states))
+    rig = Rig(spec, max_slots=slots, host_bytes=state_bytes * (2 * slots + spare), shelf=Shelf(), is_late=is_late)
+    schedule = Schedule(rig, seed=seed, marker=1e4)
+    schedule.run(actions, num_sessions=8)
     schedule.check(plain_graph(spec))
 
 
