@@ -22,7 +22,7 @@ import grpc
 import numpy as np
 
 from eddy.clients.errors import Disconnected, EddyError, can_pass, from_detail, from_rpc
-from eddy.clients.group import END, Group, PendingStep
+from eddy.clients.group import END, Group, PendingStep, Steppable
 from eddy.clients.results import read_results
 from eddy.v1 import inference_pb2
 
@@ -76,8 +76,9 @@ class Connection:
         self._listener = listener
         self._moves = moves
         self._call = channel.stream_stream("/eddy.v1.InferenceService/Stream")()
-        # Changed only on the event loop.
-        self._groups: deque[Group] = deque()
+        # Changed only on the event loop. Steps that wait, in the order they were asked for, of every group that has
+        # any; whose turn is next comes first.
+        self._queues: dict[Group, deque[PendingStep]] = {}
         self._others: deque[_PendingRequest] = deque()
         self._waiting: dict[int, _PendingRequest | tuple[Group, list[PendingStep]]] = {}
         self._num_messages = 0
@@ -114,10 +115,18 @@ class Connection:
         """Queues one session's step, or the end of its stream."""
         if self._failure is not None:
             return  # Whoever has the session has been told.
-        if not group.pending:
-            self._groups.append(group)
-        group.pending.append(step)
+        queue = self._queues.get(group)
+        if queue is None:
+            queue = self._queues[group] = deque()
+        queue.append(step)
         self._wake.set()
+
+    def withdraw(self, group: Group, session: Steppable) -> None:
+        """Forgets a session's steps that wait here: they are given anew."""
+        queue = self._queues.pop(group, None)
+        rest = deque([step for step in queue or () if step.session is not session])
+        if rest:
+            self._queues[group] = rest
 
     def post(
         self, request: inference_pb2.StreamRequest, on_answer: OnAnswer, is_wanted: Callable[[], bool] = lambda: True
@@ -182,7 +191,7 @@ class Connection:
                     pending.request.tag = self._take_tag()
                     self._waiting[pending.request.tag] = pending
                     await self._call.write(pending.request.SerializeToString())
-                while self._groups and self._num_messages < MAX_MESSAGES and not self.is_leaving:
+                while self._queues and self._num_messages < MAX_MESSAGES and not self.is_leaving:
                     message = self._pack()
                     if message is not None:
                         self._num_messages += 1
@@ -204,15 +213,19 @@ class Connection:
 
     def _pack(self) -> bytes | None:
         """One message of the group whose turn it is."""
-        group = self._groups.popleft()
-        steps = group.take()
-        if group.pending:
-            self._groups.append(group)
-        if not steps:
+        group = next(iter(self._queues))
+        taken = group.take(self._queues.pop(group))
+        if taken.rest:
+            self._queues[group] = taken.rest
+        for step in taken.unsent:  # Before positions are given: it says where its session stands.
+            step.session.unsent(step)
+        if not taken.steps:
             return None
+        for step in taken.steps:
+            step.session.place(step)
         request = inference_pb2.StreamRequest(tag=self._take_tag())
-        group.write_steps(request.step, steps)
-        self._waiting[request.tag] = (group, steps)
+        group.write_steps(request.step, taken.steps)
+        self._waiting[request.tag] = (group, taken.steps)
         return request.SerializeToString()
 
     # Reading
@@ -220,6 +233,8 @@ class Connection:
     async def _read(self) -> None:
         try:
             while (data := await self._call.read()) is not grpc.aio.EOF:
+                if self._failure is not None:
+                    return
                 self._receive(inference_pb2.StreamResponse.FromString(data))
             code = await self._call.code()
             text = await self._call.details()
@@ -256,7 +271,7 @@ class Connection:
     ) -> None:
         self.has_answered = self.has_progressed = True
         self._num_messages -= 1
-        if self._groups:
+        if self._queues:
             self._wake.set()
         if refused is not None:
             for step in steps:
@@ -308,9 +323,7 @@ class Connection:
         self._failure = error
         waiting, self._waiting = self._waiting, {}
         others, self._others = self._others, deque()
-        groups, self._groups = self._groups, deque()
-        for group in groups:
-            group.pending.clear()
+        self._queues.clear()
         self._listener.lost(self, error, is_final=is_final)
         for item in (*waiting.values(), *others):
             if isinstance(item, _PendingRequest):

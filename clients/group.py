@@ -1,7 +1,7 @@
 """Sessions of one model share messages.
 
-Owns the steps that wait to be sent, and which of them share a message: by number of steps, each session at most once.
-Ends of streams share messages with each other. Must not know streams, or what becomes of a step.
+Owns which of the steps that wait share a message: by number of steps, each session at most once. Ends of streams share
+messages with each other. Must not know streams, or what becomes of a step.
 
 Ordering rule: a session's later step never overtakes an earlier one.
 
@@ -32,17 +32,19 @@ class Steppable(Protocol):
     Attributes:
         num_rewinds: how often `sent_position` was set back. A step that was asked for before the last time fails
             because an earlier one did, and says nothing about where the session is.
+        is_over: nothing of it is sent or answered any more; whoever waited has been told.
     """
 
     handle: bytes
     sent_position: int
     num_rewinds: int
+    is_over: bool
 
     def place(self, step: PendingStep) -> None:
         """The step is about to be sent: it has a position now, if it had none."""
 
-    def drop(self, step: PendingStep) -> None:
-        """The step was cancelled before it was sent."""
+    def unsent(self, step: PendingStep) -> None:
+        """The step is not sent: it was cancelled, or an earlier one failed since it was asked for."""
 
     def answer(self, step: PendingStep, outputs: list[np.ndarray], durable_position: int | None) -> None:
         """The step is done; `durable_position` as the server said it, None where it did not."""
@@ -92,16 +94,27 @@ class PendingStep:
 _ENTRY_BYTES = 256
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What becomes of steps that wait.
+
+    Attributes:
+        steps: those of the next message; unsent: those that are not sent; rest: those that go on waiting.
+    """
+
+    steps: list[PendingStep]
+    unsent: list[PendingStep]
+    rest: deque[PendingStep]
+
+
 class Group:
-    """A queue of steps."""
+    """Sessions whose steps share messages."""
 
     def __init__(self, signature: Signature, max_rows: int, max_message_bytes: int) -> None:
         self.signature = signature
         self.max_rows = max_rows
         self.max_message_bytes = max_message_bytes
         self.max_bytes = max(1, max_message_bytes - MESSAGE_OVERHEAD_BYTES)
-        # Changed only by the connection. Steps in the order they were asked for.
-        self.pending: deque[PendingStep] = deque()
 
     def check_size(self, num_steps: int) -> None:
         """Refuses steps that no message can hold: the server would end the stream, and with it everybody's.
@@ -118,23 +131,28 @@ class Group:
         """Most rows of a message, at least one."""
         return max(1, min(self.max_rows, self.max_bytes // self.signature.row_bytes(num_steps)))
 
-    def take(self) -> list[PendingStep]:
-        """The oldest step and all others of the same T that fit beside it, or ends; each has its position then.
+    def take(self, pending: deque[PendingStep]) -> Taken:
+        """The oldest step and all others of the same T that fit beside it, or ends.
 
-        Once a session is left out, it stays out. What was cancelled, or comes behind a failure, is not sent.
+        Once a session is left out, it stays out. What was cancelled, or comes behind a failure, is not sent; nobody is
+        told here.
+
+        Args:
+            pending: in the order they were asked for, at least one.
         """
         steps: list[PendingStep] = []
+        unsent: list[PendingStep] = []
         rest: deque[PendingStep] = deque()
         left_out: set[int] = set()
-        num_steps = self.pending[0].num_steps
+        num_steps = pending[0].num_steps
         max_rows = self.rows_of_message(num_steps)
-        for step in self.pending:
+        for step in pending:
             session = step.session
-            if step.position is None and step.done.done():  # Cancelled before it was sent.
-                session.drop(step)
+            if session.is_over:
                 continue
-            if step.num_rewinds != session.num_rewinds:
-                session.refuse(step, behind_failure(session))
+            is_cancelled = step.position is None and step.done.done()
+            if is_cancelled or step.num_rewinds != session.num_rewinds:
+                unsent.append(step)
                 continue
             key = id(session)
             if step.num_steps != num_steps or len(steps) >= max_rows or key in left_out:
@@ -143,13 +161,10 @@ class Group:
                 continue
             steps.append(step)
             left_out.add(key)  # Each session at most once in a message.
-        self.pending = rest
-        for step in steps:
-            step.session.place(step)
-        return steps
+        return Taken(steps, unsent, rest)
 
     def write_steps(self, chunk: inference_pb2.StepChunk, steps: Sequence[PendingStep]) -> None:
-        """Puts steps that `take` gave into a message."""
+        """Puts steps that `take` gave, each in its place, into a message."""
         chunk.handles = b"".join([step.session.handle for step in steps])
         chunk.positions = np.array([step.position for step in steps], "<u8").tobytes()
         raw = [b"".join(arrays) for arrays in zip(*[step.inputs for step in steps], strict=True)]

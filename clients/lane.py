@@ -66,6 +66,7 @@ class Lane:
         self.handle = grant.handle.to_bytes(8, "little")
         self.sent_position = grant.position
         self.num_rewinds = 0
+        self.is_over = False
         self._holder = grant.holder
         self._link = link
         self._room = room
@@ -150,14 +151,19 @@ class Lane:
             del self._unplaced[step]
             self._log.add(step)
 
-    def drop(self, step: PendingStep) -> None:
+    def unsent(self, step: PendingStep) -> None:
         """As `group.Steppable`."""
-        del self._unplaced[step]
-        self._release(step)
-        self._taken()
+        if step.position is None and step.done.done():
+            del self._unplaced[step]
+            self._release(step)
+            self._taken()
+        else:
+            self.refuse(step, behind_failure(self))
 
     def answer(self, step: PendingStep, outputs: list[np.ndarray], durable_position: int | None) -> None:
         """As `group.Steppable`."""
+        if self.is_over:
+            return
         is_first, step.is_asked = not step.is_answered, False
         try:
             self._log.answered(step, outputs, durable_position)
@@ -173,6 +179,8 @@ class Lane:
 
     def refuse(self, step: PendingStep, error: EddyError) -> None:
         """The session goes on from where it was (later steps in flight fail likewise)."""
+        if self.is_over:
+            return
         if isinstance(error, Fenced) and self._end is None and self._link.is_fence_own(self):
             return  # It is sent again, as all that is not answered.
         if step.is_asked:  # Its reply is not kept any more, or it was one of several that were run at once.
@@ -273,6 +281,8 @@ class Lane:
 
     def lost(self) -> None:
         """As `link.Resumable`."""
+        if self._connection is not None:
+            self._connection.withdraw(self._group, self)
         self._connection = None
         self._num_given = 0
         if self._is_closing:
@@ -297,6 +307,7 @@ class Lane:
     def end(self, error: EddyError) -> None:
         """The session is over: whoever waits is told, and so is whoever steps it from now on."""
         self._end = self._end or error
+        self.is_over = True
         self._connection = None
         self._track(self, int.from_bytes(self.handle, "little"))
         self._link.remove(self)

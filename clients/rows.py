@@ -86,6 +86,8 @@ class RowFlow:
         self._is_paused = False
         self._is_unchecked = False
         self._connection: Connection | None = None
+        # How often they were away: what was asked for before the last time is asked for again.
+        self._num_losses = 0
         self._end: EddyError | None = None
         self._stands = self.positions.copy()
 
@@ -213,16 +215,19 @@ class RowFlow:
         step.handles, step.positions = self.handles[rows].tobytes(), positions.astype("<u8").tobytes()
         self.group.write(step, len(rows), chunk.num_steps, inputs)
         self._num_given[rows] += 1
-        connection.post(request, partial(self._answer, connection, chunk, picks))
+        connection.post(request, partial(self._answer, connection, self._num_losses, chunk, picks))
 
     def _answer(
         self,
         connection: Connection,
+        num_losses: int,
         chunk: RowChunk,
         picks: np.ndarray | None,
         answer: inference_pb2.StreamResponse | EddyError,
     ) -> None:
-        if self._connection is not connection or (connection.is_leaving and isinstance(answer, ServerBusy)):
+        if self._end is not None:
+            return
+        if self._num_losses != num_losses or (connection.is_leaving and isinstance(answer, ServerBusy)):
             return  # It is sent again on the next stream.
         rows = chunk.rows if picks is None else chunk.rows[picks]
         self._num_given[rows] -= 1
@@ -361,6 +366,7 @@ class RowFlow:
     def lost(self) -> None:
         """As `link.Resumable`."""
         self._connection = None
+        self._num_losses += 1
         self._num_given[:] = 0
         self._again.clear()
 
