@@ -7,29 +7,28 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 from eddy.clients.backoff import Backoff
 from eddy.clients.batch import SessionBatch
 from eddy.clients.connection import Connection
 from eddy.clients.continuation import Calls
-from eddy.clients.errors import EddyError, invalid
+from eddy.clients.errors import EddyError, InvalidInput, invalid
 from eddy.clients.generation import Completion, Continued, Generation
 from eddy.clients.group import Group
 from eddy.clients.lane import SessionGrant
 from eddy.clients.link import Link
 from eddy.clients.moves import MoveCalls
+from eddy.clients.pieces import KeptSession
 from eddy.clients.room import Room
 from eddy.clients.sampling import GenerateOptions, Prompt, generate_request
 from eddy.clients.session import Session
 from eddy.clients.start import Prime, Primes, Start, States, start_of_many, start_of_one
 from eddy.clients.tensors import MESSAGE_OVERHEAD_BYTES, Signature
 from eddy.clients.unary import ClientOptions
-from eddy.v1 import contract_pb2, generation_pb2, inference_pb2
-
-_T = TypeVar("_T")
+from eddy.v1 import contract_pb2, generation_pb2, inference_pb2, sessions_pb2
 
 
 class Client(MoveCalls):
@@ -55,7 +54,9 @@ class Client(MoveCalls):
         self._link_now: Link | None = None
         self._holder = 0
         self._room = Room(self._patience)
+        # Those that are open here, by the handle that the stream has for each, and by id.
         self._sessions: dict[int, Session] = {}
+        self._open_sessions: dict[bytes, Session] = {}
 
     async def close(self) -> None:
         """Ends the stream and the channel; sessions that were not closed stay open until they are idle for too long."""
@@ -222,7 +223,14 @@ class Client(MoveCalls):
         Raises:
             SessionEnded, ServerBusy, OutOfOrder: a generation has the session.
         """
-        moved = await self._undisturbed(session, lambda: self.fork_session(session.id))
+        await session.lend()
+        try:
+            while (moved := await self.fork_session(session.id)).position != session.position:
+                with suppress(EddyError):  # It ends once it is idle for too long.
+                    await self.close_session(moved.session_id)
+                await session.settle_anew()
+        finally:
+            session.take_back(session.position)
         return await self.attach(moved.session_id, moved.resume_token)
 
     async def snapshot(self, session: Session) -> bytes:
@@ -230,7 +238,19 @@ class Client(MoveCalls):
 
         They hold the session's state and its last inputs and outputs, but neither its id nor its token.
         """
-        return await self._undisturbed(session, lambda: self.snapshot_session(session.id))
+        await session.lend()
+        try:
+            return (await self._snapshot_of(session)).snapshot
+        finally:
+            session.take_back(session.position)
+
+    async def _snapshot_of(self, source: Session | KeptSession) -> sessions_pb2.SnapshotSessionResponse:
+        """A snapshot of a session that nothing moves, where its callers have brought it if it is open here."""
+        taken = await self._snapshot(source.id)
+        while isinstance(source, Session) and taken.session.next_position != source.position:
+            await source.settle_anew()
+            taken = await self._snapshot(source.id)
+        return taken
 
     async def restore(
         self,
@@ -265,20 +285,17 @@ class Client(MoveCalls):
             InvalidInput: they do not fit; the session goes on where it stood.
         """
         await session.lend()
+        session.hand_over()
+        is_refused = False
         try:
             await self.reset_session(session.id, initial_states)
-            session.began_anew()
+        except InvalidInput:
+            is_refused = True
+            raise
         finally:
+            if not is_refused:  # It was reset, or may have been.
+                session.began_anew()
             await session.recover()
-
-    @staticmethod
-    async def _undisturbed(session: Session, call: Callable[[], Awaitable[_T]]) -> _T:
-        """What `call` gives while nothing of the session is under way."""
-        await session.lend()
-        try:
-            return await call()
-        finally:
-            session.take_back(session.position)
 
     # Texts
 
@@ -317,9 +334,10 @@ class Client(MoveCalls):
 
         deadline: float | None = None
 
-        def begin(data: bytes) -> Any:
+        async def begin(request: generation_pb2.GenerateRequest) -> Any:
             nonlocal deadline
-            method = self._open_channel().unary_stream("/eddy.v1.GenerationService/Generate")
+            channel = await self._channel_of(request.existing.session_id)
+            method, data = channel.unary_stream("/eddy.v1.GenerationService/Generate"), request.SerializeToString()
             if timeout_seconds is None:
                 return method(data, timeout=None)
             now = self._patience.clock()
@@ -338,7 +356,9 @@ class Client(MoveCalls):
         return Generation(self._generation_calls(prepare, begin), request, session, secrets.randbits(64))
 
     def _generation_calls(
-        self, prepare: Callable[[generation_pb2.GenerateRequest], Awaitable[None]], begin: Callable[[bytes], Any]
+        self,
+        prepare: Callable[[generation_pb2.GenerateRequest], Awaitable[None]],
+        begin: Callable[[generation_pb2.GenerateRequest], Awaitable[Any]],
     ) -> Calls:
         async def contract(model: str, version: str) -> contract_pb2.ModelContract:
             return (await self._catalog.served(model, version)).contract
@@ -354,7 +374,7 @@ class Client(MoveCalls):
             find=self.find_session,
             attach=self.attach,
             take=self._take,
-            snapshot=self.snapshot_session,
+            snapshot=self._snapshot_of,
             restore=self.restore_session,
             close=self.close_session,
         )
@@ -375,6 +395,13 @@ class Client(MoveCalls):
             return await generation.read()
 
     # Inner
+
+    async def _channel_of(self, session_id: bytes) -> Any:
+        session = self._open_sessions.get(session_id)
+        if session is not None:
+            with suppress(EddyError):  # Of one that has ended the server says why.
+                await session.settled()
+        return await super()._channel_of(session_id)
 
     async def _open(
         self,
@@ -422,6 +449,7 @@ class Client(MoveCalls):
     def _add(self, stream: Connection, group: Group, grant: SessionGrant) -> Session:
         session = Session(self._link(), self._room, group, grant, self._track)
         self._sessions[grant.handle] = session
+        self._open_sessions[session.id] = session
         self._link().add(session, stream)
         return session
 
@@ -431,6 +459,8 @@ class Client(MoveCalls):
             del self._sessions[handle]
         if session.is_open:
             self._sessions[int.from_bytes(session.handle, "little")] = session
+        elif self._open_sessions.get(session.id) is session:
+            del self._open_sessions[session.id]
 
     def _ended(self, handle: int, error: EddyError) -> None:
         session = self._sessions.pop(handle, None)

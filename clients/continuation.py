@@ -33,24 +33,24 @@ class Calls:
         returns: whether the client comes back when it is cut off.
         backoff: makes the attempts since something worked; retry: waits before the next one, False when there is none.
         prepare: puts what a new session begins with into the message, where that needs the model's contract.
-        begin: begins the call for a message's bytes; answered: told that the server has answered.
+        begin: begins the call for a message; answered: told that the server has answered.
         contract: a model's contract, by name and version.
         find: what the server knows of a session, by its id; attach: takes a session over; take: the same for one that
             was in the given epoch, unless somebody else has taken it since.
-        snapshot, restore, close: of sessions by their ids.
+        snapshot: of a session that nothing moves; restore, close: of sessions by their ids.
     """
 
     returns: bool
     backoff: Callable[[], Backoff]
     retry: Callable[[Backoff], Awaitable[bool]]
     prepare: Callable[[generation_pb2.GenerateRequest], Awaitable[None]]
-    begin: Callable[[bytes], Any]
+    begin: Callable[[generation_pb2.GenerateRequest], Awaitable[Any]]
     answered: Callable[[], None]
     contract: Callable[[str, str], Awaitable[contract_pb2.ModelContract]]
     find: Callable[[bytes], Awaitable[sessions_pb2.Session]]
     attach: Callable[[bytes, bytes], Awaitable[Session]]
     take: Callable[[bytes, bytes, int], Awaitable[Session]]
-    snapshot: Callable[[bytes], Awaitable[bytes]]
+    snapshot: Callable[[Session | KeptSession], Awaitable[sessions_pb2.SnapshotSessionResponse]]
     restore: Callable[[bytes, str, str], Awaitable[Moved]]
     close: Callable[[bytes], Awaitable[None]]
 
@@ -89,6 +89,7 @@ class Continuation:
         elif self.own is None:
             self.own = await self._calls.take(source.id, source.resume_token, source.epoch)
             await self.own.lend()
+            self.own.hand_over()
             if not is_begun and self.own.position == 0 != source.position:
                 raise Fenced(f"the session was at position {source.position} and is at 0: it was reset", "FENCED")
             return
@@ -160,10 +161,14 @@ class Continuation:
 
 
 async def origin_of(calls: Calls, source: Session | KeptSession, position: int) -> Origin | None:
-    """Where a generation begins that goes on with `source`, which stands at `position`; None: it is too large."""
+    """Where a generation begins that goes on with `source`, which stands at `position`.
+
+    None where that cannot be had: it is too large, or the server has the session elsewhere.
+    """
     if isinstance(source, KeptSession) and source.origin is not None:
         return source.origin
     try:
-        return Origin(None, await calls.snapshot(source.id), position)
+        taken = await calls.snapshot(source)
     except InvalidInput:
         return None
+    return Origin(None, taken.snapshot, position) if taken.session.next_position == position else None

@@ -165,7 +165,7 @@ class Generation:
         if isinstance(source, Session):
             await source.lend()
             self._is_borrowed = True
-            existing.session_id, existing.epoch, existing.position = source.id, source.epoch, source.position
+            existing.session_id, existing.position = source.id, source.position
         elif isinstance(source, KeptSession):
             assert source.position is not None
             existing.session_id, existing.epoch, existing.position = source.id, source.epoch, source.position
@@ -176,6 +176,9 @@ class Generation:
         except BaseException:
             await self._give_back(None)
             raise
+        if isinstance(source, Session):
+            existing.epoch = source.epoch  # As it is now: it may have been taken back meanwhile.
+            source.hand_over()
 
     async def _look_where_it_begins(self) -> None:
         source, request = self._source, self._request
@@ -295,7 +298,8 @@ class Generation:
         begin, fed = self._fed(own)
         if rest is None or rest.own is None:
             position = self._stands(own) if position is None else position
-            moved = self._started is not None and self._started.epoch != own.epoch
+            epoch = self._request.existing.epoch if self._started is None else self._started.epoch
+            moved = self._begun and own.epoch != epoch  # It was taken back since, or the server has brought it back.
             if position is not None and not moved:
                 own.take_back(position, begin, fed)
                 return
@@ -405,10 +409,11 @@ class Generation:
             raise error
 
     def _is_perhaps_ours(self, error: EddyError) -> bool:
-        """The session may have been brought back by another server since, in another epoch."""
+        """The session may have been brought back since: in another epoch, or from before its last steps."""
+        is_brought_back = isinstance(error, Fenced) or error.reason == "POSITION_AHEAD"
         if isinstance(self._source, KeptSession):
-            return self._started is None and (isinstance(error, Fenced) or error.reason == "UNKNOWN_SESSION")
-        return isinstance(error, Fenced) and isinstance(self._source, Session)
+            return self._started is None and (is_brought_back or error.reason == "UNKNOWN_SESSION")
+        return is_brought_back and isinstance(self._source, Session)
 
     async def _begin_again(self) -> None:
         """Begins the next call, the first one as it was asked for."""
@@ -416,7 +421,7 @@ class Generation:
         if self._begun and (started is not None or self._source is not None):
             request = await self._rest_request()
         self._begun = True
-        self._attempt = Attempt(self._calls.begin(request.SerializeToString()))
+        self._attempt = Attempt(await self._calls.begin(request))
         told = pieces.started(await self._attempt.read_started())
         self._calls.answered()
         if self._started is None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -66,6 +66,7 @@ class PendingStep:
         is_answered: it was, and is kept because what it did could still be lost.
         digest: of its outputs, to compare with when it is run again; None where that is not to be compared.
         is_asked: it is sent again only to be told what is durable.
+        is_fed: a generation has fed it, token by token: the server may have kept the session anywhere within.
     """
 
     session: Steppable
@@ -78,6 +79,18 @@ class PendingStep:
     digest: int | None = None
     holds_turn: bool = True
     is_asked: bool = False
+    is_fed: bool = False
+
+    def split(self, count: int) -> tuple[PendingStep, PendingStep]:
+        """Its first `count` steps and the others, of one that was sent; neither's outputs are known."""
+        assert self.position is not None
+        places = [len(raw) // self.num_steps * count for raw in self.inputs]
+        heads = [raw[:place] for raw, place in zip(self.inputs, places, strict=True)]
+        tails = [raw[place:] for raw, place in zip(self.inputs, places, strict=True)]
+        return (
+            replace(self, inputs=heads, num_steps=count, digest=None),
+            replace(self, inputs=tails, num_steps=self.num_steps - count, position=self.position + count, digest=None),
+        )
 
     @property
     def num_positions(self) -> int:

@@ -90,7 +90,12 @@ class Lane:
         self._is_closing = False
         self._is_resetting = False
         self._is_unchecked = False
+        # Somebody has the session to himself; and moves it, so that where it stands is not known here.
         self._is_lent = False
+        self._is_handed_over = False
+        # Steps that were answered and are run again, because the server has lost them; and who waits for that.
+        self._num_again = 0
+        self._waiting: list[asyncio.Future[None]] = []
 
     @property
     def epoch(self) -> int:
@@ -173,6 +178,9 @@ class Lane:
             if not step.done.done():  # Otherwise it was cancelled after it was sent.
                 step.done.set_result(outputs)
             self._release(step)
+        elif self._num_again:
+            self._num_again -= 1
+            self._tell_settled()
         self._taken()
         if durable_position is not None:
             self._room.tell()
@@ -249,18 +257,21 @@ class Lane:
         if answer.durable:
             self._log.told(answer.durable_position)
         self._is_unchecked = self._is_resetting
-        if self._is_closing or self._is_resetting:  # Where it stands does not matter any more.
-            return
-        if self._is_lent:  # The generation that has it finds out.
-            self.sent_position = answer.next_position
-            return
+        self._num_again = 0
+        # Where it stands does not matter any more, or is found out by whoever moves it.
+        if not (self._is_closing or self._is_resetting or self._is_handed_over):
+            self._send_again(answer.next_position)
+
+    def _send_again(self, position: int) -> None:
+        """The server stands at `position`: what it misses is to be sent before what waits."""
         try:
-            again = self._log.resent(answer.next_position, self.sent_position, self.num_rewinds)
+            again = self._log.resent(position, self.sent_position, self.num_rewinds)
         except EddyError as error:
             self.end(error)
             return
         for step in again:
             step.is_asked = False
+        self._num_again = sum([step.is_answered for step in again])
         self._backlog = deque((*again, *self._unplaced))
 
     def _renew(self, handle: int) -> None:
@@ -278,6 +289,30 @@ class Lane:
         self._connection = connection
         self._num_given = 0
         self._give()
+        self._tell_settled()
+
+    async def settled(self) -> None:
+        """Returns once the server has the session where its callers have brought it: all that was lost was run again.
+
+        Raises:
+            EddyError: it has ended.
+        """
+        while not self._is_settled:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            await waiter
+        self._check_end()
+
+    @property
+    def _is_settled(self) -> bool:
+        return self._end is not None or (self._connection is not None and not self._num_again)
+
+    def _tell_settled(self) -> None:
+        if self._waiting and self._is_settled:
+            waiting, self._waiting = self._waiting, []
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     def lost(self) -> None:
         """As `link.Resumable`."""
@@ -317,6 +352,7 @@ class Lane:
         self._backlog.clear()
         for step in waiting:
             self._fail(step, error)
+        self._tell_settled()
         self._room.tell()
 
     def _check(self) -> None:

@@ -125,6 +125,7 @@ class SessionLog:
         """
         if position > sent_position:
             raise overtaken(position, sent_position)
+        self._cut(position)
         again: list[PendingStep] = []
         cursor = position
         for step in self._steps:
@@ -146,6 +147,18 @@ class SessionLog:
         if cursor != sent_position:
             raise lost(cursor, sent_position)
         return again
+
+    def _cut(self, position: int) -> None:
+        """Of what a generation fed, the part behind `position` can be sent alone."""
+        for place, step in enumerate(self._steps):
+            assert step.position is not None
+            if step.is_fed and step.is_answered and step.position < position < end_of(step):
+                head, tail = step.split(position - step.position)
+                self._steps[place] = head
+                self._steps.insert(place + 1, tail)
+                if self.is_durable:
+                    self._budget.used += head.num_bytes + tail.num_bytes - step.num_bytes
+                return
 
 
 def end_of(step: PendingStep) -> int:

@@ -42,7 +42,9 @@ class MoveCalls(UnaryCalls):
             SessionEnded: no such session is open; ServerBusy: no room.
         """
         request = sessions_pb2.ForkSessionRequest(session_id=session_id)
-        response = await self._unary("SessionService/ForkSession", request, sessions_pb2.ForkSessionResponse)
+        response = await self._unary(
+            "SessionService/ForkSession", request, sessions_pb2.ForkSessionResponse, session_id=session_id
+        )
         return _moved(response.session)
 
     async def snapshot_session(self, session_id: bytes) -> bytes:
@@ -51,9 +53,13 @@ class MoveCalls(UnaryCalls):
         Raises:
             SessionEnded: no such session is open; InvalidInput: it is larger than a message.
         """
+        return (await self._snapshot(session_id)).snapshot
+
+    async def _snapshot(self, session_id: bytes) -> sessions_pb2.SnapshotSessionResponse:
         request = sessions_pb2.SnapshotSessionRequest(session_id=session_id)
-        response = await self._unary("SessionService/SnapshotSession", request, sessions_pb2.SnapshotSessionResponse)
-        return response.snapshot
+        return await self._unary(
+            "SessionService/SnapshotSession", request, sessions_pb2.SnapshotSessionResponse, session_id=session_id
+        )
 
     async def restore_session(
         self,
@@ -91,7 +97,10 @@ class MoveCalls(UnaryCalls):
             found = await self.find_session(session_id)
             served = await self._get_model(found.model, found.version, found.package_digest)
             write_states(request, Signature(served.contract), initial_states)
-        return (await self._unary("SessionService/ResetSession", request, sessions_pb2.ResetSessionResponse)).session
+        response = await self._unary(
+            "SessionService/ResetSession", request, sessions_pb2.ResetSessionResponse, session_id=session_id
+        )
+        return response.session
 
 
 def _moved(session: sessions_pb2.Session, notes: tuple[str, ...] = ()) -> Moved:

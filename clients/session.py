@@ -11,7 +11,6 @@ Dimension key: T steps, E outputs emitted.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from types import TracebackType
@@ -136,32 +135,50 @@ class Session(Lane):
         return found
 
     async def lend(self) -> None:
-        """Hands the session to a generation (called by it), after the steps before; until then steps are refused.
+        """Gives somebody the session to himself, after the steps before, until `take_back` or `recover`.
+
+        Steps are refused meanwhile. The server has the session then where its callers have brought it.
 
         Raises:
-            OutOfOrder: another generation has it.
+            OutOfOrder: somebody else has it.
             SessionEnded, Disconnected: it is no longer of use.
         """
         self._check()
         await self._turns.take(self.max_in_flight)
         try:
             self._check()
-        except EddyError:
+            self._is_lent = True
+            await self.settled()
+        except BaseException:
+            self._is_lent = False
             self._turns.release(self.max_in_flight)
             raise
-        self._is_lent = True
+
+    def hand_over(self) -> None:
+        """Whoever it is lent to moves it from now on: where the server has it, is for him to find out."""
+        self._is_handed_over = True
+
+    async def settle_anew(self) -> None:
+        """The server was found to have the session elsewhere than its callers have brought it: it is taken anew.
+
+        Raises:
+            EddyError: another client has moved it, or it has ended.
+        """
+        self._link.recover(self)
+        await self.settled()
 
     def take_back(self, position: int, begin: int = 0, fed: Sequence[int] = ()) -> None:
         """The generation has ended, and the session stands at `position`; `fed`, `begin`: as for `recover`."""
         self._log_fed(begin, fed[: max(0, position - begin)], position)
-        self._is_lent = False
+        self._is_lent = self._is_handed_over = False
         self.sent_position = position
         self._turns.release(self.max_in_flight)
 
     def began_anew(self) -> None:
-        """It was reset without the stream (called by the client, which has it): nothing of before is sent again."""
+        """It was reset without the stream, or perhaps was: nothing of before is sent again."""
         self._log.clear()
         self._log.durable_position = 0
+        self.sent_position = 0
 
     async def retake(self) -> None:
         """Takes the session over anew while it is lent: what of the generation is still under way is fenced.
@@ -201,7 +218,7 @@ class Session(Lane):
         except EddyError as error:
             self.end(error)
         finally:
-            self._is_lent = False
+            self._is_lent = self._is_handed_over = False
             self._turns.release(self.max_in_flight)
 
     async def _attach_anew(self, on_response: Callable[[inference_pb2.StreamResponse], None]) -> None:
@@ -216,12 +233,9 @@ class Session(Lane):
     def _level(self, position: int, begin: int, fed: Sequence[int]) -> list[PendingStep]:
         """The server stands at `position`: the steps that feed it what it misses, each under way."""
         missing = self._log_fed(begin, fed, position)
-        self._is_lent = False
-        self.sent_position = max(position, begin + len(fed)) if fed else position
-        try:
-            self._backlog = deque(self._log.resent(position, self.sent_position, self.num_rewinds))
-        except EddyError as error:
-            self.end(error)
+        self._is_handed_over = False
+        self.sent_position = max(self.sent_position, position, begin + len(fed) if fed else 0)
+        self._send_again(position)
         self._give()
         return missing
 
@@ -235,7 +249,7 @@ class Session(Lane):
             arrays, _ = self._group.signature.arrays(np.array(fed[first:end], np.int64), 0)
             done: asyncio.Future[list[np.ndarray]] = asyncio.get_running_loop().create_future()
             step = PendingStep(self, [array.tobytes() for array in arrays], end - first, done, self.num_rewinds)
-            step.position, step.holds_turn = begin + first, False
+            step.position, step.holds_turn, step.is_fed = begin + first, False, True
             step.is_answered = begin + end <= position
             if not step.is_answered:
                 missing.append(step)

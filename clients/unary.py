@@ -152,7 +152,10 @@ class UnaryCalls:
             SessionEnded: no such session is open.
         """
         request = sessions_pb2.GetSessionRequest(session_id=session_id)
-        return (await self._unary("SessionService/GetSession", request, sessions_pb2.GetSessionResponse)).session
+        response = await self._unary(
+            "SessionService/GetSession", request, sessions_pb2.GetSessionResponse, session_id=session_id
+        )
+        return response.session
 
     async def close_session(self, session_id: bytes) -> None:
         """Ends a session by its id, whoever has it.
@@ -161,7 +164,9 @@ class UnaryCalls:
             SessionEnded: no such session is open.
         """
         request = sessions_pb2.CloseSessionRequest(session_id=session_id)
-        await self._unary("SessionService/CloseSession", request, sessions_pb2.CloseSessionResponse)
+        await self._unary(
+            "SessionService/CloseSession", request, sessions_pb2.CloseSessionResponse, session_id=session_id
+        )
 
     # Whole sequences
 
@@ -268,15 +273,30 @@ class UnaryCalls:
         """The address that was used did not answer."""
         self._place += 1
 
+    async def _channel_of(self, session_id: bytes) -> Any:
+        """To the server to ask about a session, once it may be asked; without an id, about anything."""
+        return self._open_channel()
+
     async def _unary(
-        self, method: str, request: Message, response_type: type[_Response], timeout_seconds: float | None = None
+        self,
+        method: str,
+        request: Message,
+        response_type: type[_Response],
+        timeout_seconds: float | None = None,
+        *,
+        session_id: bytes = b"",
     ) -> _Response:
-        """Asks until there is an answer: every call may be carried out twice."""
+        """Asks until there is an answer: every call may be carried out twice.
+
+        Args:
+            session_id: of the session that it is about.
+        """
         clock, backoff = self._patience.clock, Backoff(self._patience)
         deadline = None if timeout_seconds is None else clock() + timeout_seconds
         while True:
             left = None if deadline is None else max(0.0, deadline - clock())
-            call = self._open_channel().unary_unary(f"/eddy.v1.{method}")
+            channel = await self._channel_of(session_id)
+            call = channel.unary_unary(f"/eddy.v1.{method}")
             try:
                 data = await call(request.SerializeToString(), timeout=left)
             except grpc.RpcError as error:
