@@ -333,9 +333,10 @@ class Client(MoveCalls):
         request = generate_request(model, prompt, options)
 
         deadline: float | None = None
+        channel: Any = None
 
         async def begin(request: generation_pb2.GenerateRequest) -> Any:
-            nonlocal deadline
+            nonlocal deadline, channel
             channel = await self._channel_of(request.existing.session_id)
             method, data = channel.unary_stream("/eddy.v1.GenerationService/Generate"), request.SerializeToString()
             if timeout_seconds is None:
@@ -353,12 +354,16 @@ class Client(MoveCalls):
             if prime is not None or states is not None:
                 await self._write_start(request.open, partial(start_of_one, prime=prime, states=states))
 
-        return Generation(self._generation_calls(prepare, begin), request, session, secrets.randbits(64))
+        async def retry(backoff: Backoff) -> bool:
+            return await self._wait_to_retry(backoff, channel)
+
+        return Generation(self._generation_calls(prepare, begin, retry), request, session, secrets.randbits(64))
 
     def _generation_calls(
         self,
         prepare: Callable[[generation_pb2.GenerateRequest], Awaitable[None]],
         begin: Callable[[generation_pb2.GenerateRequest], Awaitable[Any]],
+        retry: Callable[[Backoff], Awaitable[bool]],
     ) -> Calls:
         async def contract(model: str, version: str) -> contract_pb2.ModelContract:
             return (await self._catalog.served(model, version)).contract
@@ -366,7 +371,7 @@ class Client(MoveCalls):
         return Calls(
             returns=self._patience.is_any,
             backoff=lambda: Backoff(self._patience),
-            retry=self._wait_to_retry,
+            retry=retry,
             prepare=prepare,
             begin=begin,
             answered=self._has_answered,
@@ -398,10 +403,11 @@ class Client(MoveCalls):
 
     async def _channel_of(self, session_id: bytes) -> Any:
         session = self._open_sessions.get(session_id)
-        if session is not None:
-            with suppress(EddyError):  # Of one that has ended the server says why.
-                await session.settled()
-        return await super()._channel_of(session_id)
+        if session is None:
+            return await super()._channel_of(session_id)
+        with suppress(EddyError):  # Of one that has ended the server says why.
+            await session.settled()
+        return self._link().channel
 
     async def _open(
         self,
@@ -470,5 +476,5 @@ class Client(MoveCalls):
     def _link(self) -> Link:
         """The way to the server; made when it is first used."""
         if self._link_now is None:
-            self._link_now = Link(self._open_channels(), self._patience, self._contact, self._ended)
+            self._link_now = Link(self._addresses, self._patience, self._contact, self._ended)
         return self._link_now

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+from eddy.clients.addresses import Addresses
 from eddy.clients.backoff import Backoff, Contact, Patience
 from eddy.clients.connection import Connection
 from eddy.clients.errors import Disconnected, EddyError, ModelUnavailable, ServerBusy
@@ -53,23 +54,23 @@ class Link:
     """The present stream.
 
     Args:
-        channels: one open `grpc.aio` channel an address; the next one is tried where one does not answer.
+        addresses: the servers; the next one is tried where one does not answer.
         on_ended: told the handle of a session, and why, when the server ends it by itself.
     """
 
     def __init__(
         self,
-        channels: Sequence[Any],
+        addresses: Addresses,
         patience: Patience,
         contact: Contact,
         on_ended: Callable[[int, EddyError], None],
     ) -> None:
         self.patience = patience
-        self._channels = channels
+        self._addresses = addresses
         self._on_ended = on_ended
         self._backoff = Backoff(patience)
         # Changed only by the methods below, on one event loop.
-        self._place = 0
+        self._channel: Any = None
         self._connection: Connection | None = None
         self._begun_seconds = 0.0
         self._contact = contact
@@ -88,8 +89,8 @@ class Link:
 
     @property
     def channel(self) -> Any:
-        """The channel to the address that was used last."""
-        return self._channels[self._place]
+        """To the server that has the present stream, or has to be asked for one."""
+        return self._addresses.channel if self._connection is None else self._channel
 
     async def close(self) -> None:
         """Ends the stream; whoever waits is told that the client was closed."""
@@ -243,7 +244,7 @@ class Link:
             self._give_up(dict(self._members), error)
             return
         if error.reason == "DRAINING" or self._backoff.num_failures > 1:
-            self._place = (self._place + 1) % len(self._channels)
+            self._addresses.leave(self._channel)
         self._away = dict(self._members)
         for member in self._members.values():
             member.lost()
@@ -253,7 +254,8 @@ class Link:
 
     def _connect(self) -> Connection:
         self._connections = [each for each in self._connections if not each.is_over]
-        connection = Connection(self.channel, self, moves=self.patience.is_any)
+        self._channel = self._addresses.channel
+        connection = Connection(self._channel, self, moves=self.patience.is_any)
         self._connections.append(connection)
         self._connection = connection
         self._begun_seconds = self.patience.clock()
@@ -268,7 +270,7 @@ class Link:
         """Before the next stream; None: there is none. What never worked is not waited for."""
         if self._contact.is_made and self.patience.is_any:
             return self._backoff.delay_seconds()
-        return 0.0 if self._backoff.num_failures < len(self._channels) else None
+        return 0.0 if self._backoff.num_failures < len(self._addresses) else None
 
     def _give_up(self, members: dict[int, Resumable], error: EddyError) -> None:
         """Tells `members` that there is no stream for them."""

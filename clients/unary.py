@@ -14,9 +14,10 @@ import grpc
 import numpy as np
 from google.protobuf.message import Message
 
+from eddy.clients.addresses import Addresses
 from eddy.clients.backoff import MAX_REPLAY_BYTES, RECONNECT_SECONDS, Backoff, Contact, Patience
 from eddy.clients.catalog import Catalog
-from eddy.clients.errors import Disconnected, InvalidInput, NotFound, can_pass, from_rpc
+from eddy.clients.errors import InvalidInput, NotFound, can_pass, from_rpc
 from eddy.clients.sequences import SequenceBatch
 from eddy.clients.start import Primes, States
 from eddy.clients.tensors import Sequences, Signature
@@ -67,15 +68,13 @@ class UnaryCalls:
         self._tls = tls
         self._patience = patience or Patience(reconnect_seconds=reconnect_seconds, max_replay_bytes=max_replay_bytes)
         self._own_channel = channel is None
-        # Changed only by `__aenter__` and `close`, on one event loop.
-        self._channels: list[Any] = [] if channel is None else [channel]
-        self._place = 0
+        self._addresses = Addresses([] if channel is None else [channel])
         self._contact = Contact()
         self._catalog = Catalog(self._get_model)
 
     async def __aenter__(self) -> Self:
-        if not self._channels:
-            self._channels = [open_channel(target, self._tls, _OPTIONS) for target in self._targets]
+        if not len(self._addresses):
+            self._addresses.open([open_channel(target, self._tls, _OPTIONS) for target in self._targets])
         return self
 
     async def __aexit__(
@@ -86,9 +85,7 @@ class UnaryCalls:
     async def close(self) -> None:
         """Ends the channel."""
         if self._own_channel:
-            channels, self._channels = self._channels, []
-            for channel in channels:
-                await channel.close()
+            await self._addresses.close()
 
     # Models
 
@@ -259,23 +256,9 @@ class UnaryCalls:
             )
         return batch.outputs(responses)
 
-    def _open_channels(self) -> list[Any]:
-        if not self._channels:
-            raise Disconnected("the client is not open: use it within `async with`", "CLOSED")
-        return self._channels
-
-    def _open_channel(self) -> Any:
-        """To the address that answered last."""
-        channels = self._open_channels()
-        return channels[self._place % len(channels)]
-
-    def _try_next(self) -> None:
-        """The address that was used did not answer."""
-        self._place += 1
-
     async def _channel_of(self, session_id: bytes) -> Any:
         """To the server to ask about a session, once it may be asked; without an id, about anything."""
-        return self._open_channel()
+        return self._addresses.channel
 
     async def _unary(
         self,
@@ -305,20 +288,20 @@ class UnaryCalls:
                 delay = self._delay_seconds(backoff) if can_pass(failure) else None
                 if delay is None or (deadline is not None and clock() + delay >= deadline):
                     raise failure from error
-                self._try_next()
+                self._addresses.leave(channel)
                 if delay:
                     await self._patience.sleep(delay)
             else:
                 self._contact.is_made = True
                 return response_type.FromString(data)
 
-    async def _wait_to_retry(self, backoff: Backoff) -> bool:
-        """A call has failed: waits before the next attempt, at another address; False: there is none."""
+    async def _wait_to_retry(self, backoff: Backoff, channel: Any) -> bool:
+        """A call over `channel` has failed: waits before the next attempt, elsewhere; False: there is none."""
         backoff.failed()
         delay = self._delay_seconds(backoff)
         if delay is None:
             return False
-        self._try_next()
+        self._addresses.leave(channel)
         if delay:
             await self._patience.sleep(delay)
         return True
@@ -330,4 +313,4 @@ class UnaryCalls:
         """Before the next attempt; None: there is none. What never answered is not waited for."""
         if self._contact.is_made and self._patience.is_any:
             return backoff.delay_seconds()
-        return 0.0 if backoff.num_failures < len(self._channels) else None
+        return 0.0 if backoff.num_failures < len(self._addresses) else None
