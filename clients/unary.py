@@ -33,6 +33,8 @@ _OPTIONS = (
     # When to try again is the client's to say (`backoff`); gRPC's own delays, of up to two minutes, would hide it.
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Clients of one process share nothing: one that waits between its attempts would have a new one wait with it.
+    ("grpc.use_local_subchannel_pool", 1),
     # How long a connection may take to be made.
     ("grpc.min_reconnect_backoff_ms", 5_000),
     # A peer that has gone without a word is noticed while calls are open.

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loopback import configure, serve
+from bad_network import BadNetwork
+from loopback import configure, serve, until
 from test_client_returns import impatient
 from wire import run
 
@@ -47,5 +48,29 @@ def test_calls_about_a_session_go_where_the_stream_is(tmp_path: Path) -> None:
             await client.close_session(session.id)
             assert first.host.table.num_sessions == 1
             assert second.host.table.num_sessions == 0
+
+    run(scenario())
+
+
+def test_a_new_client_beside_one_that_waits(tmp_path: Path) -> None:
+    """What another client of the process knows of an address does not keep a new one from the server that is there."""
+    shutil.copytree(MODELS / MODEL, tmp_path / MODEL)
+
+    async def scenario() -> None:
+        async with (
+            serve(configure(tmp_path)) as loopback,
+            BadNetwork(loopback.server.port).serve() as network,
+            Client(f"127.0.0.1:{network.port}", patience=impatient(max_delay_seconds=0.1)) as waiting,
+        ):
+            session = await waiting.open(MODEL)
+            wanted = await session.step([3, 4])
+            network.refuses = True
+            network.cut()
+            before = network.num_connections
+            await until(lambda: network.num_connections > before + 5)  # gRPC waits for half a second by then.
+            network.refuses = False
+            async with Client(f"127.0.0.1:{network.port}") as client, client.session(MODEL) as beside:
+                np.testing.assert_array_equal(await beside.step([3, 4]), wanted)
+            await session.step([5])
 
     run(scenario())
