@@ -18,6 +18,7 @@ from eddy.clients.loop import LoopThread
 from eddy.clients.pieces import Finished, KeptSession, Piece, Started
 from eddy.clients.session import Session
 from eddy.clients.tensors import Inputs, Outputs, RaggedOutputs
+from eddy.v1 import contract_pb2
 
 
 class SyncSession:
@@ -26,6 +27,59 @@ class SyncSession:
     def __init__(self, loop: LoopThread, session: Session) -> None:
         self._loop = loop
         self.session = session
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def id(self) -> bytes:
+        """As `Session.id`."""
+        return self.session.id
+
+    @property
+    def resume_token(self) -> bytes:
+        """As `Session.resume_token`."""
+        return self.session.resume_token
+
+    @property
+    def model(self) -> str:
+        """As `Session.model`."""
+        return self.session.model
+
+    @property
+    def version(self) -> str:
+        """As `Session.version`."""
+        return self.session.version
+
+    @property
+    def max_in_flight(self) -> int:
+        """As `Session.max_in_flight`."""
+        return self.session.max_in_flight
+
+    @property
+    def epoch(self) -> int:
+        """As `Session.epoch`."""
+        return self.session.epoch
+
+    @property
+    def position(self) -> int:
+        """As `Session.position`."""
+        return self.session.position
+
+    @property
+    def vocabulary(self) -> contract_pb2.Vocabulary:
+        """As `Session.vocabulary`."""
+        return self.session.vocabulary
+
+    @property
+    def is_open(self) -> bool:
+        """As `Session.is_open`."""
+        return self.session.is_open
 
     def step(self, inputs: Inputs) -> np.ndarray:
         """As `Session.step`."""
@@ -58,6 +112,44 @@ class SyncBatch:
     def __init__(self, loop: LoopThread, batch: SessionBatch) -> None:
         self._loop = loop
         self.batch = batch
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def model(self) -> str:
+        """As `SessionBatch.model`."""
+        return self.batch.model
+
+    @property
+    def version(self) -> str:
+        """As `SessionBatch.version`."""
+        return self.batch.version
+
+    @property
+    def ids(self) -> list[bytes]:
+        """As `SessionBatch.ids`."""
+        return self.batch.ids
+
+    @property
+    def resume_tokens(self) -> list[bytes]:
+        """As `SessionBatch.resume_tokens`."""
+        return self.batch.resume_tokens
+
+    @property
+    def handles(self) -> np.ndarray:
+        """As `SessionBatch.handles`."""
+        return self.batch.handles
+
+    @property
+    def positions(self) -> np.ndarray:
+        """As `SessionBatch.positions`."""
+        return self.batch.positions
 
     def __len__(self) -> int:
         return len(self.batch)

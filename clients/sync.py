@@ -21,7 +21,7 @@ from eddy.clients.moves import Moved
 from eddy.clients.sampling import GenerateOptions, Prompt
 from eddy.clients.start import Prime, Primes, States
 from eddy.clients.tensors import Sequences
-from eddy.clients.tls import Tls
+from eddy.clients.unary import CommonOptions
 from eddy.v1 import contract_pb2, models_pb2, sessions_pb2
 
 _T = TypeVar("_T")
@@ -35,12 +35,11 @@ class SyncClient:
             quantiles = session.step([20.5])
 
     Args:
-        target: host:port of the server.
-        tls: for a server with TLS; plaintext without.
+        target, options: as `Client`'s, but for `channel`, which belongs to another event loop.
     """
 
-    def __init__(self, target: str = "127.0.0.1:8500", *, tls: Tls | None = None) -> None:
-        self._client = Client(target, tls=tls)
+    def __init__(self, target: str = "127.0.0.1:8500", **options: Unpack[CommonOptions]) -> None:
+        self._client = Client(target, **options)
         self._loop = LoopThread()
 
     def __enter__(self) -> Self:
@@ -60,6 +59,10 @@ class SyncClient:
     def call(self, begin: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """Runs what `begin` gives on the client's event loop and returns its result; see `LoopThread.call`."""
         return self._loop.call(begin)
+
+    def close(self) -> None:
+        """As `Client.close`; leaving the block does it, too."""
+        self.call(self._client.close)
 
     def models(self) -> list[models_pb2.ModelStatus]:
         """As `Client.models`."""
@@ -89,6 +92,44 @@ class SyncClient:
         initial_states: States | None = None,
     ) -> Iterator[SyncSession]:
         """As `Client.session`."""
+        with self.open(
+            model,
+            version,
+            max_in_flight=max_in_flight,
+            idle_timeout_seconds=idle_timeout_seconds,
+            prime=prime,
+            initial_states=initial_states,
+        ) as session:
+            yield session
+
+    @contextmanager
+    def batch(
+        self,
+        model: str,
+        count: int,
+        version: str = "",
+        *,
+        max_in_flight: int = 1,
+        prime: Primes | None = None,
+        initial_states: States | None = None,
+    ) -> Iterator[SyncBatch]:
+        """As `Client.batch`."""
+        with self.open_batch(
+            model, count, version, max_in_flight=max_in_flight, prime=prime, initial_states=initial_states
+        ) as batch:
+            yield batch
+
+    def open(
+        self,
+        model: str,
+        version: str = "",
+        *,
+        max_in_flight: int = 1,
+        idle_timeout_seconds: float = 0.0,
+        prime: Prime | None = None,
+        initial_states: States | None = None,
+    ) -> SyncSession:
+        """As `Client.open`."""
         begin = partial(
             self._client.open,
             model,
@@ -98,29 +139,29 @@ class SyncClient:
             prime=prime,
             initial_states=initial_states,
         )
-        session = SyncSession(self._loop, self.call(begin))
-        try:
-            yield session
-        finally:
-            session.close()
+        return SyncSession(self._loop, self.call(begin))
 
-    @contextmanager
-    def batch(
+    def open_batch(
         self,
         model: str,
         count: int,
         version: str = "",
         *,
+        max_in_flight: int = 1,
         prime: Primes | None = None,
         initial_states: States | None = None,
-    ) -> Iterator[SyncBatch]:
-        """As `Client.batch`."""
-        begin = partial(self._client.open_batch, model, count, version, prime=prime, initial_states=initial_states)
-        batch = SyncBatch(self._loop, self.call(begin))
-        try:
-            yield batch
-        finally:
-            batch.close()
+    ) -> SyncBatch:
+        """As `Client.open_batch`."""
+        begin = partial(
+            self._client.open_batch,
+            model,
+            count,
+            version,
+            max_in_flight=max_in_flight,
+            prime=prime,
+            initial_states=initial_states,
+        )
+        return SyncBatch(self._loop, self.call(begin))
 
     def attach(self, session_id: bytes, resume_token: bytes = b"") -> SyncSession:
         """As `Client.attach`."""

@@ -43,14 +43,19 @@ _OPTIONS = (
 )
 
 
-class ClientOptions(TypedDict, total=False):
-    """What a client may be told; see `Client`."""
+class CommonOptions(TypedDict, total=False):
+    """What any client may be told; see `Client`."""
 
     tls: Tls | None
-    channel: Any
     reconnect_seconds: float
     max_replay_bytes: int
     patience: Patience | None
+
+
+class ClientOptions(CommonOptions, total=False):
+    """What an asyncio client may be told."""
+
+    channel: Any
 
 
 class UnaryCalls:
