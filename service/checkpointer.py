@@ -31,7 +31,7 @@ from eddy.service.health import StoreHealth
 from eddy.service.instruction_set import instruction_set
 from eddy.service.lifecycle import Event, Tier
 from eddy.service.model import ServedModel
-from eddy.service.record import Checkpoint, encode
+from eddy.service.record import Checkpoint, Record, encode
 from eddy.service.record_model import Model, model_of
 from eddy.service.roster import Roster
 from eddy.service.runtime import runtime_version
@@ -159,9 +159,13 @@ class Checkpointer:
             epochs = self._table.stored_epoch[rows].tolist()
             self._deletions.update(zip(self._table.ids_of(rows), epochs, strict=True))
 
-    def is_forgotten(self, session_id: bytes) -> bool:
-        """The session has ended, and only the store does not know yet."""
-        return session_id in self._deletions or session_id in self._deleting
+    def is_forgotten(self, record: Record) -> bool:
+        """The session in `record` has ended, and only the store does not know yet.
+
+        Not where what has ended was an old copy, from which another server has taken the session.
+        """
+        epoch = self._deletions.get(record.session_id, self._deleting.get(record.session_id))
+        return epoch is not None and (record.epoch <= epoch or record.writer == self._writer)
 
     # Rounds
 

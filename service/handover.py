@@ -12,6 +12,8 @@ Ordering rules: all on the event loop, but for the jobs that read and write stat
 1. **Hold**: behind the chunks that were there before, its sessions are busy, so that what comes for them waits.
 2. **Copy**: their states are read, and written into slots or cells of the heir, some at a time.
 3. **Settle**: in one go the table says the new model, kept replies are its own, and what waited, waits there.
+4. **Write**: the state store has them as the new model's before that answers anything: after a crash nobody's steps are
+   run again by a model that has not answered them.
 A reading job of somebody else that was formed before 3. ends before it, so that positions and states agree. All
 sessions of a part move, or none; those whose user holds the model (`SessionTable.is_bound`) stay.
 
@@ -20,6 +22,7 @@ Dimension key: B sessions.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -84,6 +87,7 @@ class Handover:
     Args:
         table: sessions; models: all in memory; ready: those that open sessions; notify: told of a model with work.
         on_settled: told when a model has no sessions left that move.
+        persist: has sessions written to the state store, by rows; done also where it fails.
     """
 
     def __init__(
@@ -93,12 +97,14 @@ class Handover:
         ready: Callable[[], Iterable[ServedModel]],
         notify: Callable[[ServedModel], None],
         on_settled: Callable[[], None],
+        persist: Callable[[np.ndarray], asyncio.Future[None]],
     ) -> None:
         self._table = table
         self._models = models
         self._ready = ready
         self._notify = notify
         self._on_settled = on_settled
+        self._persist = persist
         # Changed only on the event loop. By their old model; models of them, heirs included, are not freed.
         self._plans: dict[int, _Plan] = {}
         # Heirs that the sessions of a model went to once: while it is served itself, those opened later stay.
@@ -277,9 +283,27 @@ class Handover:
         bad = np.concatenate(move.bad) if move.bad else rows[:0]
         if len(bad):
             new.quarantine_sessions(bad)
+        self._write_through(new, np.setdiff1d(rows, bad))
         self._notify(old)
         self._notify(new)
         self._go_on(move.plan)
+
+    # 4. Write
+
+    def _write_through(self, model: ServedModel, rows: np.ndarray) -> None:
+        """Sessions of `model` that the state store keeps are stepped once it has them as they are."""
+        rows = rows[self._table.is_durable[rows]]
+        if not len(rows):
+            return
+        queue = model.scheduler.queue
+        queue.set_busy(rows, len(rows))
+
+        def written(writing: asyncio.Future[None]) -> None:
+            writing.exception()  # They go on; what the store has not is told as ever.
+            queue.clear_busy(rows)
+            self._notify(model)
+
+        self._persist(rows).add_done_callback(written)
 
     def _stay(self, plan: _Plan, num_sessions: int, why: str) -> None:
         """Those that are left go on with the old model until somebody asks again."""

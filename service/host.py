@@ -60,13 +60,6 @@ class Host:
         self.streams = Streams(self.table)
         self.catalog = Catalog(config, self.table, self.streams.tell_ended)
         self.watcher = Watcher(self.catalog, clock, config.repository.poll_seconds, self._tell_changed)
-        self._handover = Handover(
-            self.table,
-            lambda: self.catalog.served,
-            lambda: [entry.model for entry in self.catalog if entry.model],
-            self._notify,
-            self._announce,
-        )
         # Changed only on the event loop, after `start`.
         self.prefixes = Prefixes(config.state.prefix_cache_bytes)
         self._release_listeners: list[Callable[[ServedModel], None]] = [self.prefixes.forget]
@@ -85,6 +78,14 @@ class Host:
         )
         self.catalog.backing = self.durability
         self.persistence = Persistence(self.table, self.durability, self.gate, self.turns, ends.close, ends.fence)
+        self._handover = Handover(
+            self.table,
+            lambda: self.catalog.served,
+            lambda: [entry.model for entry in self.catalog if entry.model],
+            self._notify,
+            self._announce,
+            self.persistence.persist,
+        )
         self.opening = Opening(config, self.table, self.catalog, self.gate, self.persistence, notify)
         self.takeover = Takeover(self.table, self.streams, self.turns, self.persistence, self.gate)
         # Refused requests and rows, by reason; counted where they are answered.

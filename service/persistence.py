@@ -176,7 +176,7 @@ class Persistence:
             if epoch <= self._table.epoch_of(self._table.row_of_id(session_id)):
                 return self._table.row_in_epoch(session_id, epoch, prefix)
             # What is here may be a copy, and who asks may come from where the session has gone.
-            found = await self.look(session_id)
+            found = await self.look(session_id, needs_store=True)
             if not isinstance(found, int):
                 if found.record.epoch != epoch:
                     raise of_another_epoch(epoch, found.record.epoch, prefix)
@@ -197,7 +197,7 @@ class Persistence:
                 raise
         return self._table.row_in_epoch(session_id, epoch, prefix)
 
-    async def look(self, session_id: bytes) -> int | Stored:
+    async def look(self, session_id: bytes, *, needs_store: bool = False) -> int | Stored:
         """The row of a session that is open, or what the state store has of one that is elsewhere: `Recaller.look`.
 
         Raises:
@@ -205,7 +205,7 @@ class Persistence:
         """
         if self._durability is None:
             return self._table.row_of_id(session_id)
-        return await self._durability.recaller.look(session_id)
+        return await self._durability.recaller.look(session_id, needs_store=needs_store)
 
     def model_for(self, stored: Stored) -> ServedModel:
         """The model that a session of the store goes on with; see `Recaller.model_for`.

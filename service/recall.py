@@ -104,11 +104,14 @@ class Recaller:
             is_over = left is None or not is_wanted(left)
         return self._table.row_of_id(session_id)
 
-    async def look(self, session_id: bytes) -> int | Stored:
+    async def look(self, session_id: bytes, *, needs_store: bool = False) -> int | Stored:
         """Where a session stands, without taking it from whoever has it: its row here, or what the store has.
 
         What is open here may be a copy, from which the session has gone to another server since: then the store has it
         under a later epoch, and that is the session.
+
+        Args:
+            needs_store: what is here is not enough where the store cannot be asked.
 
         Raises:
             EddyError: UNKNOWN_SESSION, also when it has expired; STORE_UNAVAILABLE, where it is not here;
@@ -119,18 +122,15 @@ class Recaller:
                 await asyncio.wait([pending])
             stored = None
             # What is here is not held up by a store that fails.
-            is_asked = not (
-                self._checkpointer.is_forgotten(session_id) or (self._health.problem and self._table.find(session_id))
-            )
             try:
-                if is_asked:
+                if needs_store or not (self._health.problem and self._table.find(session_id)):
                     stored = await self._store.call(lambda store: _read(store, session_id))
             except EddyError:
-                if not self.is_present(session_id):
+                if needs_store or not self.is_present(session_id):
                     raise
             if session_id in self._pending:
                 continue
-            if stored is None or self._checkpointer.is_forgotten(session_id):
+            if stored is None or self._checkpointer.is_forgotten(stored.record):
                 return self._table.row_of_id(session_id)
             row = self._table.find(session_id)
             return row if row and self._table.handle.item(row) >> 32 >= stored.record.epoch else stored
@@ -143,10 +143,8 @@ class Recaller:
     async def _recall(self, session_id: bytes) -> Record | None:
         """Brings the session back, where it is in the store; a record: it was left there, as nobody wants it."""
         for _ in range(_MAX_TRIES):
-            if self._checkpointer.is_forgotten(session_id):
-                return None
             stored = await self._store.call(lambda store: _read(store, session_id))
-            if stored is None or self._checkpointer.is_forgotten(session_id):
+            if stored is None or self._checkpointer.is_forgotten(stored.record):
                 return None  # Whoever asks finds that it is not there.
             record = stored.record
             if not any(is_wanted(record) for is_wanted in self._askers.get(session_id, ())):

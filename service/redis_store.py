@@ -42,7 +42,8 @@ _EPOCH = HEAD.fields["epoch"][1]  # type: ignore[index]  # numpy's stub: it may 
 _WRITER = HEAD.fields["writer"][1]  # type: ignore[index]
 _POSITION = HEAD.fields["next_position"][1]  # type: ignore[index]
 # Answers one byte a record: 0 written, 1 fenced, 2 missing. A call that timed out may be carried out later than those
-# that came after it, over another connection: within an epoch of one writer nothing goes back.
+# that came after it, over another connection: within an epoch of one writer nothing goes back. Whoever takes a session
+# from another writer has read where it stood: where that one has written it again since, it has to be read again.
 _WRITE = f"""
 local prefix, ids, expected, expiries, sizes, data = unpack(ARGV)
 local outcomes, at = {{}}, 1
@@ -57,9 +58,11 @@ for i = 0, #ids / 32 - 1 do
   if found == '' then
     fits = wanted == '\\0\\0\\0\\0'
   else
-    local is_own = epoch == string.sub(record, {_EPOCH + 1}, {_EPOCH + 4})
-      and string.sub(found, {_WRITER + 1}, {_WRITER + 8}) == string.sub(record, {_WRITER + 1}, {_WRITER + 8})
-    fits = epoch == wanted or is_own
+    local by = string.sub(record, {_WRITER + 1}, {_WRITER + 8})
+    local is_writer = string.sub(found, {_WRITER + 1}, {_WRITER + 8}) == by
+    local is_own = is_writer and epoch == string.sub(record, {_EPOCH + 1}, {_EPOCH + 4})
+    local is_there = string.sub(found, {_POSITION + 1}) == string.sub(record, {_POSITION + 1}, {_POSITION + 8})
+    fits = is_own or (epoch == wanted and (is_writer or is_there))
     is_late = is_own and #found == {_POSITION + 8}
       and struct.unpack('<i8', found, {_POSITION + 1}) > struct.unpack('<i8', record, {_POSITION + 1})
   end

@@ -33,7 +33,8 @@ class Outcome(IntEnum):
     """What became of a record."""
 
     WRITTEN = 0
-    # The store has the session under an epoch that was not expected: somebody else goes on with it. Nothing is changed.
+    # The store has the session under an epoch that was not expected, or from another writer who has gone on with it.
+    # Nothing is changed.
     FENCED = 1
     # The store was expected to have the session, and has not: it has expired or was deleted, or the store lost its
     # contents. Nothing is changed; to write it all the same, expect epoch 0.
@@ -48,7 +49,8 @@ class StateStore(Protocol):
 
         Each record is written as a whole or not at all; a batch may be written in part when the call fails. Where a
         call may be carried out after a later one, a record of the epoch and writer that the store has leaves it as it
-        is when that stands at a later position: WRITTEN, too.
+        is when that stands at a later position: WRITTEN, too. Where several servers may write, a record of another
+        writer is replaced only by one of the same position, which has been read from it: otherwise FENCED.
         """
 
     def read(self, session_ids: Sequence[bytes]) -> list[bytes | None]:

@@ -105,7 +105,7 @@ def test_a_hung_server_is_an_error_until_it_goes_on(server: RedisServer) -> None
 def test_what_comes_late_takes_nothing_back(server: RedisServer) -> None:
     """A write that timed out, carried out after a later one of the same process: the later one stays.
 
-    Not so what another process wrote in that epoch before, and what begins another one.
+    Another process takes a session where it stands and nowhere else: its owner may have gone on since it was read.
     """
     store = _open(server.url())
     written = [batch(IDS, [1] * 8, [0] * 8, position=position, seed=position) for position in (300, 2, 70_000)]
@@ -113,10 +113,14 @@ def test_what_comes_late_takes_nothing_back(server: RedisServer) -> None:
     for records in (*written, late):
         assert not store.write(records).any()
     assert store.read(IDS) == [written[2].record(row) for row in range(8)]
+    for position in (0, 2, 69_999, 70_001, 1 << 40):
+        taken = batch(IDS, [2] * 8, [1] * 8, position=position, writer=5)
+        assert (store.write(taken) == Outcome.FENCED).all()
+        assert store.read(IDS) == [written[2].record(row) for row in range(8)]
     for again in (
         batch(IDS, [1] * 8, [1] * 8, position=70_000, seed=5),
-        batch(IDS, [1] * 8, [1] * 8, position=3, seed=6, writer=5),
-        batch(IDS, [2] * 8, [1] * 8, position=0, seed=7, writer=5),
+        batch(IDS, [2] * 8, [1] * 8, position=70_000, seed=6, writer=5),
+        batch(IDS, [3] * 8, [2] * 8, position=0, seed=7, writer=5),
     ):
         assert not store.write(again).any()
         assert store.read(IDS) == [again.record(row) for row in range(8)]

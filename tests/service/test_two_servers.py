@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -289,5 +290,57 @@ def test_what_is_done_by_id_is_done_to_the_session_and_not_to_an_old_copy(tmp_pa
                 sessions_pb2.GetSessionResponse,
             )
             assert detail.reason == Reason.UNKNOWN_SESSION
+
+    asyncio.run(go())
+
+
+def test_what_is_written_while_another_server_reads_is_not_lost(tmp_path: Path) -> None:
+    """The owner's step becomes durable between the other server's reading and writing: the session is read again."""
+
+    async def go() -> None:
+        async with _servers(tmp_path) as (first, second, opened, _), first.stream() as stream:
+            attached = (await stream.send(attach=attach_request(opened))).attached
+            rows = np.array([attached.handle & ROW_MASK])
+            await stream.step(HISTORY, [attached.handle], [0], [[1]])
+            await asyncio.wait_for(first.host.persistence.persist(rows), 30)
+            assert second.host.durability is not None
+            store = second.host.durability.store
+            write, is_late = store.call, [False]
+
+            async def later(work: Any) -> Any:
+                """What was read is old by the time it is used."""
+                found = await write(work)
+                if not is_late[0]:
+                    is_late[0] = True
+                    await stream.step(HISTORY, [attached.handle], [1], [[2]])
+                    await asyncio.wait_for(first.host.persistence.persist(rows), 30)
+                    assert first.host.table.durable_position[rows].tolist() == [2]
+                return found
+
+            store.call = lambda work: asyncio.ensure_future(later(work))  # type: ignore[method-assign]
+            async with second.stream() as elsewhere:
+                taken = (await elsewhere.send(attach=attach_request(opened))).attached
+                assert taken.next_position == 2
+                answer = await elsewhere.step(HISTORY, [taken.handle], [2], [[3]])
+                assert array(answer.outputs[0]).tolist() == [[123]]
+
+    asyncio.run(go())
+
+
+def test_an_old_copy_that_expires_takes_nothing_with_it(tmp_path: Path) -> None:
+    """It is forgotten before the store is told; the session, which is elsewhere, is found all the time."""
+
+    async def go() -> None:
+        async with _servers(tmp_path) as (first, second, opened, _):
+            (session_id,) = opened.session_ids
+            await _attach(first, opened, 1, 0)
+            await _attach(second, opened, 2, 1)
+            table = first.host.table
+            copy = np.array([table.find(session_id)])
+            table.last_used[copy] -= 1e9
+            first.host.endings.expire()
+            assert not table.find(session_id)
+            assert (await _get(first, session_id)).next_position == 2
+            assert await _attach(first, opened, 3, 2) == 123
 
     asyncio.run(go())
