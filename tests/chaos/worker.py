@@ -32,7 +32,7 @@ from eddy.clients.errors import Disconnected, Fenced, OutOfOrder, ServerBusy  # 
 
 T = TypeVar("T")
 _THINK = 1 << 20  # A place of random numbers beyond all calls.
-_MOVE_SHARE = 0.05
+_MOVE_SHARE = 0.2
 
 
 @dataclass(frozen=True)
