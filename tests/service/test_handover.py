@@ -35,6 +35,7 @@ from eddy.service.adoption import disagreement, names_version
 from eddy.service.contract import Contract, read_contract
 from eddy.service.engine import Engine
 from eddy.service.errors import Reason
+from eddy.service.record import decode
 from eddy.v1 import contract_pb2, errors_pb2, inference_pb2
 
 HISTORY = family("history")
@@ -316,6 +317,32 @@ def test_in_parts_where_memory_is_short(tmp_path: Path, has_store: bool, monkeyp
                 assert bases == sorted(bases, reverse=True)
             assert not stream.notices
             assert catalog.host_memory.reserved_bytes <= catalog.host_memory.limit_bytes
+
+    asyncio.run(check())
+
+
+def test_in_the_store_before_the_new_model_answers(tmp_path: Path) -> None:
+    """After a crash only what the new model has answered itself is run again by it: the record is where it began."""
+    _put(tmp_path / "models", 10)
+    state = {"store": f"sqlite:{tmp_path}/store", "checkpoint_seconds": 1000.0, "max_lag_seconds": 1e6}
+
+    async def check() -> None:
+        async with serve(_config(tmp_path / "models", state=state)) as running, running.stream() as stream:
+            opened = await stream.open("history", 3)
+            handles = np.frombuffer(opened.handles, "<u8").tolist()
+            for position, digit in enumerate((1, 2)):
+                await _step(stream, handles, position, digit)
+            table = running.host.table
+            rows = table.rows_of(np.array(handles, np.uint64))
+            assert table.durable_position[rows].tolist() == [0] * 3
+            _put(tmp_path / "models", 7, "2", ["1"])
+            await _settle(running)
+            assert await _step(stream, handles, 2, 3) == [7 * 12 + 3] * 3
+            assert table.durable_position[rows].tolist() == [2] * 3
+            assert running.host.durability is not None
+            records = await running.host.durability.store.call(lambda store: store.read(list(opened.session_ids)))
+            told = [decode(data) for data in records if data is not None]
+            assert [(record.model.version, record.next_position) for record in told] == [("2", 2)] * 3
 
     asyncio.run(check())
 
