@@ -364,7 +364,8 @@ class Checkpointer:
             next_positions=table.next_position[rows],
             max_in_flight=table.ring_size[rows].astype(np.uint32),
             idle_timeout_seconds=table.idle_timeouts_of(rows).astype(np.float64),
-            expires_at=now + table.seconds_left(rows),
+            # A session that is stepped is there until the next checkpoint, however short its timeout.
+            expires_at=now + np.maximum(table.seconds_left(rows), 2 * self._config.checkpoint_seconds),
             written_at=now,
             holders=table.holder[rows],
             has_own_start=table.has_own_start[rows],

@@ -407,3 +407,19 @@ def test_what_is_closed_goes_though_its_last_write_was_not_answered(repository: 
             assert [each is not None for each in there] == [False, True]
 
     asyncio.run(check())
+
+
+def test_a_short_timeout_does_not_end_what_is_stepped(repository: Path, tmp_path: Path) -> None:
+    """A record is there until the next checkpoint has written it again, though its session may not be idle so long."""
+
+    async def scenario() -> None:
+        state = {"store": f"sqlite:{tmp_path}/store", "checkpoint_seconds": 4.0}
+        async with serve(configure(repository, state=state)) as running, running.stream() as stream:
+            opened = await stream.open("history", idle_timeout_seconds=1.0)
+            assert running.host.durability is not None
+            records = await running.host.durability.store.call(lambda store: store.read(list(opened.session_ids)))
+            (record,) = [decode(data) for data in records if data is not None]
+            assert record.idle_timeout_seconds == 1.0
+            assert 7.5 <= record.expires_at - record.written_at <= 8.5
+
+    asyncio.run(scenario())
