@@ -381,7 +381,7 @@ _REQUESTS: dict[str, tuple[Callable[[Scene], dict[str, Any]], Reason, str]] = {
     ),
     "attach to half an id": (
         lambda _: {"attach": inference_pb2.AttachSession(session_id=b"half")},
-        Reason.UNKNOWN_SESSION,
+        Reason.INVALID_BYTE_LENGTH,
         "session_id",
     ),
     "close nothing": (lambda _: {"close": inference_pb2.CloseSessions()}, Reason.EMPTY_BATCH, "close.handles"),

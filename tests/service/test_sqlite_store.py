@@ -362,11 +362,12 @@ def test_reasons_are_told_of_errors_that_there_are() -> None:
 
 
 def test_a_log_of_another_store_is_none_of_this_one(tmp_path: Path) -> None:
-    """Somebody removed the file, to begin anew, and left what lies beside it."""
+    """Somebody put it beside a database that has ended well, and needs none."""
     store = _open(f"sqlite:{tmp_path}/state.db")
     store.write(batch(IDS, [1] * 8, [0] * 8))
     folder = tmp_path / "begun"
     folder.mkdir()
+    _open(f"sqlite:{folder}/state.db").close()
     shutil.copy(tmp_path / "state.db-log", folder)
     store.close()
     store = _open(f"sqlite:{folder}/state.db")
