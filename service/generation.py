@@ -122,8 +122,8 @@ class Generation:
         plan: what to generate.
         is_last: told each token as it is drawn; True ends the generation after it (a stop string).
         notify: called when there is something to take, or an end. Must not raise.
-        prefixes: where states after pieces of the prompt are kept, of a session that begins with it; known: the one
-            that the session stands at, whose tokens are not fed.
+        prefixes: where states after pieces of the prompt are kept, of a session that begins with it, as long as `model`
+            alone feeds it; known: the one that the session stands at, whose tokens are not fed.
     """
 
     def __init__(
@@ -207,7 +207,10 @@ class Generation:
         self.position += chunk.num_steps
         outputs = result.outputs
         prompt = self._plan.prompt
-        if self._prefixes is not None and self.position <= len(prompt) and self._prefixes.wants(prompt, self.position):
+        is_prompt = self.position <= len(prompt)
+        if is_prompt and self._prefixes is not None:
+            self._follow()  # A chunk that waited goes along with its session, and was the other model's then.
+        if is_prompt and self._prefixes is not None and self._prefixes.wants(prompt, self.position):
             self._guarded(lambda: self._keep_prefix(outputs))
         else:
             self._fed(outputs)
@@ -221,22 +224,22 @@ class Generation:
 
     def _keep_prefix(self, outputs: Sequence[bytes]) -> None:
         """Copies the state after the tokens so far before the next ones are fed."""
-        table, model, position = self._host.table, self._model, self.position
+        table, model, prefixes, position = self._host.table, self._model, self._prefixes, self.position
+        assert prefixes is not None, "asked for with it"
         row = self._handle & 0xFFFFFFFF
 
         def read(states: list[np.ndarray] | EddyError) -> None:
             stands = (
                 table.handle.item(row) == self._handle
                 and table.next_position.item(row) == position
-                and table.model_of(row) == model.index
+                and self._host.catalog.served[table.model_of(row)] is model
             )
             if stands and not isinstance(states, EddyError) and model.finite_rows(states, 1).all():
                 named = {
                     state.name: values[0].copy() for state, values in zip(model.contract.states, states, strict=True)
                 }
                 last = [self._last_step(outputs, number) for number in range(len(model.contract.outputs))]
-                assert self._prefixes is not None, "asked for with it"
-                self._prefixes.add(self._plan.prompt[:position], named, last)
+                prefixes.add(self._plan.prompt[:position], named, last)
             if not self.is_gone:
                 self._fed(outputs)
 
@@ -321,10 +324,16 @@ class Generation:
         self._host.submit(self._model, chunk)
 
     def _follow(self) -> None:
-        """The session may go on with another version of its model by now, which has the same ports."""
+        """The session may go on with another version of its model by now, which has the same ports.
+
+        Its states are of both then, and are kept for neither.
+        """
         table, row = self._host.table, self._handle & ROW_MASK
-        if table.handle.item(row) == self._handle:
-            self._model = self._host.catalog.served[table.model_of(row)]
+        if table.handle.item(row) != self._handle:
+            return
+        model = self._host.catalog.served[table.model_of(row)]
+        if model is not self._model:
+            self._model, self._prefixes = model, None
 
     def _last_step(self, outputs: Sequence[bytes], number: int) -> bytes:
         """One output's last step, raw."""

@@ -4,8 +4,9 @@ Owns what is kept (copies of states and of the last outputs, in the host's memor
 there is too much. Must not know sessions or the wire.
 
 Ordering rules: what is found is what the very same tokens gave under the very same model: entries belong to one served
-model, and their keys are all tokens of the prefix, which are compared and not only hashed. A model that is freed takes
-its entries along. Kept are prefixes of whole blocks and whole prompts; found is the longest that fits.
+model, and their keys are all tokens of the prefix, which are compared and not only hashed. The states of a session that
+another model has fed a part of are kept for neither. A model that is freed takes its entries along. Kept are prefixes
+of whole blocks and whole prompts; found is the longest that fits.
 
 Dimension key: N tokens of a prompt.
 """

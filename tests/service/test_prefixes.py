@@ -2,19 +2,25 @@
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from google.protobuf import json_format
+from graphs import METADATA_KEY
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loopback import Loopback, configure, serve
+from loopback import PATIENCE_SECONDS, Loopback, configure, serve, until
+from onnx import numpy_helper
 
+from eddy.service.engine import Engine
 from eddy.service.prefixes import BLOCK_TOKENS, PrefixCache
 from eddy.service.stats import PrefixStats
-from eddy.v1 import generation_pb2
+from eddy.v1 import contract_pb2, generation_pb2
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -29,10 +35,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def _write(
-    running: Loopback, model: str, prompt: Sequence[int], **fields: Any
+    running: Loopback, model: str, prompt: Sequence[int], version: str = "", **fields: Any
 ) -> tuple[generation_pb2.GenerationStarted, list[tuple[int, float]], generation_pb2.GenerationFinished]:
     request = generation_pb2.GenerateRequest(
-        open=generation_pb2.NewSession(model=model),
+        open=generation_pb2.NewSession(model=model, version=version),
         tokens=generation_pb2.TokenIds(ids=prompt),
         sampling=generation_pb2.Sampling(seed=11),
         max_tokens=6,
@@ -109,6 +115,86 @@ def test_what_is_kept_belongs_to_one_model(models: Path) -> None:
             assert (await _write(running, "text-gru", prompt))[0].num_cached_tokens == 0
 
     asyncio.run(scenario())
+
+
+def _put_heir(model: Path) -> None:
+    """A version 2 beside version 1 in the folder, with other weights, which adopts its sessions."""
+    built = onnx.load(model / "1" / "model.onnx")
+    [entry] = [entry for entry in built.metadata_props if entry.key == METADATA_KEY]
+    contract = json_format.Parse(entry.value, contract_pb2.ModelContract())
+    contract.adopts.append("1")
+    entry.value = json_format.MessageToJson(contract, preserving_proto_field_name=True)
+    for weights in built.graph.initializer:
+        values = numpy_helper.to_array(weights)
+        if values.ndim == 2 and values.dtype == np.float32:
+            weights.CopyFrom(numpy_helper.from_array(values * np.float32(1.25), weights.name))
+    (model / "2").mkdir()
+    (model / "2" / "model.onnx").write_bytes(built.SerializeToString())
+
+
+class Paused(Engine):
+    """An engine that stops once, on its thread: before a run, or before it reads states, after so many of them."""
+
+    stops_before: str
+    num_before: int
+    has_stopped: threading.Event
+    may_go_on: threading.Event
+
+    def _stop(self, what: str) -> None:
+        if what == self.stops_before:
+            self.num_before -= 1
+            if self.num_before == -1:
+                self.has_stopped.set()
+                assert self.may_go_on.wait(PATIENCE_SECONDS)
+
+    def run(self, *arguments: Any) -> list[bytes]:
+        """As `Engine.run`."""
+        self._stop("run")
+        return super().run(*arguments)
+
+    def read_states(self, slots: np.ndarray, home_slots: np.ndarray | None = None) -> list[np.ndarray]:
+        """As `Engine.read_states`."""
+        self._stop("read")
+        return super().read_states(slots, home_slots)
+
+
+@pytest.mark.parametrize("stops_before", ["run", "read"])
+@pytest.mark.parametrize("num_before", [0, 1, 3])
+def test_a_prompt_that_two_models_fed(tmp_path: Path, stops_before: str, num_before: int) -> None:
+    """What another model has fed a part of is kept for neither of them: texts are those of a server that keeps none."""
+    root, heir, later = tmp_path / "models", tmp_path / "models/text-gru/2", tmp_path / "later"
+    shutil.copytree(MODELS / "text-gru", heir.parent)
+    _put_heir(heir.parent)
+    prompt = np.random.default_rng(5).integers(0, 60, 5 * BLOCK_TOKENS + 9).tolist()
+
+    async def texts(running: Loopback) -> list[Any]:
+        """Of both versions, fed, and from what that left."""
+        return [(await _write(running, "text-gru", prompt, version))[1:] for version in ("1", "2") * 2]
+
+    async def alone() -> list[Any]:
+        async with serve(configure(root, state={"prefix_cache_bytes": 0})) as running:
+            return await texts(running)
+
+    async def crossed() -> list[Any]:
+        server, repository = {"inline_tick_seconds": 0.0}, {"poll_seconds": 0.0}
+        config = configure(root, server=server, repository=repository, state={"prefix_cache_bytes": 1 << 24})
+        heir.rename(later)
+        async with serve(config) as running:
+            old: Any = running.host.catalog.ready("text-gru", "1")
+            engine = old.engine
+            engine.__class__, engine.stops_before, engine.num_before = Paused, stops_before, num_before
+            engine.has_stopped, engine.may_go_on = threading.Event(), threading.Event()
+            crossing = asyncio.create_task(_write(running, "text-gru", prompt))
+            await until(engine.has_stopped.is_set)
+            later.rename(heir)
+            await running.host.watcher.poll()
+            await running.host.watcher.poll()
+            engine.may_go_on.set()
+            assert (await crossing)[2].next_position == len(prompt) + 6
+            assert running.host.catalog.ready("text-gru", "2").stats.num_adopted_sessions == 1
+            return await texts(running)
+
+    assert asyncio.run(crossed()) == asyncio.run(alone())
 
 
 def test_the_least_recently_used_go_first() -> None:
