@@ -315,6 +315,7 @@ class Handover:
         else:
             _LOG.warning("%s: %d sessions stay: %s", _name(plan.old), num_sessions, why)
         self._notify(plan.old)
+        self._notify(plan.new)  # Somebody may wait there for the slots that they would have had.
 
     def _end(self, plan: _Plan) -> None:
         """Nobody is left who moves."""

@@ -170,8 +170,9 @@ class ChunkQueue:
         4. otherwise picked.
 
         Where nothing is picked, nothing runs, and some chunk finds no slots, none would ever come: it fails, unless the
-        state store makes room. Jobs count as what runs: they hold slots and cells, too. Sessions whose states are there
-        only are sent for, and are busy until they are back.
+        state store makes room. Jobs count as what runs: they hold slots and cells, too; and so do sessions that are on
+        their way from another model, which can leave their slots once they are here. Sessions whose states are in the
+        store only are sent for, and are busy until they are back.
         """
         picked: list[Chunk] = []
         held: list[Chunk | Control] = []
@@ -184,7 +185,7 @@ class ChunkQueue:
             raise
         if held:
             self._queue.extendleft(reversed(held))
-        if homeless is not None and not picked and not (self._num_busy or self.num_jobs_away or self._has_job(now)):
+        if homeless is not None and not picked and not self._is_under_way(now):
             error = self.make_room(homeless.num_rows)
             if error is not None:
                 self._queue.remove(homeless)
@@ -268,6 +269,10 @@ class ChunkQueue:
                 if self.uses_rings:
                     table.mark[self.rows_of(item)] = self._pass
         return num_steps, homeless
+
+    def _is_under_way(self, now: float) -> bool:
+        """Something has slots or cells now that others may have when it ends."""
+        return bool(self._num_busy or self.num_jobs_away or self._residence.num_expected or self._has_job(now))
 
     def _stored_of(self, chunk: Chunk) -> np.ndarray:
         """Those of the chunk's sessions whose states are in the state store only, int64 [n]."""

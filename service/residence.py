@@ -96,6 +96,8 @@ class Residence:
         # Slots that are neither free nor anybody's: of sessions that are not there yet, or that have ended.
         self._num_withheld = 0
         self.num_sessions = 0
+        # Of these, those that are not there yet: a place was taken for them.
+        self.num_expected = 0
         # Some session has no slot; and how many have none.
         self.is_parked = False
         self.num_parked = 0
@@ -138,12 +140,14 @@ class Residence:
             slots = self.slots.allocate(count)
             self._num_withheld += count
         self.num_sessions = after
+        self.num_expected += count
         return slots
 
     def take_cells(self, count: int) -> np.ndarray:
         """Cells for `count` sessions that come with states and get no slots, int32 [count]; at most `num_more`."""
         assert count <= self.num_more, "more cells than there is room for"
         self.num_sessions += count
+        self.num_expected += count
         self.cells.reserve(max(self._cells_for(self.num_sessions), self.cells.num_used + count + self._num_spare))
         return self.cells.allocate(count)
 
@@ -175,11 +179,13 @@ class Residence:
         """Nothing was opened for what `take` returned."""
         held = slots[slots != NOWHERE]
         self.num_sessions -= len(slots)
+        self.num_expected -= len(slots)
         self.free_slots(held)
         self._fit()
 
     def settle_in(self, rows: np.ndarray, slots: np.ndarray) -> None:
         """The sessions in `rows` were opened for what `take` returned."""
+        self.num_expected -= len(slots)
         if slots[0] == NOWHERE:
             self._count_parked(len(slots))
         else:

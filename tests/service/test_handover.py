@@ -34,7 +34,7 @@ from eddy.service import handover
 from eddy.service.adoption import disagreement, names_version
 from eddy.service.contract import Contract, read_contract
 from eddy.service.engine import Engine
-from eddy.service.errors import Reason
+from eddy.service.errors import ModelError, Reason
 from eddy.service.record import decode
 from eddy.v1 import contract_pb2, errors_pb2, inference_pb2
 
@@ -343,6 +343,59 @@ def test_in_the_store_before_the_new_model_answers(tmp_path: Path) -> None:
             records = await running.host.durability.store.call(lambda store: store.read(list(opened.session_ids)))
             told = [decode(data) for data in records if data is not None]
             assert [(record.model.version, record.next_position) for record in told] == [("2", 2)] * 3
+
+    asyncio.run(check())
+
+
+class Rationed(Engine):
+    """An engine that reads states as often as it may, on the engine's thread; then it fails if it is to."""
+
+    may_read: threading.Semaphore
+    is_broken: bool
+
+    def read_states(self, slots: np.ndarray, home_slots: np.ndarray | None = None) -> list[np.ndarray]:
+        """As `Engine.read_states`, when `may_read` lets it."""
+        assert self.may_read.acquire(timeout=PATIENCE_SECONDS)
+        if self.is_broken:
+            raise ModelError(Reason.MODEL_FAILED, "the states cannot be read")
+        return super().read_states(slots, home_slots)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_slots_that_are_promised_are_waited_for(tmp_path: Path, fails: bool) -> None:
+    """A message for sessions that have moved already waits for the last part, which has all slots before it is there.
+
+    Also where that part does not come after all.
+    """
+    _put(tmp_path, 10)
+
+    async def check() -> None:
+        settings = {"state": {"host_bytes": 1 << 10}, "session": {"sweep_seconds": 3600.0}}
+        sizes = {"max_slots": 4, "max_rows": 4}
+        config = _config(tmp_path, model=sizes, server={"inline_tick_seconds": 0.0}, **settings)
+        async with serve(config) as running, running.stream() as stream:
+            handles = await stream.handles("history", 8)
+            first, last = handles[:4], handles[4:]
+            for group in (first, last):
+                await _step(stream, group, 0, 1)
+            old: Any = running.host.catalog.ready("history", "")
+            old.engine.__class__, old.engine.is_broken = Rationed, False
+            old.engine.may_read = threading.Semaphore(1)
+            _put(tmp_path, 7, "1", ["*"])
+            await _settle(running)
+            new = running.host.catalog.ready("history", "")
+            await until(lambda: new.stats.num_adopted_sessions == 4 and not new.residence.slots.num_free)
+            post = await stream.post(step=chunk(HISTORY, first, [1] * 4, [[2]] * 4))
+            queue, dispatcher = new.scheduler.queue, running.host.dispatcher
+            await until(lambda: post.done() or (queue.has_chunks and not dispatcher.is_scheduled))
+            assert not post.done()
+            old.engine.is_broken = fails
+            old.engine.may_read.release()
+            answer = (await asyncio.wait_for(post, PATIENCE_SECONDS)).step
+            assert not answer.errors
+            assert array(answer.outputs[0])[:, 0].tolist() == [9] * 4
+            assert await _step(stream, last, 1, 2) == [12 if fails else 9] * 4
+            assert new.stats.num_adopted_sessions == (4 if fails else 8)
 
     asyncio.run(check())
 
