@@ -8,6 +8,9 @@ Sessions move all at once where the heir has slots for all of them. Where it has
 recently used first, into cells, as far as the host's memory has room: what a part leaves is room for the next one. The
 last part is the most recently used, who get the slots. Where there is no memory at first, slots are where it begins.
 
+Who is the heir may change meanwhile: the parts that are left then go to the new one, and those that went to a model
+which is not it any more go on from there. Where several versions of a model are about to be ready, nobody moves before.
+
 Ordering rules: all on the event loop, but for the jobs that read and write states. Of each part
 1. **Hold**: behind the chunks that were there before, its sessions are busy, so that what comes for them waits.
 2. **Copy**: their states are read, and written into slots or cells of the heir, some at a time.
@@ -51,13 +54,17 @@ class _Plan:
     """The sessions of a model that are to move.
 
     Attributes:
-        first_epochs: uint32 [N], of the table's rows when it was made: who was opened later is none of them.
+        is_theirs: bool [N], of the table's rows; first_epochs: uint32 [N], of these when it was made: who was opened
+            later is none of them.
+        num_came: parts that had come to the old model then (`Handover`), and are dealt with by it.
         num_moved: sessions that have.
     """
 
     old: ServedModel
     new: ServedModel
+    is_theirs: np.ndarray
     first_epochs: np.ndarray
+    num_came: int
     num_moved: int = 0
 
 
@@ -85,8 +92,9 @@ class Handover:
     """Moves sessions to heirs.
 
     Args:
-        table: sessions; models: all in memory; ready: those that open sessions; notify: told of a model with work.
-        on_settled: told when a model has no sessions left that move.
+        table: sessions; models: all in memory; ready: those that open sessions.
+        is_to_come: whether more versions of a model are about to be ready, or to go.
+        notify: told of a model with work; on_settled: told when a model has no sessions left that move.
         persist: has sessions written to the state store, by rows; done also where it fails.
     """
 
@@ -95,6 +103,7 @@ class Handover:
         table: SessionTable,
         models: Callable[[], Iterable[ServedModel]],
         ready: Callable[[], Iterable[ServedModel]],
+        is_to_come: Callable[[str], bool],
         notify: Callable[[ServedModel], None],
         on_settled: Callable[[], None],
         persist: Callable[[np.ndarray], asyncio.Future[None]],
@@ -102,6 +111,7 @@ class Handover:
         self._table = table
         self._models = models
         self._ready = ready
+        self._is_to_come = is_to_come
         self._notify = notify
         self._on_settled = on_settled
         self._persist = persist
@@ -109,6 +119,9 @@ class Handover:
         self._plans: dict[int, _Plan] = {}
         # Heirs that the sessions of a model went to once: while it is served itself, those opened later stay.
         self._settled: dict[int, int] = {}
+        # By model, sessions that were handed over to it as to the latest, part by part: int64 rows and uint32 first
+        # epochs, [n] each. They go on with a later one, also where the model's own are settled.
+        self._came: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
         # Some sessions have been handed over: a client may send them together with others of their old model.
         self.has_moved = False
 
@@ -119,32 +132,49 @@ class Handover:
     def forget(self, model: ServedModel) -> None:
         """The model is freed; its index may become another's."""
         self._settled = {old: new for old, new in self._settled.items() if model.index not in (old, new)}
+        self._came.pop(model.index, None)
 
     def consider(self) -> int:
         """Begins to move sessions of models that have an heir; returns of how many models."""
         ready = list(self._ready())
         num_begun = 0
         for old in list(self._models()):
-            if old.index in self._plans:
+            if old.index in self._plans or self._is_to_come(old.file.name):
                 continue
             new = heir(old, ready)
-            if new is None or (old.retired_at is None and self._settled.get(old.index) == new.index):
+            if new is None:
+                continue
+            is_settled = old.retired_at is None and self._settled.get(old.index) == new.index
+            if is_settled and old.index not in self._came:
                 continue
             if not old.num_sessions:
-                self._settled[old.index] = new.index
+                if old.retired_at is None:
+                    self._settled[old.index] = new.index
+                self._came.pop(old.index, None)
                 continue
-            plan = self._plans[old.index] = _Plan(old, new, self._table.first_epochs.copy())
             num_begun += 1
-            self._go_on(plan)
+            self._begin(old, new, only_who_came=is_settled)
         return num_begun
+
+    def _begin(self, old: ServedModel, new: ServedModel, *, only_who_came: bool) -> None:
+        first_epochs, came = self._table.first_epochs.copy(), self._came.get(old.index, [])
+        is_theirs = np.full(len(first_epochs), not only_who_came)
+        for rows, epochs in came:
+            is_theirs[rows[first_epochs[rows] == epochs]] = True
+        plan = self._plans[old.index] = _Plan(old, new, is_theirs, first_epochs, len(came))
+        self._go_on(plan)
+
+    def _is_heir(self, plan: _Plan) -> bool:
+        """The sessions of the old model would still go to the new one."""
+        return heir(plan.old, self._ready()) is plan.new
 
     # 1. Hold
 
     def _go_on(self, plan: _Plan) -> None:
-        """Begins with the next part; ends where nobody is left, or nobody can go."""
+        """Begins with the next part; ends where nobody is left, or nobody can go, or they are to go elsewhere."""
         rows = self._movable(plan)
-        if not len(rows) or plan.new.retired_at is not None:
-            self._end(plan)
+        if not len(rows) or not self._is_heir(plan):
+            self._end(plan, is_settled=not len(rows))
             return
         part, has_slots = self._part(plan, rows)
         if not len(part):
@@ -159,7 +189,7 @@ class Handover:
         table = self._table
         rows = table.open_rows(plan.old.index)
         rows = rows[rows < len(plan.first_epochs)]
-        is_of_then = table.first_epochs[rows] == plan.first_epochs[rows]
+        is_of_then = plan.is_theirs[rows] & (table.first_epochs[rows] == plan.first_epochs[rows])
         return np.asarray(rows[is_of_then & ~table.is_bound[rows]])
 
     def _part(self, plan: _Plan, rows: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -194,7 +224,7 @@ class Handover:
         old, new = plan.old, plan.new
         rows = np.intersect1d(part, self._movable(plan), assume_unique=True)
         room = new.residence.slots.num_free if has_slots else new.residence.num_more
-        if not 0 < len(rows) <= room or self._table.is_busy[rows].any() or new.retired_at is not None:
+        if not 0 < len(rows) <= room or self._table.is_busy[rows].any() or not self._is_heir(plan):
             self._go_on(plan)  # Something has changed meanwhile.
             return
         cells = np.full(len(rows), NOWHERE, np.int64)
@@ -273,6 +303,7 @@ class Handover:
             return
         old.scheduler.queue.clear_busy(rows)
         self._switch(move)
+        self._remember(move)
         for item in waiting:
             if isinstance(item, Chunk):
                 item.contract, item.route = new.contract, _rerouted(item.route, new.index)
@@ -317,15 +348,27 @@ class Handover:
         self._notify(plan.old)
         self._notify(plan.new)  # Somebody may wait there for the slots that they would have had.
 
-    def _end(self, plan: _Plan) -> None:
-        """Nobody is left who moves."""
+    def _end(self, plan: _Plan, *, is_settled: bool) -> None:
+        """Nobody is left who moves; or, without `is_settled`, they have another heir by now."""
         old, new = plan.old, plan.new
         del self._plans[old.index]
         old.residence.make_way(0, is_on=False)
-        self._settled[old.index] = new.index
+        if is_settled:
+            self._settled[old.index] = new.index
+            if came := self._came.pop(old.index, [])[plan.num_came :]:
+                self._came[old.index] = came
         if plan.num_moved:
             _LOG.info("%s: %d sessions go on with version %s", _name(old), plan.num_moved, new.file.version)
         self._on_settled()
+        if plan.num_moved or not is_settled:
+            self.consider()
+
+    def _remember(self, move: _Move) -> None:
+        """Those that have moved go on with a later model than theirs, unless that one was there already."""
+        ready = list(self._ready())
+        if heir(move.new, ready) is not None and heir(move.old, ready) is move.new:
+            return
+        self._came.setdefault(move.new.index, []).append((move.rows, self._table.first_epochs[move.rows]))
 
     def _switch(self, move: _Move) -> None:
         """The table, slots and kept replies say the heir."""

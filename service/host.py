@@ -82,6 +82,7 @@ class Host:
             self.table,
             lambda: self.catalog.served,
             lambda: [entry.model for entry in self.catalog if entry.model],
+            self.watcher.is_to_come,
             self._notify,
             self._announce,
             self.persistence.persist,

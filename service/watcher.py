@@ -4,7 +4,8 @@ Owns when files are looked at, the order of loads and the thread that carries th
 to be done is `changes.plan`'s to say, and doing it the catalog's.
 
 Ordering rules: one thing is done at a time, so a request waits for at most the one load under way. Files are read and
-models built on a thread of their own; entries change on the event loop, in one go.
+models built on a thread of their own; entries change on the event loop, in one go. What follows from one look, or one
+request, belongs together: until all of it is done for a model, more `is_to_come`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -48,6 +50,8 @@ class Watcher:
         self._task: asyncio.Task[None] | None = None
         self._requests: set[asyncio.Task[list[Entry]]] = set()
         self._lock = asyncio.Lock()
+        # Of looks and requests under way: what they have still to do.
+        self._to_do: list[list[Change]] = []
         self._is_stopped = False
         self._before = Inventory(problem="nobody has looked yet")
         self._thread: threading.Thread | None = None
@@ -93,11 +97,28 @@ class Watcher:
         now = await self._in_thread(partial(take_inventory, self._catalog.root))
         self._tell_problems(now)
         before, self._before = self._before, now
-        for change in plan(before, now, self._catalog.known()):
-            async with self._lock:
-                # Somebody may have asked for something meanwhile.
-                if not self._is_stopped and change in plan(before, now, self._catalog.known()):
-                    await self._carry_out(change)
+        with self._doing(plan(before, now, self._catalog.known())) as left:
+            while left:
+                async with self._lock:
+                    # Somebody may have asked for something meanwhile.
+                    if not self._is_stopped and left[0] in plan(before, now, self._catalog.known()):
+                        await self._carry_out(left[0])
+                    del left[0]
+                    self._on_changed()
+
+    def is_to_come(self, name: str) -> bool:
+        """More changes to the versions of a model are about to be carried out."""
+        return any(change.key[0] == name for left in self._to_do for change in left)
+
+    @contextmanager
+    def _doing(self, changes: list[Change]) -> Iterator[list[Change]]:
+        """What is left of them; whoever has carried one out takes it off, then tells of it."""
+        left = [*changes]
+        self._to_do.append(left)
+        try:
+            yield left
+        finally:
+            self._to_do = [each for each in self._to_do if each is not left]
 
     def _tell_problems(self, now: Inventory) -> None:
         """Says once that something cannot be looked at, and once that it can be again."""
@@ -126,7 +147,6 @@ class Watcher:
             self._on_changed()
             outcome = await self._in_thread(partial(catalog.carry_out, loading))
             catalog.finish(loading, outcome, self._clock())
-        self._on_changed()
 
     # Requests
 
@@ -161,8 +181,11 @@ class Watcher:
                 raise ModelError(Reason.MODEL_NOT_READY, now.problem)
             if not mine.found:
                 raise _unknown(name, now)
-            for change in plan(mine, mine, self._wanted(name)):
-                await self._carry_out(change)
+            with self._doing(plan(mine, mine, self._wanted(name))) as left:
+                while left:
+                    await self._carry_out(left[0])
+                    del left[0]
+                    self._on_changed()
         entries = self._entries(name)
         failures = [entry.error.message for entry in entries if entry.error and entry.state is not State.RETIRING]
         if failures:

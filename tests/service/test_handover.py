@@ -400,6 +400,99 @@ def test_slots_that_are_promised_are_waited_for(tmp_path: Path, fails: bool) -> 
     asyncio.run(check())
 
 
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_versions_of_one_load_come_together(tmp_path: Path, is_changed: bool) -> None:
+    """Sessions wait until all versions of a load are ready: none goes to an earlier one on its way to the latest."""
+    _put(tmp_path, 10, "3", ["*"])
+    _put(tmp_path, 7, "4", ["*"])
+
+    async def check() -> None:
+        async with serve(_config(tmp_path)) as running, running.stream() as stream:
+            host = running.host
+            handles = await stream.handles("history", 3)
+            await _step(stream, handles, 0, 1)
+            await host.unload_model("history")
+            if is_changed:
+                _put(tmp_path, 7, "4", ["3", "4"])
+            host.on_models_changed(host.adopt_sessions)  # Whenever anything happens, as the sweep may.
+            await host.load_model("history")
+            latest = host.catalog.ready("history", "4")
+            await until(lambda: latest.num_sessions == 3)
+            assert await _step(stream, handles, 1, 2) == [9] * 3
+            assert host.catalog.ready("history", "3").stats.num_adopted_sessions == 0
+            assert latest.stats.num_adopted_sessions == 3 * is_changed
+
+    asyncio.run(check())
+
+
+def test_they_go_on_to_a_version_that_comes_back(tmp_path: Path) -> None:
+    """Sessions that an earlier version took while theirs was away; those that were opened on the earlier one stay."""
+    _put(tmp_path, 10, "3", ["*"])
+    _put(tmp_path, 7, "4", ["*"])
+
+    async def check() -> None:
+        async with serve(_config(tmp_path)) as running, running.stream() as stream:
+            host, folder = running.host, tmp_path / "history" / "4"
+            handles = await stream.handles("history", 3)
+            await _step(stream, handles, 0, 1)
+            staying = await stream.handles("history", 2, version="3")
+            await _step(stream, staying, 0, 1)
+            # Version 4 is not freed: as a sequence of the other protocol, this one stays.
+            bound = await stream.handles("history", 1)
+            host.table.is_bound[host.table.rows_of(np.array(bound, np.uint64))] = True
+            await host.unload_model("history")
+            folder.rename(tmp_path / "later")
+            with pytest.raises(ModelError, match="version '4'"):
+                await host.load_model("history")
+            earlier = host.catalog.ready("history", "3")
+            await until(lambda: earlier.num_sessions == 5)
+            assert await _step(stream, handles, 1, 2) == [12] * 3
+            (tmp_path / "later").rename(folder)
+            await host.load_model("history")
+            await until(lambda: earlier.num_sessions == 2)
+            assert await _step(stream, handles, 2, 3) == [12 * 7 + 3] * 3
+            host.adopt_sessions()
+            assert await _step(stream, staying, 1, 2) == [12] * 2
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("num_slots", [4, 8])
+def test_a_later_version_comes_while_they_move(tmp_path: Path, num_slots: int) -> None:
+    """Those that are on their way to an earlier version go on to the later one from there, the others go at once."""
+    _put(tmp_path, 10, "3", ["*"])
+    _put(tmp_path, 7, "4", ["*"])
+
+    async def check() -> None:
+        settings = {"state": {"host_bytes": 1 << 10}, "session": {"sweep_seconds": 3600.0}}
+        sizes = {"max_slots": num_slots, "max_rows": 4}
+        config = _config(tmp_path, model=sizes, server={"inline_tick_seconds": 0.0}, **settings)
+        async with serve(config) as running, running.stream() as stream:
+            host, folder = running.host, tmp_path / "history" / "4"
+            handles = await stream.handles("history", 8)
+            for group in (handles[:4], handles[4:]):
+                await _step(stream, group, 0, 1)
+            latest: Any = host.catalog.ready("history", "4")
+            latest.engine.__class__, latest.engine.is_broken = Rationed, False
+            latest.engine.may_read = threading.Semaphore(0)
+            await host.unload_model("history")
+            folder.rename(tmp_path / "later")
+            with pytest.raises(ModelError, match="version '4'"):
+                await host.load_model("history")
+            await until(lambda: bool(running.host.table.is_busy.any()))
+            (tmp_path / "later").rename(folder)
+            await host.load_model("history")
+            assert host.catalog.ready("history", "4") is latest
+            latest.engine.may_read.release(1 << 10)
+            earlier = host.catalog.ready("history", "3")
+            await until(lambda: earlier.stats.num_adopted_sessions and not earlier.num_sessions)
+            for group in (handles[:4], handles[4:]):
+                assert await _step(stream, group, 1, 2) == [9] * 4
+            assert earlier.stats.num_adopted_sessions == latest.stats.num_adopted_sessions == num_slots
+
+    asyncio.run(check())
+
+
 def test_a_session_that_is_asked_for_by_version_stays(tmp_path: Path) -> None:
     """Sessions that are opened on a version which is served, after its heir came, are its own."""
     _put(tmp_path, 10)
