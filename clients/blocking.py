@@ -5,6 +5,7 @@ Must add nothing to the asyncio ones: every call runs on the client's event loop
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
@@ -21,12 +22,8 @@ from eddy.clients.tensors import Inputs, Outputs, RaggedOutputs
 from eddy.v1 import contract_pb2
 
 
-class SyncSession:
-    """As `Session`, with blocking calls; `session` is the asyncio one."""
-
-    def __init__(self, loop: LoopThread, session: Session) -> None:
-        self._loop = loop
-        self.session = session
+class _Block(ABC):
+    """What is closed at the end of a `with` block."""
 
     def __enter__(self) -> Self:
         return self
@@ -35,6 +32,18 @@ class SyncSession:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends it."""
+
+
+class SyncSession(_Block):
+    """As `Session`, with blocking calls; `session` is the asyncio one."""
+
+    def __init__(self, loop: LoopThread, session: Session) -> None:
+        self._loop = loop
+        self.session = session
 
     @property
     def id(self) -> bytes:
@@ -106,20 +115,12 @@ class SyncSession:
         self._loop.call(self.session.close)
 
 
-class SyncBatch:
+class SyncBatch(_Block):
     """As `SessionBatch`, with blocking calls; `batch` is the asyncio one."""
 
     def __init__(self, loop: LoopThread, batch: SessionBatch) -> None:
         self._loop = loop
         self.batch = batch
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def model(self) -> str:

@@ -223,14 +223,11 @@ class Client(MoveCalls):
         Raises:
             SessionEnded, ServerBusy, OutOfOrder: a generation has the session.
         """
-        await session.lend()
-        try:
+        async with self._undisturbed(session):
             while (moved := await self.fork_session(session.id)).position != session.position:
                 with suppress(EddyError):  # It ends once it is idle for too long.
                     await self.close_session(moved.session_id)
                 await session.settle_anew()
-        finally:
-            session.take_back(session.position)
         return await self.attach(moved.session_id, moved.resume_token)
 
     async def snapshot(self, session: Session) -> bytes:
@@ -238,9 +235,16 @@ class Client(MoveCalls):
 
         They hold the session's state and its last inputs and outputs, but neither its id nor its token.
         """
+        async with self._undisturbed(session):
+            return (await self._snapshot_of(session)).snapshot
+
+    @staticmethod
+    @asynccontextmanager
+    async def _undisturbed(session: Session) -> AsyncIterator[None]:
+        """Nothing of the session is under way within."""
         await session.lend()
         try:
-            return (await self._snapshot_of(session)).snapshot
+            yield
         finally:
             session.take_back(session.position)
 

@@ -35,18 +35,7 @@ def show_sessions(options: argparse.Namespace, client: SyncClient) -> int:
         }
         for session in client.sessions(options.model, page_size=1000)
     ]
-    columns = (
-        "fingerprint",
-        "model",
-        "version",
-        "position",
-        "epoch",
-        "idle seconds",
-        "idle timeout",
-        "attached",
-        "tier",
-    )
-    _show(options, rows, columns)
+    _show(options, rows, _COLUMNS)
     return 0
 
 

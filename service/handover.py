@@ -78,8 +78,6 @@ class _Move:
     """
 
     plan: _Plan
-    old: ServedModel
-    new: ServedModel
     rows: np.ndarray
     slots: np.ndarray
     cells: np.ndarray
@@ -241,7 +239,7 @@ class Handover:
             cells[has_states] = taken[has_states]
             new.residence.cells.free(taken[~has_states])
         old.scheduler.queue.set_busy(rows, len(rows))
-        self._copy(_Move(plan, old, new, rows, slots, cells))
+        self._copy(_Move(plan, rows, slots, cells))
 
     # 2. Copy
 
@@ -251,13 +249,13 @@ class Handover:
         move.num_left = 1
         for part in parts:
             try:
-                move.old.read_states(move.rows[part], partial(self._write, move, part))
+                move.plan.old.read_states(move.rows[part], partial(self._write, move, part))
             except EddyError as error:
                 move.error = error
                 break
             move.num_left += 1
         self._count_down(move)
-        self._notify(move.old)
+        self._notify(move.plan.old)
 
     def _write(self, move: _Move, part: np.ndarray, outcome: list[np.ndarray] | EddyError) -> None:
         """The states of some are read."""
@@ -265,11 +263,11 @@ class Handover:
             move.error = outcome
             self._count_down(move)
             return
-        move.bad.append(move.rows[part][~move.old.finite_rows(outcome, len(part))])
+        move.bad.append(move.rows[part][~move.plan.old.finite_rows(outcome, len(part))])
         states, slots, cells = outcome, move.slots[part], move.cells[part]
 
         def write() -> list[bytes]:
-            move.new.residence.write(slots, cells, states)
+            move.plan.new.residence.write(slots, cells, states)
             return []
 
         def done(result: list[bytes] | EddyError) -> None:
@@ -277,8 +275,8 @@ class Handover:
                 move.error = result
             self._count_down(move)
 
-        move.new.scheduler.queue.add_job(Job(write, done, len(part), 1))
-        self._notify(move.new)
+        move.plan.new.scheduler.queue.add_job(Job(write, done, len(part), 1))
+        self._notify(move.plan.new)
 
     def _count_down(self, move: _Move) -> None:
         move.num_left -= 1
@@ -288,7 +286,7 @@ class Handover:
     # 3. Settle
 
     def _settle(self, move: _Move) -> None:
-        old, new, rows = move.old, move.new, move.rows
+        old, new, rows = move.plan.old, move.plan.new, move.rows
         if old.num_reads:  # Behind it.
             old.scheduler.queue.add_job(Job(list, lambda _: self._settle(move), 1, 1))
             self._notify(old)
@@ -366,13 +364,13 @@ class Handover:
     def _remember(self, move: _Move) -> None:
         """Those that have moved go on with a later model than theirs, unless that one was there already."""
         ready = list(self._ready())
-        if heir(move.new, ready) is not None and heir(move.old, ready) is move.new:
+        if heir(move.plan.new, ready) is not None and heir(move.plan.old, ready) is move.plan.new:
             return
-        self._came.setdefault(move.new.index, []).append((move.rows, self._table.first_epochs[move.rows]))
+        self._came.setdefault(move.plan.new.index, []).append((move.rows, self._table.first_epochs[move.rows]))
 
     def _switch(self, move: _Move) -> None:
         """The table, slots and kept replies say the heir."""
-        table, old, new, rows = self._table, move.old, move.new, move.rows
+        table, old, new, rows = self._table, move.plan.old, move.plan.new, move.rows
         starts, sizes = table.ring_start[rows].copy(), table.ring_size[rows]
         rings = np.zeros_like(starts)
         for size in np.unique(sizes).tolist():

@@ -389,6 +389,10 @@ class ServedModel:
         self._backing.on_pressure(self, rows, written)
         return None
 
+    def place_at_start(self, rows: np.ndarray) -> None:
+        """The sessions in `rows` int64 [B], open and not busy, have the initial states from now on."""
+        self.residence.place_at_start(rows)
+
     def place_states(self, rows: np.ndarray, states: Sequence[np.ndarray]) -> None:
         """The sessions in `rows` int64 [B], open and not busy, have `states` from now on, one [B, ...] a state.
 
@@ -396,14 +400,6 @@ class ServedModel:
         free. Positions and whatever else the table knows of them is for the caller.
         """
         self.residence.place(rows, states)
-        self._settle_back(rows)
-
-    def place_at_start(self, rows: np.ndarray) -> None:
-        """The sessions in `rows` int64 [B], open and not busy, have the initial states from now on."""
-        self.residence.place_at_start(rows)
-
-    def _settle_back(self, rows: np.ndarray) -> None:
-        """Slots for sessions in cells, as far as any are free."""
         handles = self._table.handle[rows]
         formed: list[PageMoves] = []
 

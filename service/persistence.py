@@ -159,11 +159,9 @@ class Persistence:
         """Ends what is open here of a session that another server has taken, behind its chunks."""
         row = self._table.find(session_id)
         if row:
-            model = self._turns.model_of(row)
+            model = self._turns.model_of(row)  # Behind its end it has none.
             self._fence(np.array([row]))
-            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._turns.wait_in(model, row, lambda: None if ended.done() else ended.set_result(None))
-            await ended
+            await self._turns.settle_in(model, row)
 
     async def recall_in_epoch(self, session_id: bytes, epoch: int, prefix: str = "") -> int:
         """As `recall`, for a writer that shows the session's epoch: one of another epoch takes it from nobody.

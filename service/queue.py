@@ -53,8 +53,8 @@ class ChunkQueue:
         self.limits = limits
         self._residence = residence
         # Set by the model: sends for sessions whose states are in the state store only, for which others make room, but
-        # for some that are about to be stepped; makes room where a chunk of so
-        # many sessions finds none, or says why not.
+        # for some that are about to be stepped; makes room where a chunk of so many sessions finds none, or says why
+        # not.
         self.send_for: Callable[[np.ndarray, np.ndarray], None] = _cannot
         self.make_room: Callable[[int], EddyError | None] = residence.refusal
         self._table = table

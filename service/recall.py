@@ -133,7 +133,7 @@ class Recaller:
             if stored is None or self._checkpointer.is_forgotten(stored.record):
                 return self._table.row_of_id(session_id)
             row = self._table.find(session_id)
-            return row if row and self._table.handle.item(row) >> 32 >= stored.record.epoch else stored
+            return row if row and self._table.epoch_of(row) >= stored.record.epoch else stored
 
     def _forget(self, session_id: bytes, task: asyncio.Task[Record | None]) -> None:
         if self._pending.get(session_id) is task:

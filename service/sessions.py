@@ -271,7 +271,7 @@ class SessionTable:
         """
         check_id(session_id, f"{prefix}session_id")
         row = self.row_of_id(session_id)
-        present = int(self.handle[row]) >> 32
+        present = self.epoch_of(row)
         is_before = epoch > 0 and epoch == self._epoch_before[row] and present == self._first_epoch[row]
         if epoch != present and not is_before:
             raise of_another_epoch(epoch, present, prefix)
@@ -491,7 +491,7 @@ class SessionTable:
             ClientError: FENCED; nothing has changed.
         """
         if is_taken(int(self.holder[row]), holder, resumes=resumes):
-            raise taken_by_another(int(self.handle[row]) >> 32)
+            raise taken_by_another(self.epoch_of(row))
         self.holder[row] = holder
         self._apply(np.array([row]), Event.ATTACH)
         self._new_epoch(np.array([row]))

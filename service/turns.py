@@ -31,8 +31,12 @@ class Turns:
 
     async def settle(self, row: int) -> None:
         """Returns once the chunks of the session in `row` that came before are through."""
+        await self.settle_in(self.model_of(row), row)
+
+    async def settle_in(self, model: ServedModel, row: int) -> None:
+        """As `settle`, for what waits for `model`, whatever becomes of the session meanwhile."""
         settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.wait_in(self.model_of(row), row, lambda: None if settled.done() else settled.set_result(None))
+        self.wait_in(model, row, lambda: None if settled.done() else settled.set_result(None))
         await settled
 
     def by_model(

@@ -11,7 +11,7 @@ from eddy.service import codec
 from eddy.service.chunk import NO_DEADLINE, Chunk, ChunkResult
 from eddy.service.errors import Reason, invalid
 from eddy.service.host import Host
-from eddy.service.sessions import ANY_ROUTE, check_id
+from eddy.service.sessions import ANY_ROUTE
 from eddy.v1 import inference_pb2
 
 
@@ -23,7 +23,6 @@ async def step(
     Raises:
         EddyError: the step was refused or failed.
     """
-    check_id(request.session_id, "session_id")
     info = host.table.info(await host.persistence.recall_in_epoch(request.session_id, request.epoch))
     model = host.catalog.served[info.model]
     if request.flush:
